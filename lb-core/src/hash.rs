@@ -1,0 +1,76 @@
+//! Keyed hashes of tuples, the same bits in the kernel and on the host.
+//!
+//! NH (Black, Halevi, Krawczyk, Krovetz, Rogaway: "UMAC: Fast and Secure Message Authentication", CRYPTO 1999, section
+//! 4): a sum of products of 32-bit words, each with a secret word added, so that for two different tuples the chance of a
+//! collision over the key is at most 2^-32 and nobody without the key can aim at a slot. The products do not wait for each
+//! other. A finalizer with full avalanche (the 64-bit one of MurmurHash3) then spreads the sum, as slots are taken from
+//! the high bits and tags from the low ones.
+
+use crate::abi::{lookup, node::HASH_KEY_WORDS};
+
+/// The secret key; see [`crate::abi::node::Node::hash_key`].
+pub type HashKey = [u32; HASH_KEY_WORDS];
+
+#[inline(always)]
+fn pair(a: u32, b: u32, key_a: u32, key_b: u32) -> u64 {
+    (a.wrapping_add(key_a) as u64).wrapping_mul(b.wrapping_add(key_b) as u64)
+}
+
+#[inline(always)]
+fn finish(sum: u64) -> u64 {
+    let mut h = sum;
+    h ^= h >> 33;
+    h = h.wrapping_mul(0xff51_afd7_ed55_8ccd);
+    h ^= h >> 33;
+    h = h.wrapping_mul(0xc4ce_b9fe_1a85_ec53);
+    h ^ (h >> 33)
+}
+
+/// Hash of an IPv4 flow. Addresses and `ports` (source in the high half) as numbers in host order.
+#[inline(always)]
+pub fn flow_v4(key: &HashKey, src: u32, dst: u32, ports: u32, proto: u8) -> u64 {
+    finish(pair(src, dst, key[0], key[1]).wrapping_add(pair(ports, proto as u32, key[2], key[3])))
+}
+
+/// Hash of an IPv6 flow. Address words in network order of words, each a number in host order; `ports` as in [`flow_v4`].
+#[inline(always)]
+pub fn flow_v6(key: &HashKey, src: [u32; 4], dst: [u32; 4], ports: u32, proto: u8) -> u64 {
+    finish(
+        pair(src[0], src[1], key[0], key[1])
+            .wrapping_add(pair(src[2], src[3], key[2], key[3]))
+            .wrapping_add(pair(dst[0], dst[1], key[4], key[5]))
+            .wrapping_add(pair(dst[2], dst[3], key[6], key[7]))
+            .wrapping_add(pair(ports, proto as u32, key[8], key[9])),
+    )
+}
+
+/// Hash of a lookup key: bucket choice in the low half, tag in the high half.
+#[inline(always)]
+pub fn lookup(key: &HashKey, k: &lookup::Key) -> u64 {
+    let word = |i: usize| match i {
+        0 => u32::from_be_bytes([k.addr[0], k.addr[1], k.addr[2], k.addr[3]]),
+        1 => u32::from_be_bytes([k.addr[4], k.addr[5], k.addr[6], k.addr[7]]),
+        2 => u32::from_be_bytes([k.addr[8], k.addr[9], k.addr[10], k.addr[11]]),
+        _ => u32::from_be_bytes([k.addr[12], k.addr[13], k.addr[14], k.addr[15]]),
+    };
+    let rest = (k.port as u32) << 16 | (k.proto as u32) << 8 | k.kind as u32;
+    finish(
+        pair(word(0), word(1), key[4], key[5])
+            .wrapping_add(pair(word(2), word(3), key[6], key[7]))
+            .wrapping_add(pair(rest, 0, key[10], key[11])),
+    )
+}
+
+/// The two candidate buckets and the tag for a [`lookup`] hash; `mask` is [`crate::abi::node::Node::lookup_mask`].
+#[inline(always)]
+pub fn lookup_buckets(hash: u64, mask: u32) -> (u32, u32, u32) {
+    let tag = (hash >> 32) as u32;
+    let first = hash as u32 & mask;
+    (first, (first ^ (tag | 1).wrapping_mul(0x9e37_79b1)) & mask, tag)
+}
+
+/// The 32 bits from which [`crate::abi::ring::Extent::slot_of`] takes a slot.
+#[inline(always)]
+pub fn slot_bits(hash: u64) -> u32 {
+    (hash >> 32) as u32
+}

@@ -1,0 +1,7 @@
+//! weir's userspace: the agent that keeps the BPF maps true, the command line, and the pure decisions behind them.
+//!
+//! Imports point one way: `cli` -> `agent` -> `plan | health | net` -> `model` -> `lb_core`; only `agent` and the commands
+//! that read live maps import `dataplane`.
+
+pub mod model;
+pub mod plan;

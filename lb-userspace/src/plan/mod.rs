@@ -1,0 +1,1 @@
+//! Pure decisions: from a configuration and what was observed to what the maps shall hold.
