@@ -209,3 +209,16 @@ pub enum Probe {
     /// A TCP connection that is accepted.
     Tcp,
 }
+
+/// Where frames for a backend go next, as netlink says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct NextHop {
+    /// Interface that leads there.
+    pub ifindex: u32,
+    /// MTU of that interface, or of the route, in bytes of IP packet.
+    pub mtu: u16,
+    /// MAC of the interface.
+    pub src_mac: [u8; 6],
+    /// MAC of the neighbour: the backend itself or a gateway.
+    pub dst_mac: [u8; 6],
+}
