@@ -3,5 +3,6 @@
 //! Imports point one way: `cli` -> `agent` -> `plan | health | net` -> `model` -> `lb_core`; only `agent` and the commands
 //! that read live maps import `dataplane`.
 
+pub mod api;
 pub mod model;
 pub mod plan;

@@ -1,0 +1,242 @@
+//! A client of the agent's API: one connection per request, every step under a time-out.
+//!
+//! Owns: the transport and its errors, in words for the user. Refuses to know: what an answer means.
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::{Method, Request, StatusCode, body::Bytes, header};
+use hyper_util::rt::TokioIo;
+use serde::{Serialize, de::DeserializeOwned};
+use tokio::net::UnixStream;
+
+use super::{
+    AdminChange, ApiError, Applied, ApplyRequest, Backend, ConfigDiff, ConfigText, DiffRequest, HealthTarget,
+    NextHopEntry, Service, ServiceDetail, Stats, Status,
+};
+
+/// Largest answer that is read: 65,536 backends with all their fields take about 40 MiB.
+pub const ANSWER_BYTES_MAX: usize = 256 << 20;
+/// Time for the connection to be accepted.
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+/// Time from the request to the end of the answer. An apply builds every ring, so it may take its time.
+pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Why there is no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// Nobody listens.
+    #[error("agent not running? cannot connect to {}: {source}", .socket.display())]
+    NotReachable {
+        /// The socket.
+        socket: PathBuf,
+        /// What `connect` said.
+        source: io::Error,
+    },
+    /// The socket is for its owner and group.
+    #[error("no permission to use {}: run as root or as a member of the socket's group", .socket.display())]
+    NoPermission {
+        /// The socket.
+        socket: PathBuf,
+    },
+    /// The agent does not answer.
+    #[error("the agent at {} did not answer {what} within {} s", .socket.display(), .limit.as_secs())]
+    TimedOut {
+        /// The socket.
+        socket: PathBuf,
+        /// The request: method and path.
+        what: String,
+        /// How long was waited.
+        limit: Duration,
+    },
+    /// The agent went away, or what listens there does not speak HTTP.
+    #[error("the connection to {} broke during {what}: {cause}", .socket.display())]
+    Broken {
+        /// The socket.
+        socket: PathBuf,
+        /// The request: method and path.
+        what: String,
+        /// What hyper said.
+        cause: String,
+    },
+    /// The answer is not what this version of the API says.
+    #[error("the answer to {what} cannot be read ({cause}): agent and command line of different versions?")]
+    Unreadable {
+        /// The request: method and path.
+        what: String,
+        /// What the reader said.
+        cause: String,
+    },
+    /// The agent answered with an error.
+    #[error("{}", .error.error)]
+    Refused {
+        /// HTTP status.
+        status: u16,
+        /// What the agent said.
+        error: ApiError,
+    },
+}
+
+/// The agent's API at a socket.
+#[derive(Clone, Debug)]
+pub struct Client {
+    socket: PathBuf,
+    connect_timeout: Duration,
+    answer_timeout: Duration,
+}
+
+impl Client {
+    /// A client for the agent that listens at `socket`. Nothing is connected yet.
+    pub fn new(socket: impl Into<PathBuf>) -> Self {
+        Self { socket: socket.into(), connect_timeout: CONNECT_TIMEOUT, answer_timeout: ANSWER_TIMEOUT }
+    }
+
+    /// The same with another limit for the answer.
+    pub fn with_answer_timeout(self, answer_timeout: Duration) -> Self {
+        Self { answer_timeout, ..self }
+    }
+
+    /// The socket.
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    /// `GET /v1/status`.
+    pub async fn status(&self) -> Result<Status, ClientError> {
+        self.get(super::PATH_STATUS).await
+    }
+
+    /// `GET /v1/services`.
+    pub async fn services(&self) -> Result<Vec<Service>, ClientError> {
+        self.get(super::PATH_SERVICES).await
+    }
+
+    /// `GET /v1/services/{name}`.
+    pub async fn service(&self, name: &str) -> Result<ServiceDetail, ClientError> {
+        self.get(&super::service_path(name)).await
+    }
+
+    /// `GET /v1/backends`.
+    pub async fn backends(&self) -> Result<Vec<Backend>, ClientError> {
+        self.get(super::PATH_BACKENDS).await
+    }
+
+    /// `POST /v1/backends/{service}/{backend}/admin`; `backend` as [`super::backend_name`] writes it.
+    pub async fn admin(&self, service: &str, backend: &str, change: AdminChange) -> Result<Backend, ClientError> {
+        self.post(&super::admin_path(service, backend), &change).await
+    }
+
+    /// `GET /v1/health`.
+    pub async fn health(&self) -> Result<Vec<HealthTarget>, ClientError> {
+        self.get(super::PATH_HEALTH).await
+    }
+
+    /// `GET /v1/next-hops`.
+    pub async fn next_hops(&self) -> Result<Vec<NextHopEntry>, ClientError> {
+        self.get(super::PATH_NEXT_HOPS).await
+    }
+
+    /// `GET /v1/stats`.
+    pub async fn stats(&self) -> Result<Stats, ClientError> {
+        self.get(super::PATH_STATS).await
+    }
+
+    /// `GET /v1/config`.
+    pub async fn config(&self) -> Result<ConfigText, ClientError> {
+        self.get(super::PATH_CONFIG).await
+    }
+
+    /// `POST /v1/config/diff`.
+    pub async fn config_diff(&self, request: &DiffRequest) -> Result<ConfigDiff, ClientError> {
+        self.post(super::PATH_CONFIG_DIFF, request).await
+    }
+
+    /// `POST /v1/config/apply`.
+    pub async fn config_apply(&self, request: &ApplyRequest) -> Result<Applied, ClientError> {
+        self.post(super::PATH_CONFIG_APPLY, request).await
+    }
+
+    async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
+        self.request(Method::GET, path, Bytes::new()).await
+    }
+
+    async fn post<B: Serialize, T: DeserializeOwned>(&self, path: &str, body: &B) -> Result<T, ClientError> {
+        let body = serde_json::to_vec(body)
+            .map_err(|e| ClientError::Unreadable { what: format!("POST {path}"), cause: e.to_string() })?;
+        self.request(Method::POST, path, body.into()).await
+    }
+
+    async fn request<T: DeserializeOwned>(&self, method: Method, path: &str, body: Bytes) -> Result<T, ClientError> {
+        let what = format!("{method} {path}");
+        let stream = self.connect(&what).await?;
+        let (status, answer) = tokio::time::timeout(self.answer_timeout, self.exchange(stream, method, path, body))
+            .await
+            .map_err(|_| self.timed_out(&what, self.answer_timeout))??;
+        if status.is_success() {
+            return serde_json::from_slice(&answer).map_err(|e| ClientError::Unreadable { what, cause: e.to_string() });
+        }
+        // A reader of errors must not fail on an error that is no JSON: show what there is.
+        let error = serde_json::from_slice(&answer).unwrap_or_else(|_| ApiError {
+            error: format!("{what}: HTTP status {status}: {}", String::from_utf8_lossy(&answer).trim()),
+            ..ApiError::default()
+        });
+        Err(ClientError::Refused { status: status.as_u16(), error })
+    }
+
+    async fn connect(&self, what: &str) -> Result<UnixStream, ClientError> {
+        tokio::time::timeout(self.connect_timeout, UnixStream::connect(&self.socket))
+            .await
+            .map_err(|_| self.timed_out(what, self.connect_timeout))?
+            .map_err(|source| match source.kind() {
+                io::ErrorKind::PermissionDenied => ClientError::NoPermission { socket: self.socket.clone() },
+                _ => ClientError::NotReachable { socket: self.socket.clone(), source },
+            })
+    }
+
+    async fn exchange(
+        &self,
+        stream: UnixStream,
+        method: Method,
+        path: &str,
+        body: Bytes,
+    ) -> Result<(StatusCode, Bytes), ClientError> {
+        let what = format!("{method} {path}");
+        let broken = |cause: String| ClientError::Broken { socket: self.socket.clone(), what: what.clone(), cause };
+        let request = Request::builder()
+            .method(&method)
+            .uri(path)
+            .header(header::HOST, "weir")
+            .header(header::CONTENT_TYPE, "application/json")
+            .body(Full::new(body))
+            .map_err(|e| broken(e.to_string()))?;
+        let (mut sender, connection) =
+            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|e| broken(e.to_string()))?;
+        let exchange = async {
+            let response = sender.send_request(request).await.map_err(|e| broken(e.to_string()))?;
+            let status = response.status();
+            let answer = Limited::new(response.into_body(), ANSWER_BYTES_MAX)
+                .collect()
+                .await
+                .map_err(|e| broken(e.to_string()))?;
+            Ok((status, answer.to_bytes()))
+        };
+        tokio::pin!(exchange);
+        // The connection is driven here, not in a task: when the caller gives up, nothing stays behind.
+        tokio::select! {
+            answer = &mut exchange => answer,
+            ended = connection => match ended {
+                // The last bytes may have arrived with the end of the connection.
+                Ok(()) => exchange.await,
+                Err(e) => Err(broken(e.to_string())),
+            },
+        }
+    }
+
+    fn timed_out(&self, what: &str, limit: Duration) -> ClientError {
+        ClientError::TimedOut { socket: self.socket.clone(), what: what.into(), limit }
+    }
+}
