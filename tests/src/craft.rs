@@ -228,7 +228,7 @@ fn wrong_ip(packet: &[u8], kind: u8) -> Option<String> {
     } else {
         let len = usize::from(u16::from_be_bytes([*packet.get(4)?, *packet.get(5)?]));
         if packet.len() < 40 + len {
-            return Some(format!("IPv6 length: payload {len}, present {}", packet.len() - 40));
+            return Some(format!("IPv6 length: payload {len}, present {}", packet.len().saturating_sub(40)));
         }
         let (mut proto, mut at) = (packet[6], 40);
         while matches!(proto, 0 | 43 | 60) && at + 8 <= 40 + len {
