@@ -1,0 +1,5 @@
+//! The compiled eBPF objects, inside this binary. Knows their bytes only; loading them is the business of `dataplane`.
+
+/// The load balancer's object: program `weir_lb`, every map of [`lb_core::abi::MAPS`], and the constant `INTERFACE`
+/// (`u32`, the interface slot below [`lb_core::abi::stats::INTERFACES_MAX`]), which the loader sets once per interface.
+pub static WEIR_LB: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/weir_lb"));

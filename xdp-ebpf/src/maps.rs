@@ -1,0 +1,48 @@
+//! Every map of the load balancer on one screen; layouts and who writes what stand in `lb_core::abi`.
+//!
+//! The sizes here are the smallest that load: the agent sets `max_entries` from its configuration.
+
+use aya_ebpf::{
+    btf_maps::{Array, LruHashMap, PerCpuArray},
+    macros::btf_map,
+};
+use lb_core::abi::{
+    backend::{Backend, BackendKey},
+    fragment::{Fragment, FragmentKey},
+    lookup::Bucket,
+    node::Node,
+    ring::Line,
+    service::Service,
+    stats::{Counter, INTERFACES_MAX, REASONS_MAX},
+};
+
+/// `BPF_F_MMAPABLE`: the agent writes the values through memory.
+const MMAPABLE: usize = 1 << 10;
+
+/// What is true for the whole node.
+#[btf_map]
+pub static NODE: Array<Node, 1, MMAPABLE> = Array::new();
+/// (address, port, protocol) to service, VIP or reply.
+#[btf_map]
+pub static LOOKUP: Array<Bucket, 16, MMAPABLE> = Array::new();
+/// Services by id.
+#[btf_map]
+pub static SERVICES: Array<Service, 16, MMAPABLE> = Array::new();
+/// The arena of rings.
+#[btf_map]
+pub static RINGS: Array<Line, 16, MMAPABLE> = Array::new();
+/// Backends by id.
+#[btf_map]
+pub static BACKENDS: Array<Backend, 16, MMAPABLE> = Array::new();
+/// Who a backend id is; for agents, not read here.
+#[btf_map]
+pub static BACKEND_KEYS: Array<BackendKey, 16, MMAPABLE> = Array::new();
+/// Where first fragments went.
+#[btf_map]
+pub static FRAGMENTS: LruHashMap<FragmentKey, Fragment, 1024> = LruHashMap::new();
+/// Packets and bytes by backend.
+#[btf_map]
+pub static BACKEND_STATS: PerCpuArray<Counter, 16> = PerCpuArray::new();
+/// Packets and bytes by interface slot and reason.
+#[btf_map]
+pub static REASON_STATS: PerCpuArray<Counter, { (INTERFACES_MAX * REASONS_MAX) as usize }> = PerCpuArray::new();
