@@ -4,6 +4,7 @@
 //! that read live maps import `dataplane`.
 
 pub mod api;
+pub mod cli;
 pub mod model;
 pub mod object;
 pub mod plan;

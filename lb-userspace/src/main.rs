@@ -1,2 +1,7 @@
-//! weir.
-fn main() {}
+//! The `weir` program.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    lb_userspace::cli::main(std::env::args_os())
+}

@@ -1,0 +1,284 @@
+//! `weir backend list|drain|ready|maint|weight|reset` and the way to name a backend; `setup-help` has its own file.
+
+use std::net::{IpAddr, SocketAddr};
+
+use clap::{Args, Subcommand};
+
+use super::{
+    exit::{Exit, Failure},
+    service::endpoint,
+    setup_help,
+    shell::{Shell, Watch, now_unix_s},
+    table::{Cell, Column, Tone, table},
+    unit,
+};
+use crate::{
+    api::{AdminChange, Backend, HealthState, NextHop, backend_name},
+    model::{AdminState, WEIGHT_MAX},
+};
+
+/// `weir backend`.
+#[derive(Debug, Subcommand)]
+pub enum BackendCommand {
+    /// List backends with weight, health, next hop and share of the ring
+    List {
+        /// Only those of this service
+        service: Option<String>,
+        #[command(flatten)]
+        watch: Watch,
+    },
+    /// Give a backend no new connections; those it has go on where the ring allows it
+    Drain(Target),
+    /// Let a backend take traffic according to its weight and health
+    Ready(Target),
+    /// Take a backend out at once: no traffic, no health checks
+    Maint(Target),
+    /// Override a backend's weight until `weir backend reset`
+    Weight {
+        #[command(flatten)]
+        target: Target,
+        /// New weight; 0 gives the backend no new connections
+        #[arg(value_parser = clap::value_parser!(u16).range(0..=i64::from(WEIGHT_MAX)))]
+        weight: u16,
+    },
+    /// Forget overrides: administrative state and weight are the configuration's again
+    Reset(Target),
+    /// Print the commands that a backend's host needs for the service's forwarding mode
+    SetupHelp(setup_help::SetupHelp),
+}
+
+/// Which backend.
+#[derive(Args, Clone, Debug)]
+pub struct Target {
+    /// Service and backend: `web/10.0.0.11:80`, `web/[fd00::11]:80`; the port may be left out where it is clear
+    #[arg(value_name = "SERVICE/BACKEND")]
+    target: String,
+}
+
+/// Runs `weir backend ...`.
+pub fn run(shell: &Shell, command: &BackendCommand) -> anyhow::Result<()> {
+    let state = |state| AdminChange { admin_state: Some(state), ..AdminChange::default() };
+    match command {
+        BackendCommand::List { service, watch } => shell.repeat(
+            *watch,
+            async |client| match service {
+                Some(name) => Ok(client.service(name).await?.backends),
+                None => client.backends().await,
+            },
+            |backends, _| list(backends, now_unix_s(), shell.colour),
+        ),
+        BackendCommand::Drain(target) => change(shell, target, state(AdminState::Drain)),
+        BackendCommand::Ready(target) => change(shell, target, state(AdminState::Ready)),
+        BackendCommand::Maint(target) => change(shell, target, state(AdminState::Maint)),
+        BackendCommand::Weight { target, weight } => {
+            change(shell, target, AdminChange { weight: Some(*weight), ..AdminChange::default() })
+        }
+        BackendCommand::Reset(target) => change(shell, target, AdminChange { reset: true, ..AdminChange::default() }),
+        BackendCommand::SetupHelp(args) => setup_help::run(shell, args),
+    }
+}
+
+fn change(shell: &Shell, target: &Target, change: AdminChange) -> anyhow::Result<()> {
+    let (service, which) = parse(&target.target)?;
+    let name = match which {
+        Which::Exact(name) => name,
+        Which::Address(address) => {
+            let detail = shell.ask(async |client| client.service(&service).await)?;
+            resolve(&service, address, &detail.backends)?.name.clone()
+        }
+    };
+    let backend = shell.ask(async |client| client.admin(&service, &name, change).await)?;
+    shell.show(&backend, |backend| list(std::slice::from_ref(backend), now_unix_s(), shell.colour))
+}
+
+/// A backend as the user named it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Which {
+    /// By address and port: the name itself.
+    Exact(String),
+    /// By its address alone.
+    Address(IpAddr),
+}
+
+/// Splits `SERVICE/BACKEND`.
+pub fn parse(text: &str) -> Result<(String, Which), Failure> {
+    let wrong = |message: String| {
+        Failure::new(Exit::Usage, message).hint("name it as `weir backend list` does: web/10.0.0.11:80")
+    };
+    let (service, backend) = text
+        .split_once('/')
+        .filter(|(service, backend)| !service.is_empty() && !backend.is_empty())
+        .ok_or_else(|| wrong(format!("{text:?} does not name a service and a backend")))?;
+    let which = if let Ok(socket) = backend.parse::<SocketAddr>() {
+        Which::Exact(backend_name(socket.ip(), socket.port()))
+    } else if let Some((address, "*")) = backend.rsplit_once(':') {
+        // What the tables show for a service on all ports.
+        let address = address.trim_start_matches('[').trim_end_matches(']');
+        let address = address.parse().map_err(|_| wrong(format!("{address:?} is no IP address")))?;
+        Which::Exact(backend_name(address, 0))
+    } else {
+        let address = backend.trim_start_matches('[').trim_end_matches(']');
+        Which::Address(address.parse().map_err(|_| wrong(format!("{backend:?} is neither address nor address:port")))?)
+    };
+    Ok((service.to_owned(), which))
+}
+
+/// The one backend of `service` with this address.
+pub fn resolve<'a>(service: &str, address: IpAddr, backends: &'a [Backend]) -> Result<&'a Backend, Failure> {
+    let mut found = backends.iter().filter(|backend| backend.address == address);
+    match (found.next(), found.next()) {
+        (Some(backend), None) => Ok(backend),
+        (None, _) => Err(Failure::new(Exit::NotFound, format!("service {service} has no backend {address}"))
+            .hint(format!("`weir backend list {service}` shows those it has"))),
+        (Some(first), Some(second)) => Err(Failure::new(
+            Exit::Usage,
+            format!("service {service} has several backends at {address}: {}, {} ...", first.name, second.name),
+        )
+        .hint("give the port too")),
+    }
+}
+
+/// The configuration's word for an administrative state.
+pub fn admin_state(state: AdminState) -> &'static str {
+    match state {
+        AdminState::Ready => "ready",
+        AdminState::Drain => "drain",
+        AdminState::Maint => "maint",
+    }
+}
+
+/// A health state as a cell.
+pub fn health(state: HealthState) -> Cell {
+    match state {
+        HealthState::Up => Cell::toned("up", Tone::Good),
+        HealthState::Down => Cell::toned("down", Tone::Bad),
+        HealthState::Unknown => Cell::toned("unknown", Tone::Warn),
+        HealthState::Unchecked => Cell::toned("unchecked", Tone::Faint),
+    }
+}
+
+/// A next hop as a cell: `eth1 02:...`, `via` its gateway, or why there is none.
+pub fn next_hop(hop: &NextHop) -> Cell {
+    if !hop.resolved {
+        return Cell::toned(hop.cause.as_deref().unwrap_or("unresolved"), Tone::Bad);
+    }
+    let mut text = hop.interface.clone().unwrap_or_default();
+    if let Some(gateway) = hop.gateway {
+        text.push_str(&format!(" via {gateway}"));
+    }
+    if let Some(mac) = &hop.mac {
+        text.push_str(&format!(" {mac}"));
+    }
+    text.into()
+}
+
+/// Time since `since`, or `-`.
+pub fn age(since_unix_s: Option<u64>, now_unix_s: u64) -> String {
+    since_unix_s.map_or_else(|| "-".into(), |since| unit::duration(now_unix_s.saturating_sub(since)))
+}
+
+/// The effective weight, and in brackets the one that was asked for where it differs; `*` marks an override.
+fn weight(b: &Backend) -> String {
+    let asked = b.weight_override.unwrap_or(b.weight_configured);
+    let star = if b.weight_override.is_some() { "*" } else { "" };
+    if asked == b.weight_effective {
+        format!("{asked}{star}")
+    } else {
+        format!("{} ({asked}{star})", b.weight_effective)
+    }
+}
+
+fn state(b: &Backend) -> Cell {
+    let star = if b.admin_state_override.is_some() { "*" } else { "" };
+    let tone = if b.admin_state() == AdminState::Ready { Tone::Plain } else { Tone::Warn };
+    Cell::toned(format!("{}{star}", admin_state(b.admin_state())), tone)
+}
+
+/// Backends as a table. `*` marks an override, explained below the table where one stands.
+pub fn list(backends: &[Backend], now_unix_s: u64, colour: bool) -> String {
+    if backends.is_empty() {
+        return "no backends are configured\n".into();
+    }
+    let columns = [
+        Column::Left("SERVICE"),
+        Column::Left("BACKEND"),
+        Column::Right("WEIGHT"),
+        Column::Left("STATE"),
+        Column::Left("HEALTH"),
+        Column::Left("REASON"),
+        Column::Right("SINCE"),
+        Column::Right("SHARE"),
+        Column::Right("EXPECTED"),
+        Column::Right("PACKETS"),
+        Column::Right("BYTES"),
+        Column::Left("NEXT HOP"),
+    ];
+    let row = |b: &Backend| {
+        vec![
+            b.service.as_str().into(),
+            endpoint(b.address, b.port).into(),
+            weight(b).into(),
+            state(b),
+            health(b.health),
+            b.health_reason.as_deref().unwrap_or("-").into(),
+            age(b.health_since_unix_s, now_unix_s).into(),
+            unit::percent(b.share.actual).into(),
+            unit::percent(b.share.expected).into(),
+            unit::count(b.packets).into(),
+            unit::bytes(b.bytes).into(),
+            next_hop(&b.next_hop),
+        ]
+    };
+    let mut out = table(&columns, backends.iter().map(row).collect(), colour);
+    if backends.iter().any(|b| b.weight_override.is_some() || b.admin_state_override.is_some()) {
+        out.push_str("* overrides the configuration until `weir backend reset SERVICE/BACKEND`\n");
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::sample;
+
+    #[test]
+    fn list_shows_configured_override_and_effective() {
+        assert_eq!(
+            list(&sample::backends(), sample::NOW, false),
+            "\
+SERVICE  BACKEND       WEIGHT  STATE   HEALTH  REASON  SINCE  SHARE  EXPECTED  PACKETS     BYTES  NEXT HOP
+web      10.0.0.11:80       1  ready   up      L7OK    5m12s  50.0%     50.0%    61.7k  32.0 MiB  eth1 02:00:00:00:00:0b
+web      10.0.0.12:80  0 (5*)  drain*  up      L7OK    5m12s   0.0%      0.0%    61.7k  32.0 MiB  neighbour FAILED
+web      10.0.0.13:80   0 (1)  ready   down    L4CON   5m12s   0.0%      0.0%    61.7k  32.0 MiB  eth1 02:00:00:00:00:0b
+* overrides the configuration until `weir backend reset SERVICE/BACKEND`
+"
+        );
+    }
+
+    #[test]
+    fn a_backend_is_named_as_the_tables_show_it() {
+        for (text, which) in [
+            ("web/10.0.0.11:80", Which::Exact("10.0.0.11:80".into())),
+            ("web/[FD00::0:11]:80", Which::Exact("[fd00::11]:80".into())),
+            ("web/10.0.0.11:*", Which::Exact("10.0.0.11:0".into())),
+            ("web/[fd00::11]:*", Which::Exact("[fd00::11]:0".into())),
+            ("web/10.0.0.11", Which::Address([10, 0, 0, 11].into())),
+            ("web/fd00::11", Which::Address("fd00::11".parse().unwrap())),
+        ] {
+            assert_eq!(parse(text).unwrap(), ("web".into(), which), "{text}");
+        }
+        for wrong in ["", "web", "web/", "/10.0.0.1:80", "web/host:80", "web/10.0.0.1:99999", "web/x:*"] {
+            assert_eq!(parse(wrong).unwrap_err().exit, Exit::Usage, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn an_address_alone_must_be_clear() {
+        let mut backends = sample::backends();
+        let address = backends[0].address;
+        assert_eq!(resolve("web", address, &backends).unwrap().id, 11);
+        assert_eq!(resolve("web", [10, 9, 9, 9].into(), &backends).unwrap_err().exit, Exit::NotFound);
+        backends[1].address = address;
+        assert_eq!(resolve("web", address, &backends).unwrap_err().exit, Exit::Usage);
+    }
+}

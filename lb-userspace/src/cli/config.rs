@@ -1,0 +1,177 @@
+//! `weir config check|show|diff|apply`.
+
+use std::{io::Read, path::PathBuf};
+
+use anyhow::Context;
+use clap::{Args, Subcommand};
+
+use super::{
+    exit::{Exit, Failure},
+    shell::Shell,
+    table::{Tone, tinted},
+};
+use crate::api::{Applied, ApplyOutcome, ApplyRequest, ConfigDiff, Diagnostic, DiffRequest};
+
+/// Bytes of a configuration that are read; the agent takes no more either.
+const TEXT_BYTES_MAX: u64 = crate::api::BODY_BYTES_MAX as u64 / 2;
+
+/// `weir config`.
+#[derive(Debug, Subcommand)]
+pub enum ConfigCommand {
+    /// Print the configuration in force in its canonical form
+    Show,
+    /// Show what `weir config apply` would change
+    Diff(Text),
+    /// Apply a configuration: it is validated whole, then replaces the agent's file, then takes effect
+    Apply(Text),
+}
+
+/// Which configuration.
+#[derive(Args, Clone, Debug)]
+pub struct Text {
+    /// A file, or `-` for standard input; without it the agent reads its own file again
+    file: Option<PathBuf>,
+}
+
+/// Runs `weir config ...`.
+pub fn run(shell: &Shell, command: &ConfigCommand) -> anyhow::Result<Exit> {
+    match command {
+        ConfigCommand::Show => {
+            let config = shell.ask(async |client| client.config().await)?;
+            shell.show(&config, |config| {
+                format!("# revision {} of {}\n{}", config.revision, config.file, config.text)
+            })?;
+        }
+        ConfigCommand::Diff(text) => {
+            let (text, file) = text.read()?.unzip();
+            let request = DiffRequest { text, file };
+            let answer = shell.ask(async |client| client.config_diff(&request).await)?;
+            shell.show(&answer, |answer| diff(answer, shell.colour))?;
+        }
+        ConfigCommand::Apply(text) => {
+            let (text, file) = text.read()?.unzip();
+            let request = ApplyRequest { text, file };
+            let answer = shell.ask(async |client| client.config_apply(&request).await)?;
+            shell.show(&answer, applied)?;
+        }
+    }
+    Ok(Exit::Ok)
+}
+
+impl Text {
+    /// Text and name; `None` if the agent's own file is meant.
+    fn read(&self) -> anyhow::Result<Option<(String, String)>> {
+        self.file.as_deref().map(read).transpose()
+    }
+}
+
+/// Reads a configuration of limited size from a file or, for `-`, from standard input; gives its text and name.
+pub fn read(path: &std::path::Path) -> anyhow::Result<(String, String)> {
+    let (reader, name): (Box<dyn Read>, String) = if path.as_os_str() == "-" {
+        (Box::new(std::io::stdin().lock()), "<stdin>".into())
+    } else {
+        let name = path.display().to_string();
+        (Box::new(std::fs::File::open(path).with_context(|| format!("cannot open {name}"))?), name)
+    };
+    let mut text = String::new();
+    reader
+        .take(TEXT_BYTES_MAX + 1)
+        .read_to_string(&mut text)
+        .with_context(|| format!("cannot read {name} as UTF-8 text"))?;
+    if text.len() as u64 > TEXT_BYTES_MAX {
+        return Err(Failure::new(Exit::Failure, format!("{name} is larger than {} MiB", TEXT_BYTES_MAX >> 20)).into());
+    }
+    Ok((text, name))
+}
+
+/// Diagnostics as text, an empty line after each.
+pub fn diagnostics(diagnostics: &[Diagnostic]) -> String {
+    diagnostics.iter().map(|d| format!("{}\n\n", d.rendered)).collect()
+}
+
+fn diff(diff: &ConfigDiff, colour: bool) -> String {
+    let mut out = diagnostics(&diff.diagnostics);
+    if !diff.changed {
+        out.push_str(&format!("nothing would change: revision {} says the same\n", diff.revision));
+        return out;
+    }
+    for line in diff.unified.lines() {
+        let tone = match line.as_bytes().first() {
+            Some(b'+') => Tone::Good,
+            Some(b'-') => Tone::Bad,
+            Some(b'@') => Tone::Faint,
+            _ => Tone::Plain,
+        };
+        out.push_str(&if colour { tinted(line, tone) } else { line.to_owned() });
+        out.push('\n');
+    }
+    if !diff.unified.is_empty() {
+        out.push('\n');
+    }
+    out.push_str(&changes(&diff.changes));
+    out
+}
+
+fn changes(changes: &[String]) -> String {
+    changes.iter().map(|change| format!("- {change}\n")).collect()
+}
+
+fn applied(applied: &Applied) -> String {
+    let mut out = diagnostics(&applied.diagnostics);
+    out.push_str(&match applied.outcome {
+        ApplyOutcome::Applied => format!("applied as revision {} in {} ms\n", applied.revision, applied.duration_ms),
+        ApplyOutcome::Unchanged => format!("nothing changed: revision {} says the same\n", applied.revision),
+    });
+    out.push_str(&changes(&applied.changes));
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::Severity;
+
+    fn warning() -> Diagnostic {
+        Diagnostic {
+            severity: Severity::Warning,
+            message: "weights are all 0".into(),
+            hint: None,
+            file: "weir.toml".into(),
+            line: 9,
+            column: 1,
+            rendered: "warning: weights are all 0\n --> weir.toml:9:1".into(),
+        }
+    }
+
+    #[test]
+    fn a_diff_shows_lines_then_sentences() {
+        let mut answer = ConfigDiff {
+            revision: 3,
+            changed: true,
+            changes: vec!["service web: backend 10.0.0.14:80 added, weight 2".into()],
+            unified: "@@ -1 +1,2 @@\n a\n+b\n".into(),
+            diagnostics: vec![warning()],
+        };
+        assert_eq!(
+            diff(&answer, false),
+            "warning: weights are all 0\n --> weir.toml:9:1\n\n@@ -1 +1,2 @@\n a\n+b\n\n\
+             - service web: backend 10.0.0.14:80 added, weight 2\n"
+        );
+        assert!(diff(&answer, true).contains("\x1b[32m+b\x1b[0m\n"));
+        answer.changed = false;
+        answer.diagnostics.clear();
+        assert_eq!(diff(&answer, false), "nothing would change: revision 3 says the same\n");
+    }
+
+    #[test]
+    fn an_apply_says_its_revision() {
+        let answer = Applied {
+            outcome: ApplyOutcome::Applied,
+            revision: 4,
+            changes: vec!["service web: removed".into()],
+            duration_ms: 12,
+            diagnostics: Vec::new(),
+        };
+        assert_eq!(applied(&answer), "applied as revision 4 in 12 ms\n- service web: removed\n");
+    }
+}

@@ -1,0 +1,138 @@
+//! `weir`'s command line: noun, then verb; one file per subcommand.
+//!
+//! Owns: arguments, rendering, exit codes. Refuses to know: how an answer came about; it asks the agent through
+//! [`crate::api::client`], or a pure module. Completions and man pages are made from the same definitions.
+
+mod backend;
+mod config;
+pub mod exit;
+mod generate;
+mod health;
+#[cfg(test)]
+mod sample;
+mod service;
+mod setup_help;
+mod shell;
+mod stats;
+mod status;
+mod table;
+mod unit;
+
+use std::{ffi::OsString, process::ExitCode};
+
+use clap::{CommandFactory, Parser, Subcommand};
+
+use exit::Exit;
+use shell::{Format, Global, Shell};
+
+/// weir, an XDP layer 4 load balancer
+#[derive(Debug, Parser)]
+#[command(name = "weir", version, after_help = exit::HELP, max_term_width = 120, arg_required_else_help = true)]
+pub struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Services: what clients connect to
+    #[command(subcommand)]
+    Service(service::ServiceCommand),
+    /// Backends: who answers, and how to take one out and bring it back
+    #[command(subcommand)]
+    Backend(backend::BackendCommand),
+    /// The configuration: check, show, compare, apply
+    #[command(subcommand)]
+    Config(config::ConfigCommand),
+    /// Health of the backends
+    #[command(subcommand)]
+    Health(health::HealthCommand),
+    /// What runs on this node, and how its last reload went
+    Status(status::StatusArgs),
+    /// Packets by reason, service and backend; rates with --watch
+    Stats(stats::StatsArgs),
+    /// Print a completion script for a shell
+    Completions(generate::Completions),
+    /// Write the man pages into a folder
+    Man(generate::Man),
+}
+
+/// Runs the command line `arguments` (the program's name first) and says how to end.
+pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let cli = match Cli::try_parse_from(arguments) {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and version are "errors" that end well; a closed output is nobody's concern here.
+            let _ = error.print();
+            return if error.use_stderr() { Exit::Usage.into() } else { Exit::Ok.into() };
+        }
+    };
+    let shell = Shell::new(&cli.global);
+    match run(&shell, &cli.command) {
+        Ok(exit) => exit.into(),
+        Err(error) => {
+            let text = match shell.format {
+                Format::Table => exit::as_text(&error),
+                Format::Json => shell::json(&exit::as_api_error(&error)).unwrap_or_else(|_| exit::as_text(&error)),
+            };
+            eprint!("{text}");
+            exit::code_of(&error).into()
+        }
+    }
+}
+
+fn run(shell: &Shell, command: &Command) -> anyhow::Result<Exit> {
+    match command {
+        Command::Service(command) => service::run(shell, command)?,
+        Command::Backend(command) => backend::run(shell, command)?,
+        Command::Config(command) => return config::run(shell, command),
+        Command::Health(command) => health::run(shell, command)?,
+        Command::Status(args) => status::run(shell, args)?,
+        Command::Stats(args) => stats::run(shell, args)?,
+        Command::Completions(args) => generate::completions(shell, args, Cli::command())?,
+        Command::Man(args) => generate::man(args, Cli::command())?,
+    }
+    Ok(Exit::Ok)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_definitions_hold() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_says_what_it_does() {
+        fn check(command: &clap::Command, path: &str) {
+            let path = format!("{path} {}", command.get_name());
+            assert!(command.get_about().is_some(), "{path} has no help");
+            for argument in command.get_arguments().filter(|a| a.get_id() != "help" && a.get_id() != "version") {
+                assert!(argument.get_help().is_some(), "{path}: {} has no help", argument.get_id());
+            }
+            for sub in command.get_subcommands() {
+                check(sub, &path);
+            }
+        }
+        check(&Cli::command(), "");
+    }
+
+    #[test]
+    fn watching_takes_an_optional_interval() {
+        for (arguments, good) in [
+            (vec!["weir", "stats", "--watch"], true),
+            (vec!["weir", "service", "list", "--watch=0.5", "-o", "json"], true),
+            (vec!["weir", "-o", "json", "health", "list", "--failing"], true),
+            (vec!["weir", "stats", "--watch=0"], false),
+            (vec!["weir", "backend", "weight", "web/10.0.0.1:80", "1001"], false),
+            (vec!["weir", "backend", "weight", "web/10.0.0.1:80", "1000"], true),
+            (vec!["weir", "nonsense"], false),
+        ] {
+            assert_eq!(Cli::try_parse_from(&arguments).is_ok(), good, "{arguments:?}");
+        }
+    }
+}

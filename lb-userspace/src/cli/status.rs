@@ -1,0 +1,225 @@
+//! `weir status`.
+
+use clap::Args;
+
+use super::{
+    backend::age,
+    shell::{Shell, Watch, now_unix_s},
+    table::{Cell, Column, Tone, block, table},
+    unit,
+};
+use crate::api::{Interface, MapFill, Reload, ReloadOutcome, Status, XdpModeInForce};
+
+/// `weir status`.
+#[derive(Args, Clone, Copy, Debug)]
+pub struct StatusArgs {
+    #[command(flatten)]
+    watch: Watch,
+}
+
+/// Runs `weir status`.
+pub fn run(shell: &Shell, args: &StatusArgs) -> anyhow::Result<()> {
+    shell.repeat(
+        args.watch,
+        async |client| client.status().await,
+        |status, _| render(status, now_unix_s(), shell.colour),
+    )
+}
+
+fn reload(reload: &Reload, now_unix_s: u64) -> Cell {
+    let (word, tone) = match reload.outcome {
+        ReloadOutcome::Applied => ("applied", Tone::Good),
+        ReloadOutcome::Unchanged => ("unchanged", Tone::Good),
+        ReloadOutcome::Refused => ("REFUSED", Tone::Bad),
+    };
+    let colon = if reload.message.is_empty() { "" } else { ": " };
+    let age = age(Some(reload.at_unix_s), now_unix_s);
+    Cell::toned(format!("{word} {age} ago{colon}{}", reload.message), tone)
+}
+
+fn render(s: &Status, now_unix_s: u64, colour: bool) -> String {
+    let c = &s.counts;
+    let down_tone = if c.backends_down > 0 { Tone::Warn } else { Tone::Plain };
+    let mut backends = format!("{}: {} up, {} down", c.backends, c.backends_up, c.backends_down);
+    if c.backends_not_ready > 0 {
+        backends.push_str(&format!(", {} not ready", c.backends_not_ready));
+    }
+    let mut pairs = vec![
+        ("node", Cell::from(s.node.as_str())),
+        (
+            "agent",
+            format!(
+                "weir {}, process {}, up {}{}",
+                s.version,
+                s.pid,
+                unit::duration(s.uptime_s),
+                if s.adopted { ", adopted a running data plane" } else { "" }
+            )
+            .into(),
+        ),
+        ("configuration", format!("{}, revision {}", s.config_file, s.revision).into()),
+        ("last reload", reload(&s.last_reload, now_unix_s)),
+        ("pins", format!("{}, ABI {}", s.pin_dir, s.abi_version).into()),
+        ("services", c.services.to_string().into()),
+        ("backends", Cell::toned(backends, down_tone)),
+    ];
+    for (count, what) in [
+        (c.services_fail_open, "services fail open: none of their backends is healthy"),
+        (c.services_without_backend, "services have no backend that takes traffic"),
+        (c.backends_unresolved, "backends have no next hop: `weir backend list` says why"),
+    ] {
+        if count > 0 {
+            pairs.push(("attention", Cell::toned(format!("{count} {what}"), Tone::Bad)));
+        }
+    }
+    let mut out = block(&pairs, colour);
+    for diagnostic in &s.last_reload.diagnostics {
+        out.push('\n');
+        for line in diagnostic.rendered.lines() {
+            out.push_str(&super::table::printable(line));
+            out.push('\n');
+        }
+    }
+    out.push('\n');
+    out.push_str(&interfaces(&s.interfaces, colour));
+    out.push('\n');
+    out.push_str(&maps(&s.maps, colour));
+    out
+}
+
+fn interfaces(interfaces: &[Interface], colour: bool) -> String {
+    let columns = [
+        Column::Left("INTERFACE"),
+        Column::Left("LINK"),
+        Column::Left("XDP"),
+        Column::Right("PROGRAM"),
+        Column::Left("ATTACHED"),
+        Column::Right("MTU"),
+    ];
+    let row = |i: &Interface| {
+        let mode = match i.mode {
+            XdpModeInForce::Native => Cell::toned("native", Tone::Good),
+            XdpModeInForce::Offload => Cell::toned("offload", Tone::Good),
+            XdpModeInForce::Generic => Cell::toned("generic (slow)", Tone::Warn),
+            XdpModeInForce::Detached => Cell::toned("detached", Tone::Bad),
+        };
+        vec![
+            i.name.as_str().into(),
+            if i.up { Cell::toned("up", Tone::Good) } else { Cell::toned("down", Tone::Bad) },
+            mode,
+            if i.program_id == 0 { "-".into() } else { i.program_id.to_string().into() },
+            if i.attached { "ours".into() } else { Cell::toned("not ours", Tone::Bad) },
+            i.mtu.to_string().into(),
+        ]
+    };
+    table(&columns, interfaces.iter().map(row).collect(), colour)
+}
+
+fn maps(maps: &[MapFill], colour: bool) -> String {
+    let columns = [
+        Column::Left("MAP"),
+        Column::Right("USED"),
+        Column::Right("MAX"),
+        Column::Right("FILL"),
+        Column::Right("MEMORY"),
+    ];
+    let row = |m: &MapFill| {
+        let fill = if m.max == 0 { 0.0 } else { m.used as f64 / m.max as f64 };
+        let tone = match fill {
+            f if f >= 0.95 => Tone::Bad,
+            f if f >= 0.8 => Tone::Warn,
+            _ => Tone::Plain,
+        };
+        vec![
+            m.name.as_str().into(),
+            unit::count(m.used).into(),
+            unit::count(m.max).into(),
+            Cell::toned(unit::percent(fill), tone),
+            unit::bytes(m.memory_bytes).into(),
+        ]
+    };
+    table(&columns, maps.iter().map(row).collect(), colour)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        api::{Counts, Diagnostic, Severity},
+        cli::sample::NOW,
+    };
+
+    fn status() -> Status {
+        Status {
+            node: "lb1".into(),
+            version: "0.1.0".into(),
+            pid: 42,
+            uptime_s: 3700,
+            adopted: true,
+            revision: 7,
+            config_file: "/etc/weir/weir.toml".into(),
+            pin_dir: "/sys/fs/bpf/weir".into(),
+            abi_version: 1,
+            last_reload: Reload {
+                at_unix_s: NOW - 60,
+                outcome: ReloadOutcome::Refused,
+                message: "1 error".into(),
+                diagnostics: vec![Diagnostic {
+                    severity: Severity::Error,
+                    message: "unknown key".into(),
+                    hint: None,
+                    file: "weir.toml".into(),
+                    line: 3,
+                    column: 1,
+                    rendered: "error: unknown key\n --> weir.toml:3:1".into(),
+                }],
+            },
+            interfaces: vec![Interface {
+                name: "eth0".into(),
+                ifindex: 2,
+                mode: XdpModeInForce::Generic,
+                program_id: 99,
+                attached: true,
+                mtu: 1500,
+                up: true,
+            }],
+            maps: vec![MapFill { name: "SERVICES".into(), used: 3900, max: 4096, memory_bytes: 262_144 }],
+            counts: Counts { services: 2, backends: 6, backends_up: 5, backends_down: 1, ..Counts::default() },
+        }
+    }
+
+    #[test]
+    fn a_refused_reload_stands_out() {
+        assert_eq!(
+            render(&status(), NOW, false),
+            "\
+node           lb1
+agent          weir 0.1.0, process 42, up 1h01m, adopted a running data plane
+configuration  /etc/weir/weir.toml, revision 7
+last reload    REFUSED 1m00s ago: 1 error
+pins           /sys/fs/bpf/weir, ABI 1
+services       2
+backends       6: 5 up, 1 down
+
+error: unknown key
+ --> weir.toml:3:1
+
+INTERFACE  LINK  XDP             PROGRAM  ATTACHED   MTU
+eth0       up    generic (slow)       99  ours      1500
+
+MAP       USED   MAX   FILL   MEMORY
+SERVICES  3900  4096  95.2%  256 KiB
+"
+        );
+    }
+
+    #[test]
+    fn what_is_broken_is_counted() {
+        let mut s = status();
+        s.counts.services_fail_open = 1;
+        s.counts.backends_unresolved = 2;
+        let text = render(&s, NOW, false);
+        assert!(text.contains("attention      1 services fail open"), "{text}");
+        assert!(text.contains("attention      2 backends have no next hop"), "{text}");
+    }
+}

@@ -1,0 +1,218 @@
+//! The `weir` program as scripts meet it: exit codes, what goes to which stream, against an agent that is not there or
+//! one that answers from a table.
+
+use std::{
+    collections::HashMap,
+    fs,
+    io::{BufRead, BufReader, Read, Write},
+    os::unix::net::UnixListener,
+    path::{Path, PathBuf},
+    process::{Command, Output},
+    sync::{Arc, Mutex},
+    thread,
+};
+
+/// Runs `weir` with its socket at `socket` and no terminal.
+fn weir(socket: &Path, arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_weir"))
+        .arg("--socket")
+        .arg(socket)
+        .args(arguments)
+        .env_remove("WEIR_SOCKET")
+        .output()
+        .expect("weir runs")
+}
+
+fn text(bytes: &[u8]) -> &str {
+    std::str::from_utf8(bytes).expect("UTF-8")
+}
+
+/// A server that answers `METHOD PATH` from a table, one connection at a time, and remembers requests.
+struct FakeAgent {
+    folder: tempfile::TempDir,
+    requests: Arc<Mutex<Vec<(String, String)>>>,
+}
+
+impl FakeAgent {
+    /// Answers by request line; whatever is not in the table is 404. The thread ends with the test's process.
+    fn start(answers: &[(&str, u16, &str)]) -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        let listener = UnixListener::bind(folder.path().join("api.sock")).expect("a socket");
+        let requests = Arc::new(Mutex::new(Vec::new()));
+        let table: HashMap<String, (u16, String)> =
+            answers.iter().map(|(what, status, body)| ((*what).into(), (*status, (*body).into()))).collect();
+        let seen = requests.clone();
+        thread::spawn(move || {
+            for stream in listener.incoming() {
+                let Ok(mut stream) = stream else { return };
+                let mut reader = BufReader::new(stream.try_clone().expect("a second handle"));
+                let mut line = String::new();
+                reader.read_line(&mut line).expect("a request line");
+                let what = line.trim().trim_end_matches(" HTTP/1.1").to_owned();
+                let mut length = 0;
+                loop {
+                    let mut header = String::new();
+                    if reader.read_line(&mut header).expect("a header") <= 2 {
+                        break;
+                    }
+                    if let Some(value) = header.to_ascii_lowercase().strip_prefix("content-length:") {
+                        length = value.trim().parse().expect("a length");
+                    }
+                }
+                let mut body = vec![0; length];
+                reader.read_exact(&mut body).expect("a body");
+                let (status, answer) = table.get(&what).cloned().unwrap_or_else(|| {
+                    (404, r#"{"error":"no such service","hint":"`weir service list` shows them"}"#.into())
+                });
+                seen.lock().expect("no panic").push((what, String::from_utf8(body).expect("UTF-8")));
+                let _ = write!(
+                    stream,
+                    "HTTP/1.1 {status} X\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\
+                     Connection: close\r\n\r\n{answer}",
+                    answer.len()
+                );
+            }
+        });
+        Self { folder, requests }
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.folder.path().join("api.sock")
+    }
+
+    fn requests(&self) -> Vec<(String, String)> {
+        self.requests.lock().expect("no panic").clone()
+    }
+}
+
+const BACKEND: &str = r#"{"service":"web","name":"10.0.0.11:80","address":"10.0.0.11","port":80,"id":3,
+    "weight_configured":2,"weight_override":null,"weight_effective":0,"admin_state_configured":"ready",
+    "admin_state_override":"drain","health":"up","health_reason":"L7OK","health_since_unix_s":1,
+    "next_hop":{"resolved":true,"interface":"eth1","mac":"02:00:00:00:00:0b","mtu":1500},
+    "share":{"slots":0,"actual":0.0,"expected":0.0},"packets":12345678,"bytes":7}"#;
+
+fn detail() -> String {
+    format!(
+        r#"{{"service":{{"name":"web","id":1,"vip":"203.0.113.1","port":80,"protocol":"tcp","forward":"ipip",
+        "algo":"maglev","ring_size":65537,"backends":1,"backends_up":1,"backends_taking":1,"fail_open":false,
+        "health_check":null,"packets":1,"bytes":2}},"backends":[{BACKEND}]}}"#
+    )
+}
+
+#[test]
+fn help_is_success_and_nonsense_is_usage() {
+    let nowhere = Path::new("/nonexistent/api.sock");
+    let help = weir(nowhere, &["--help"]);
+    assert_eq!(help.status.code(), Some(0));
+    assert!(text(&help.stdout).contains("3  the configuration is invalid"));
+    assert_eq!(weir(nowhere, &["--version"]).status.code(), Some(0));
+    let wrong = weir(nowhere, &["service", "explode"]);
+    assert_eq!(wrong.status.code(), Some(2));
+    assert!(wrong.stdout.is_empty() && !wrong.stderr.is_empty());
+    assert_eq!(weir(nowhere, &["backend", "drain", "nonsense"]).status.code(), Some(2));
+    assert_eq!(weir(nowhere, &["backend", "weight", "web/10.0.0.11:80", "1001"]).status.code(), Some(2));
+}
+
+#[test]
+fn an_agent_that_is_not_there_is_named() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let socket = folder.path().join("none.sock");
+    for command in [
+        &["status"][..],
+        &["service", "list"],
+        &["backend", "list"],
+        &["health", "list"],
+        &["stats", "--watch"],
+        &["config", "show"],
+        &["backend", "drain", "web/10.0.0.11:80"],
+        &["backend", "setup-help", "web"],
+    ] {
+        let out = weir(&socket, command);
+        assert_eq!(out.status.code(), Some(4), "{command:?}");
+        let error = text(&out.stderr);
+        assert!(error.contains("agent not running?") && error.contains("none.sock"), "{error}");
+        assert!(error.contains("hint: start it with"), "{error}");
+    }
+    let out = weir(&socket, &["-o", "json", "status"]);
+    let error: serde_json::Value = serde_json::from_slice(&out.stderr).expect("JSON on standard error");
+    assert!(error["error"].as_str().is_some_and(|e| e.contains("none.sock")));
+}
+
+#[test]
+fn a_drain_sends_the_canonical_name_and_shows_the_answer() {
+    let agent = FakeAgent::start(&[
+        ("POST /v1/backends/web/10.0.0.11%3A80/admin", 200, BACKEND),
+        ("GET /v1/services/web", 200, &detail()),
+    ]);
+    let out = weir(&agent.socket(), &["backend", "drain", "web/10.0.0.11:80"]);
+    assert_eq!(out.status.code(), Some(0), "{}", text(&out.stderr));
+    assert!(text(&out.stdout).contains("0 (2)  drain*  up"), "{}", text(&out.stdout));
+    assert!(text(&out.stdout).contains("12.3M"));
+    assert!(!text(&out.stdout).contains('\x1b'), "no colours on a pipe");
+
+    let out = weir(&agent.socket(), &["backend", "weight", "web/10.0.0.11", "7", "-o", "json"]);
+    assert_eq!(out.status.code(), Some(0), "{}", text(&out.stderr));
+    let backend: serde_json::Value = serde_json::from_slice(&out.stdout).expect("JSON");
+    assert_eq!(backend["packets"], 12_345_678);
+
+    let requests = agent.requests();
+    let bodies: Vec<&str> =
+        requests.iter().filter(|(what, _)| what.starts_with("POST")).map(|(_, body)| body.as_str()).collect();
+    assert_eq!(bodies, [r#"{"admin_state":"drain","reset":false}"#, r#"{"weight":7,"reset":false}"#]);
+}
+
+#[test]
+fn each_refusal_has_its_exit_code_and_keeps_the_agents_advice() {
+    let diagnostics = r#"{"error":"the configuration is invalid: 1 error","diagnostics":[{"severity":"error",
+        "message":"unknown key","file":"x.toml","line":1,"column":1,"rendered":"error: unknown key\n --> x.toml:1:1"}]}"#;
+    let agent = FakeAgent::start(&[
+        ("POST /v1/config/apply", 422, diagnostics),
+        ("POST /v1/config/diff", 409, r#"{"error":"limits differ","hint":"run `weir agent --unload` first"}"#),
+        ("GET /v1/status", 500, "no JSON at all"),
+        ("GET /v1/services", 200, "[{}]"),
+    ]);
+    let out = weir(&agent.socket(), &["config", "apply"]);
+    assert_eq!(out.status.code(), Some(3));
+    assert!(text(&out.stderr).contains("error: unknown key\n --> x.toml:1:1\n"), "{}", text(&out.stderr));
+    let out = weir(&agent.socket(), &["config", "diff"]);
+    assert_eq!(out.status.code(), Some(5));
+    assert_eq!(text(&out.stderr), "weir: limits differ\nhint: run `weir agent --unload` first\n");
+    let out = weir(&agent.socket(), &["status"]);
+    assert_eq!(out.status.code(), Some(1));
+    assert!(text(&out.stderr).contains("no JSON at all"));
+    let out = weir(&agent.socket(), &["service", "get", "nope"]);
+    assert_eq!(out.status.code(), Some(6));
+    assert!(text(&out.stderr).contains("no such service"));
+    let out = weir(&agent.socket(), &["service", "list"]);
+    assert_eq!(out.status.code(), Some(1));
+    assert!(text(&out.stderr).contains("different versions?"), "{}", text(&out.stderr));
+}
+
+#[test]
+fn setup_help_reads_service_and_backends_from_the_agent() {
+    let agent = FakeAgent::start(&[("GET /v1/services/web", 200, &detail())]);
+    let out = weir(&agent.socket(), &["backend", "setup-help", "web"]);
+    assert_eq!(out.status.code(), Some(0), "{}", text(&out.stderr));
+    assert!(text(&out.stdout).contains("type ipip local 10.0.0.11"));
+    let out = weir(&agent.socket(), &["backend", "setup-help", "web/10.0.0.99:80"]);
+    assert_eq!(out.status.code(), Some(6));
+}
+
+#[test]
+fn completions_and_man_pages_need_no_agent() {
+    let nowhere = Path::new("/nonexistent/api.sock");
+    for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
+        let out = weir(nowhere, &["completions", shell]);
+        assert_eq!(out.status.code(), Some(0));
+        assert!(text(&out.stdout).contains("setup-help"), "{shell}");
+    }
+    let folder = tempfile::tempdir().expect("a folder");
+    let out = weir(nowhere, &["man", folder.path().to_str().expect("UTF-8")]);
+    assert_eq!(out.status.code(), Some(0), "{}", text(&out.stderr));
+    let page = fs::read_to_string(folder.path().join("weir-backend-drain.1")).expect("a page per command");
+    assert!(page.contains(".TH"), "{page}");
+    assert!(
+        fs::read_to_string(folder.path().join("weir.1")).expect("the first page").contains("configuration is invalid")
+    );
+    assert_eq!(weir(nowhere, &["man", "/nonexistent"]).status.code(), Some(1));
+}
