@@ -11,6 +11,7 @@ pub mod backend;
 pub mod flow;
 pub mod fragment;
 pub mod lookup;
+pub mod loss;
 pub mod node;
 pub mod ring;
 pub mod service;
