@@ -5,6 +5,7 @@
 
 pub mod api;
 pub mod cli;
+pub mod decap;
 pub mod model;
 pub mod object;
 pub mod plan;

@@ -4,6 +4,6 @@
 /// (`u32`, the interface slot below [`lb_core::abi::stats::INTERFACES_MAX`]), which the loader sets once per interface.
 pub static WEIR_LB: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/weir_lb"));
 
-/// The loss counters: programs `loss_exception`, `loss_redirect`, `loss_transmit` and `loss_bulk_tx`, map `LOSSES`, and the
-/// offsets `IFINDEX`, `ND_NET` and `INUM` (`u32`), which the loader finds in the kernel's BTF.
-pub static WEIR_LOSS: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/weir_loss"));
+/// The backend's side of a tunnel: programs `weir_decap` (XDP) and `weir_decap_tc` (tc), the maps of
+/// [`lb_core::abi::decap`], and the constant `ACTIVE` (`u32`, 1 if there are VIPs).
+pub static WEIR_DECAP: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/weir_decap"));

@@ -8,10 +8,10 @@
 //! `u32`) and is published by one store, last.
 
 pub mod backend;
+pub mod decap;
 pub mod flow;
 pub mod fragment;
 pub mod lookup;
-pub mod loss;
 pub mod node;
 pub mod ring;
 pub mod service;

@@ -5,6 +5,7 @@
 
 mod backend;
 mod config;
+mod decap;
 pub mod exit;
 mod generate;
 mod health;
@@ -53,6 +54,8 @@ enum Command {
     Status(status::StatusArgs),
     /// Packets by reason, service and backend; rates with --watch
     Stats(stats::StatsArgs),
+    /// Take packets out of IP-in-IP tunnels, on a backend whose kernel has none
+    Decap(decap::DecapArgs),
     /// Print a completion script for a shell
     Completions(generate::Completions),
     /// Write the man pages into a folder
@@ -91,6 +94,7 @@ fn run(shell: &Shell, command: &Command) -> anyhow::Result<Exit> {
         Command::Health(command) => health::run(shell, command)?,
         Command::Status(args) => status::run(shell, args)?,
         Command::Stats(args) => stats::run(shell, args)?,
+        Command::Decap(args) => decap::run(shell, args)?,
         Command::Completions(args) => generate::completions(shell, args, Cli::command())?,
         Command::Man(args) => generate::man(args, Cli::command())?,
     }
