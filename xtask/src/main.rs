@@ -1,2 +1,41 @@
-//! `cargo xtask`.
-fn main() {}
+//! `cargo xtask`: everything a developer of weir runs.
+//!
+//! Owns the command line; each command lives in the module that carries its name.
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use xtask::{setup, test, tidy};
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", about = "Everything a developer of weir runs", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Find what is missing for building and for the lab, and install it, announcing each thing first
+    Setup(setup::Args),
+    /// Run everything that is tested, in tiers with their times
+    Test(test::Args),
+    /// Check the rules that the compiler does not: import directions, file lengths, module docs
+    Tidy,
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let outcome = match cli.command {
+        Command::Setup(args) => setup::run(&args),
+        Command::Test(args) => test::run(&args),
+        Command::Tidy => tidy::run(),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
