@@ -3,7 +3,25 @@
 //! Pure: no clock, no file, no socket. A [`Config`] exists only as the output of validation, so everything behind it may
 //! rely on the rules of the configuration reference (families match, names are unique, limits hold).
 
+pub mod code;
+pub mod diagnostic;
+pub mod diff;
+pub mod duration;
+pub mod emit;
+mod foreign;
+#[cfg(test)]
+mod golden;
+pub mod limits;
+pub mod parse;
+pub mod prime;
+mod reference;
+#[cfg(test)]
+mod sample;
+pub mod schema;
+pub mod seed;
+
 use std::{
+    fmt,
     net::{IpAddr, SocketAddr},
     path::PathBuf,
     time::Duration,
@@ -12,7 +30,12 @@ use std::{
 use ipnet::{Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 
+pub use diff::{ConfigDiff, diff};
+pub use emit::emit;
 pub use lb_core::abi::service::Forward;
+pub use limits::{BACKENDS_MAX_RANGE, Limits, RING_SLOTS_MAX_RANGE, SERVICES_MAX_RANGE};
+pub use parse::{Checked, check};
+pub use reference::{BackendRef, BackendRefError, NAME_BYTES_MAX, is_name};
 
 /// A validated configuration.
 #[derive(Clone, Debug, PartialEq)]
@@ -23,10 +46,23 @@ pub struct Config {
     pub services: Vec<Service>,
 }
 
+impl Config {
+    /// The same with `host_name` as the name of the node, unless the file gave one. A host name that no node could have
+    /// is cut to what one can.
+    #[must_use]
+    pub fn named(mut self, host_name: &str) -> Self {
+        if self.node.name.is_empty() {
+            let allowed = |c: &char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+            self.node.name = host_name.chars().filter(allowed).take(NAME_BYTES_MAX).collect();
+        }
+        self
+    }
+}
+
 /// `[node]`: what is true for this machine.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Node {
-    /// Name of the node; the host name unless given.
+    /// Name of the node; empty where the file gives none, until [`Config::named`] fills in the host name.
     pub name: String,
     /// Names of the interfaces that carry XDP, at most [`lb_core::abi::stats::INTERFACES_MAX`].
     pub interfaces: Vec<String>,
@@ -74,23 +110,6 @@ pub enum Announce {
     None,
 }
 
-/// `[node.limits]`: sizes of the maps. Changing one needs `weir agent --unload` first.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Limits {
-    /// Services; default 4096, at most 65535.
-    pub services_max: u32,
-    /// Backends over all services; default 65536, at most 4 Mi. The id space is twice as large.
-    pub backends_max: u32,
-    /// Slots of the ring arena, 4 bytes each; default 16 Mi. A changed ring needs room beside the old one.
-    pub ring_slots_max: u32,
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        Self { services_max: 4096, backends_max: 65_536, ring_slots_max: 16 << 20 }
-    }
-}
-
 /// Backends of one service, at most.
 pub const SERVICE_BACKENDS_MAX: usize = 4096;
 /// Largest configured weight; 0 is "no new flows".
@@ -113,6 +132,66 @@ impl Protocol {
             Self::Tcp => 6,
             Self::Udp => 17,
         }
+    }
+}
+
+impl fmt::Display for Protocol {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+        })
+    }
+}
+
+impl fmt::Display for AdminState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Ready => "ready",
+            Self::Drain => "drain",
+            Self::Maint => "maint",
+        })
+    }
+}
+
+impl fmt::Display for XdpMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Native => "native",
+            Self::Generic => "generic",
+        })
+    }
+}
+
+impl fmt::Display for Announce {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Address => "address",
+            Self::None => "none",
+        })
+    }
+}
+
+/// `maglev(65537)`.
+impl fmt::Display for Algo {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Maglev { ring_size } => write!(f, "maglev({ring_size})"),
+        }
+    }
+}
+
+impl Algo {
+    /// Default of `ring_size`.
+    pub const RING_SIZE: u32 = 65_537;
+}
+
+/// The word that the configuration uses for a forwarding mode.
+pub const fn forward_word(forward: Forward) -> &'static str {
+    match forward {
+        Forward::Dsr => "dsr",
+        Forward::Ipip => "ipip",
+        Forward::Nat => "nat",
     }
 }
 
@@ -194,6 +273,19 @@ pub struct HealthCheck {
     pub rise: u32,
     /// Consecutive failures until down; default 3.
     pub fall: u32,
+}
+
+impl HealthCheck {
+    /// Default of `path`.
+    pub const PATH: &'static str = "/health";
+    /// Default of `interval`.
+    pub const INTERVAL: Duration = Duration::from_secs(2);
+    /// Default of `timeout`; the interval if that is less.
+    pub const TIMEOUT: Duration = Duration::from_secs(1);
+    /// Default of `rise`.
+    pub const RISE: u32 = 2;
+    /// Default of `fall`.
+    pub const FALL: u32 = 3;
 }
 
 /// `type` of a health check with its own parameters.

@@ -1,0 +1,302 @@
+//! Findings about a configuration file and the two ways to show them: for people with source lines and carets, for
+//! programs as JSON.
+//!
+//! Owns: positions (byte range to line and column) and rendering. Refuses to know: what the findings are about.
+//! Invariant: rendering never panics, whatever the ranges are; it costs time by findings, not findings times file.
+
+use std::{fmt::Write as _, ops::Range};
+
+use annotate_snippets::{AnnotationKind, Group, Level, Origin, Renderer, Snippet, renderer::DecorStyle};
+use serde::Serialize;
+
+pub use super::code::{Code, Severity};
+
+/// A byte range of the configuration text.
+pub type Span = Range<usize>;
+
+/// Findings kept of one file; what exceeds them is only counted.
+pub const DIAGNOSTICS_MAX: usize = 1000;
+/// Lines apart from which two places of one finding are shown as two excerpts.
+const EXCERPT_GAP_LINES: usize = 12;
+/// Bytes of one source line that are shown.
+const LINE_BYTES_MAX: usize = 400;
+
+/// One finding.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Diagnostic {
+    /// What kind of finding; also gives the severity.
+    pub code: Code,
+    /// Where; empty means "just here".
+    pub span: Span,
+    /// What is wrong, without final full stop.
+    pub message: String,
+    /// What to do about it.
+    pub hint: Option<String>,
+    /// Other places that take part.
+    pub related: Vec<Related>,
+}
+
+/// Another place that takes part in a finding.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Related {
+    /// Where.
+    pub span: Span,
+    /// What stands there.
+    pub message: String,
+}
+
+impl Diagnostic {
+    /// A finding without hint.
+    pub fn new(code: Code, span: Span, message: impl Into<String>) -> Self {
+        Self { code, span, message: message.into(), hint: None, related: Vec::new() }
+    }
+
+    /// The same with a hint.
+    #[must_use]
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+
+    /// The same with another place.
+    #[must_use]
+    pub fn related(mut self, span: Span, message: impl Into<String>) -> Self {
+        self.related.push(Related { span, message: message.into() });
+        self
+    }
+
+    /// Whether the configuration is refused for it.
+    pub fn severity(&self) -> Severity {
+        self.code.severity()
+    }
+}
+
+/// Positions of a text: byte offset to line and column, both from 1.
+pub struct Lines<'t> {
+    text: &'t str,
+    /// Byte offset of each line's first character.
+    starts: Vec<usize>,
+}
+
+impl<'t> Lines<'t> {
+    /// Indexes `text` once.
+    pub fn new(text: &'t str) -> Self {
+        let mut starts = vec![0];
+        starts.extend(text.bytes().enumerate().filter(|(_, b)| *b == b'\n').map(|(i, _)| i + 1));
+        Self { text, starts }
+    }
+
+    /// Line (from 0) that holds byte `at`.
+    fn index(&self, at: usize) -> usize {
+        self.starts.partition_point(|start| *start <= at).saturating_sub(1)
+    }
+
+    /// Byte range of line `index` (from 0) without its line end.
+    fn range(&self, index: usize) -> Span {
+        let start = self.starts.get(index).copied().unwrap_or(self.text.len());
+        let end = self.starts.get(index + 1).map_or(self.text.len(), |next| next - 1);
+        start..end.max(start)
+    }
+
+    /// Line and column of byte `at`, both from 1; columns count characters.
+    pub fn position(&self, at: usize) -> (usize, usize) {
+        let at = self.clamp(at);
+        let line = self.index(at);
+        let start = self.range(line).start;
+        (line + 1, self.text.get(start..at).map_or(0, |s| s.chars().count()) + 1)
+    }
+
+    /// The nearest character boundary at or before `at`.
+    fn clamp(&self, at: usize) -> usize {
+        let mut at = at.min(self.text.len());
+        while !self.text.is_char_boundary(at) {
+            at -= 1;
+        }
+        at
+    }
+}
+
+/// A finding with positions instead of byte ranges, ready for JSON.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Entry {
+    /// Name of the file as the user gave it.
+    pub file: String,
+    /// Line, from 1.
+    pub line: usize,
+    /// Column in characters, from 1.
+    pub column: usize,
+    /// Line of the end.
+    pub end_line: usize,
+    /// Column after the last character.
+    pub end_column: usize,
+    /// Stable word of the kind of finding.
+    pub code: Code,
+    /// `error` or `warning`.
+    pub severity: Severity,
+    /// What is wrong.
+    pub message: String,
+    /// What to do about it.
+    pub hint: Option<String>,
+    /// Other places that take part.
+    pub related: Vec<RelatedEntry>,
+}
+
+/// [`Related`] with positions.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct RelatedEntry {
+    /// Line, from 1.
+    pub line: usize,
+    /// Column in characters, from 1.
+    pub column: usize,
+    /// What stands there.
+    pub message: String,
+}
+
+/// The findings with their positions, in the same order.
+pub fn entries(diagnostics: &[Diagnostic], file_name: &str, text: &str) -> Vec<Entry> {
+    let lines = Lines::new(text);
+    let entry = |d: &Diagnostic| {
+        let ((line, column), (end_line, end_column)) = (lines.position(d.span.start), lines.position(d.span.end));
+        let related = |r: &Related| {
+            let (line, column) = lines.position(r.span.start);
+            RelatedEntry { line, column, message: r.message.clone() }
+        };
+        Entry {
+            file: file_name.to_owned(),
+            line,
+            column,
+            end_line,
+            end_column,
+            code: d.code,
+            severity: d.severity(),
+            message: d.message.clone(),
+            hint: d.hint.clone(),
+            related: d.related.iter().map(related).collect(),
+        }
+    };
+    diagnostics.iter().map(entry).collect()
+}
+
+/// The findings for people: message, file, line, column, source with carets, hint. `colour` adds ANSI sequences.
+/// Empty for no findings; else ends with a line end and has an empty line between findings.
+pub fn render(diagnostics: &[Diagnostic], file_name: &str, text: &str, colour: bool) -> String {
+    let lines = Lines::new(text);
+    let renderer = if colour { Renderer::styled() } else { Renderer::plain() }.decor_style(DecorStyle::Ascii);
+    let mut out = String::new();
+    for (i, diagnostic) in diagnostics.iter().enumerate() {
+        if i > 0 {
+            out.push('\n');
+        }
+        let rendered = renderer.render(&[group(diagnostic, file_name, &lines)]);
+        // A line of spaces behind the gutter helps nobody and makes golden files fragile.
+        for line in rendered.lines() {
+            let _ = writeln!(out, "{}", line.trim_end());
+        }
+    }
+    out
+}
+
+/// Part of one line or of several: where it starts in the text and which marks it carries.
+struct Excerpt<'d> {
+    lines: Range<usize>,
+    marks: Vec<(Span, AnnotationKind, Option<&'d str>)>,
+}
+
+fn group<'a>(diagnostic: &'a Diagnostic, file_name: &'a str, lines: &Lines<'a>) -> Group<'a> {
+    let level = match diagnostic.severity() {
+        Severity::Error => Level::ERROR,
+        Severity::Warning => Level::WARNING,
+    };
+    let mut group = Group::with_title(level.primary_title(&*diagnostic.message).id(diagnostic.code.as_str()));
+    for excerpt in excerpts(diagnostic, lines) {
+        let start = lines.range(excerpt.lines.start).start;
+        let end = lines.range(excerpt.lines.end.saturating_sub(1)).end;
+        let Some(source) = lines.text.get(start..end) else { continue };
+        if source.len() > LINE_BYTES_MAX * excerpt.lines.len() {
+            // A machine-written line of thousands of characters would bury the finding: say only where it is.
+            let mark = excerpt.marks.first().map_or(start, |(span, _, _)| span.start);
+            let (line, column) = lines.position(mark);
+            group = group.element(Origin::path(file_name).line(line).char_column(column));
+            continue;
+        }
+        let annotations = excerpt.marks.into_iter().map(|(span, kind, label)| {
+            let shift = |at: usize| at.saturating_sub(start).min(source.len());
+            kind.span(shift(span.start)..shift(span.end)).label(label)
+        });
+        let snippet = Snippet::source(source).line_start(excerpt.lines.start + 1).path(file_name);
+        group = group.element(snippet.annotations(annotations));
+    }
+    match &diagnostic.hint {
+        Some(hint) => group.element(Level::HELP.message(&**hint)),
+        None => group,
+    }
+}
+
+/// The places of a finding, near ones joined; the primary one first.
+fn excerpts<'d>(diagnostic: &'d Diagnostic, lines: &Lines<'_>) -> Vec<Excerpt<'d>> {
+    let places = std::iter::once((&diagnostic.span, AnnotationKind::Primary, None))
+        .chain(diagnostic.related.iter().map(|r| (&r.span, AnnotationKind::Context, Some(&*r.message))));
+    let mut excerpts: Vec<Excerpt<'d>> = Vec::new();
+    for (span, kind, label) in places {
+        let start = lines.clamp(span.start);
+        let line = lines.index(start);
+        // A range over several lines (a table, an array) is marked by its first line.
+        let end = lines.clamp(span.end).clamp(start, lines.range(line).end.max(start));
+        let mark = (start..end, kind, label);
+        let near = |e: &&mut Excerpt<'d>| {
+            line + EXCERPT_GAP_LINES >= e.lines.start && line <= e.lines.end.saturating_add(EXCERPT_GAP_LINES)
+        };
+        match excerpts.iter_mut().find(near) {
+            Some(excerpt) => {
+                excerpt.lines = excerpt.lines.start.min(line)..excerpt.lines.end.max(line + 1);
+                excerpt.marks.push(mark);
+            }
+            None => excerpts.push(Excerpt { lines: line..line + 1, marks: vec![mark] }),
+        }
+    }
+    excerpts
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn positions_count_characters_from_one() {
+        let lines = Lines::new("a\nüb\n");
+        assert_eq!(
+            [0, 1, 2, 4, 5, 6, 99].map(|at| lines.position(at)),
+            [(1, 1), (1, 2), (2, 1), (2, 2), (2, 3), (3, 1), (3, 1)]
+        );
+        assert_eq!(lines.position(3), (2, 1), "inside a character is at the character");
+    }
+
+    #[test]
+    fn far_places_get_their_own_excerpt() {
+        let text = format!("first = 1\n{}second = 2\n", "\n".repeat(40));
+        let at = text.find("second").unwrap_or_default();
+        let d = Diagnostic::new(Code::DuplicateName, at..at + 6, "twice").related(0..5, "first here");
+        let shown = render(&[d], "f.toml", &text, false);
+        assert_eq!(shown.lines().filter(|l| l.contains("f.toml:")).count(), 2, "{shown}");
+        assert!(shown.contains(" 1 | first = 1") && shown.contains("42 | second = 2"), "{shown}");
+    }
+
+    #[test]
+    fn a_long_line_is_not_shown() {
+        let text = format!("a = \"{}\"\n", "x".repeat(5000));
+        let shown = render(&[Diagnostic::new(Code::BadName, 4..10, "long")], "f.toml", &text, false);
+        assert!(shown.len() < 200 && shown.contains("f.toml:1:5"), "{shown}");
+    }
+
+    proptest! {
+        #[test]
+        fn any_range_can_be_rendered(text in "(\\PC|\n|\r|\t){0,80}", a in 0usize..400, b in 0usize..400, c in 0usize..400) {
+            let d = Diagnostic::new(Code::Syntax, a..b, "m").related(c..a, "r").hint("h");
+            let shown = render(std::slice::from_ref(&d), "f", &text, false);
+            prop_assert!(shown.starts_with("error[syntax]: m"));
+            prop_assert_eq!(entries(&[d], "f", &text).len(), 1);
+        }
+    }
+}

@@ -1,0 +1,120 @@
+//! A configuration as text: every key, defaults included, in the order of [`super::schema::KEYS`].
+//!
+//! Invariant: what is emitted checks without errors and parses back to the same [`Config`].
+
+use std::fmt::Write as _;
+
+use super::{Algo, Config, HealthCheck, Node, Probe, Service, duration, forward_word};
+
+/// The canonical TOML of a configuration.
+pub fn emit(config: &Config) -> String {
+    let mut out = String::new();
+    node(&mut out, &config.node);
+    for service in &config.services {
+        self::service(&mut out, service);
+    }
+    out
+}
+
+fn node(out: &mut String, node: &Node) {
+    out.push_str("[node]\n");
+    if !node.name.is_empty() {
+        set(out, "name", &quoted(&node.name));
+    }
+    let interfaces: Vec<String> = node.interfaces.iter().map(|name| quoted(name)).collect();
+    set(out, "interfaces", &format!("[{}]", interfaces.join(", ")));
+    set(out, "xdp_mode", &quoted(&node.xdp_mode.to_string()));
+    set(out, "announce", &quoted(&node.announce.to_string()));
+    set(out, "outer_source_v4", &quoted(&node.outer_source_v4.to_string()));
+    set(out, "outer_source_v6", &quoted(&node.outer_source_v6.to_string()));
+    set(out, "pin_dir", &quoted(&node.pin_dir.to_string_lossy()));
+    set(out, "state_dir", &quoted(&node.state_dir.to_string_lossy()));
+    if let Some(path) = &node.seed_file {
+        set(out, "seed_file", &quoted(&path.to_string_lossy()));
+    }
+    out.push_str("\n[node.limits]\n");
+    set(out, "services_max", &node.limits.services_max.to_string());
+    set(out, "backends_max", &node.limits.backends_max.to_string());
+    set(out, "ring_slots_max", &node.limits.ring_slots_max.to_string());
+    out.push_str("\n[node.metrics]\n");
+    let listen = node.metrics_listen.map_or_else(|| "none".to_owned(), |address| address.to_string());
+    set(out, "listen", &quoted(&listen));
+    out.push_str("\n[node.api]\n");
+    set(out, "socket", &quoted(&node.api_socket.to_string_lossy()));
+    if let Some(group) = &node.api_group {
+        set(out, "group", &quoted(group));
+    }
+}
+
+fn service(out: &mut String, service: &Service) {
+    out.push_str("\n[[service]]\n");
+    set(out, "name", &quoted(&service.name));
+    set(out, "vip", &quoted(&service.key.vip.to_string()));
+    match service.key.port {
+        0 => set(out, "port", "\"all\""),
+        port => set(out, "port", &port.to_string()),
+    }
+    set(out, "protocol", &quoted(&service.key.protocol.to_string()));
+    set(out, "forward", &quoted(forward_word(service.forward)));
+    match service.algo {
+        Algo::Maglev { ring_size } => {
+            set(out, "algo", "\"maglev\"");
+            set(out, "algo_config", &format!("{{ ring_size = {ring_size} }}"));
+        }
+    }
+    if let Some(check) = &service.health_check {
+        health_check(out, check);
+    }
+    for backend in &service.backends {
+        out.push_str("\n[[service.backends]]\n");
+        set(out, "address", &quoted(&backend.address.to_string()));
+        if backend.port != 0 {
+            set(out, "port", &backend.port.to_string());
+        }
+        set(out, "weight", &backend.weight.to_string());
+        set(out, "admin_state", &quoted(&backend.admin_state.to_string()));
+    }
+}
+
+fn health_check(out: &mut String, check: &HealthCheck) {
+    out.push_str("\n[service.health_check]\n");
+    match &check.probe {
+        Probe::Http { path, host } => {
+            set(out, "type", "\"http\"");
+            set(out, "path", &quoted(path));
+            if let Some(host) = host {
+                set(out, "host", &quoted(host));
+            }
+        }
+        Probe::Tcp => set(out, "type", "\"tcp\""),
+    }
+    if let Some(port) = check.port {
+        set(out, "port", &port.to_string());
+    }
+    set(out, "interval", &quoted(&duration::format(check.interval)));
+    set(out, "timeout", &quoted(&duration::format(check.timeout)));
+    set(out, "rise", &check.rise.to_string());
+    set(out, "fall", &check.fall.to_string());
+}
+
+fn set(out: &mut String, key: &str, value: &str) {
+    let _ = writeln!(out, "{key} = {value}");
+}
+
+/// A TOML basic string (TOML 1.0, "String").
+fn quoted(text: &str) -> String {
+    let mut out = String::with_capacity(text.len() + 2);
+    out.push('"');
+    for c in text.chars() {
+        match c {
+            '"' => out.push_str("\\\""),
+            '\\' => out.push_str("\\\\"),
+            c if c.is_control() => {
+                let _ = write!(out, "\\u{:04X}", c as u32);
+            }
+            c => out.push(c),
+        }
+    }
+    out.push('"');
+    out
+}

@@ -1,0 +1,178 @@
+//! How large the maps are, and what they cost in memory.
+//!
+//! | map | entries | bytes an entry | at the defaults |
+//! |---|---|---|---|
+//! | `LOOKUP` | buckets: keys / 7 at 3/4 full, as a power of two | 64 | 1 MiB |
+//! | `SERVICES` | `services_max` + 1 | 64 | 256 KiB |
+//! | `RINGS` | `ring_slots_max` / 16 lines | 64 | 64 MiB |
+//! | `BACKENDS` | 2 x `backends_max` + 1 | 64 | 8 MiB |
+//! | `BACKEND_KEYS` | 2 x `backends_max` + 1 | 40 | 5 MiB |
+//! | `BACKEND_STATS` | 2 x `backends_max` + 1, on each CPU | 16 | 2 MiB a CPU |
+//! | `REASON_STATS` | 16 interfaces x 64 reasons, on each CPU | 16 | 16 KiB a CPU |
+//! | `NODE` | 1 | 128 | 128 B |
+//!
+//! All of it is taken when the data plane is loaded and none later. `FRAGMENTS` (1 to 2 hundred KiB) and the kernel's own
+//! overhead of a few pages a map come on top.
+//!
+//! Invariant: ids start at 1, and there are twice as many backend ids as backends, so that a removed backend's id can rest
+//! until no ring slot and no record names it.
+
+use std::ops::RangeInclusive;
+
+use lb_core::abi::{
+    backend, lookup,
+    node::Node,
+    ring::{Extent, LINE_SLOTS, Line},
+    service,
+    stats::{Counter, INTERFACES_MAX, REASONS_MAX},
+};
+use serde::{Deserialize, Serialize};
+
+/// What `services_max` can be.
+pub const SERVICES_MAX_RANGE: RangeInclusive<u32> = 1..=65_535;
+/// What `backends_max` can be; the id space of twice as many fits the 24 bits of an id.
+pub const BACKENDS_MAX_RANGE: RangeInclusive<u32> = 1..=4 << 20;
+/// What `ring_slots_max` can be: from two of the smallest rings to 2 GiB.
+pub const RING_SLOTS_MAX_RANGE: RangeInclusive<u32> = 512..=512 << 20;
+
+const _: () = assert!(2 * *BACKENDS_MAX_RANGE.end() as u64 + 1 < 1 << 24);
+const _: () = assert!(*SERVICES_MAX_RANGE.end() < 1 << 24);
+
+/// `[node.limits]`: sizes of the maps. Changing one needs `weir agent --unload` first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Limits {
+    /// Services; default 4096, at most 65535.
+    pub services_max: u32,
+    /// Backends over all services; default 65536, at most 4 Mi. The id space is twice as large.
+    pub backends_max: u32,
+    /// Slots of the ring arena, 4 bytes each; default 16 Mi. A changed ring needs room beside the old one.
+    pub ring_slots_max: u32,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { services_max: 4096, backends_max: 65_536, ring_slots_max: 16 << 20 }
+    }
+}
+
+impl Limits {
+    /// Entries of `SERVICES`: ids 1 to `services_max`, and the invalid id 0.
+    pub const fn service_entries(&self) -> u32 {
+        self.services_max + 1
+    }
+
+    /// Entries of `BACKENDS` and of what is indexed like it: ids 1 to twice `backends_max`, and the invalid id 0.
+    pub const fn backend_entries(&self) -> u32 {
+        2 * self.backends_max + 1
+    }
+
+    /// Whole lines of `RINGS`.
+    pub const fn ring_lines(&self) -> u32 {
+        self.ring_slots_max / LINE_SLOTS as u32
+    }
+
+    /// Buckets of `LOOKUP`, a power of two: room for each service, each service's VIP and each backend's reply key with a
+    /// quarter of the places free, where two-choice hashing into buckets of seven still finds a place.
+    pub const fn lookup_buckets(&self) -> u32 {
+        let keys = 2 * self.services_max as u64 + self.backends_max as u64;
+        let buckets = (keys * 4).div_ceil(3 * lookup::WAYS as u64).next_power_of_two();
+        // At most 2^20 for the largest limits.
+        buckets as u32
+    }
+
+    /// Bytes of kernel memory that the maps take on a machine with `cpus` possible CPUs; the table above says of what.
+    pub const fn memory_bytes(&self, cpus: u32) -> u64 {
+        const fn array<T>(entries: u32) -> u64 {
+            entries as u64 * size_of::<T>() as u64
+        }
+        let shared = array::<Node>(1)
+            + array::<lookup::Bucket>(self.lookup_buckets())
+            + array::<service::Service>(self.service_entries())
+            + array::<Line>(self.ring_lines())
+            + array::<backend::Backend>(self.backend_entries())
+            + array::<backend::BackendKey>(self.backend_entries());
+        let per_cpu = array::<Counter>(self.backend_entries()) + array::<Counter>(INTERFACES_MAX * REASONS_MAX);
+        shared + per_cpu * cpus as u64
+    }
+
+    /// Slots that rings of these sizes need in the arena: whole lines each, and the largest a second time, because a
+    /// changed ring is built beside the one in use.
+    pub fn ring_slots_needed(ring_sizes: impl IntoIterator<Item = u32>) -> u64 {
+        let (mut lines, mut largest) = (0u64, 0u64);
+        for slots in ring_sizes {
+            let ring = u64::from(Extent { line: 0, slots }.lines());
+            lines += ring;
+            largest = largest.max(ring);
+        }
+        (lines + largest) * LINE_SLOTS as u64
+    }
+}
+
+/// `64 MiB`, `1.5 GiB`, `320 B`: a size for people, rounded up to a tenth.
+pub fn bytes_shown(bytes: u64) -> String {
+    let units = [(1u64 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")];
+    match units.into_iter().find(|(unit, _)| bytes >= *unit) {
+        None => format!("{bytes} B"),
+        Some((unit, name)) => {
+            let tenths = (u128::from(bytes) * 10).div_ceil(u128::from(unit));
+            if tenths.is_multiple_of(10) {
+                format!("{} {name}", tenths / 10)
+            } else {
+                format!("{}.{} {name}", tenths / 10, tenths % 10)
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_defaults_cost_what_the_table_says() {
+        let limits = Limits::default();
+        assert_eq!(limits.lookup_buckets(), 16_384);
+        let shared = limits.memory_bytes(0);
+        let table = 128 + 16_384 * 64 + 4097 * 64 + (64 << 20) + 131_073 * (64 + 40);
+        assert_eq!(shared, table);
+        assert_eq!(limits.memory_bytes(3) - shared, 3 * (131_073 * 16 + 16 * 64 * 16));
+        assert_eq!(bytes_shown(shared), "78.3 MiB");
+    }
+
+    #[test]
+    fn the_largest_limits_do_not_overflow() {
+        let limits = Limits {
+            services_max: *SERVICES_MAX_RANGE.end(),
+            backends_max: *BACKENDS_MAX_RANGE.end(),
+            ring_slots_max: *RING_SLOTS_MAX_RANGE.end(),
+        };
+        assert!(limits.backend_entries() < 1 << 24);
+        assert_eq!(limits.lookup_buckets(), 1 << 20);
+        assert_eq!(bytes_shown(limits.memory_bytes(1024)), "130.9 GiB");
+    }
+
+    #[test]
+    fn lookup_is_never_fuller_than_three_quarters() {
+        for n in [1, 2, 100, 4096, 65_535] {
+            let limits = Limits { services_max: n, backends_max: n * 16, ..Limits::default() };
+            let keys = u64::from(2 * limits.services_max + limits.backends_max);
+            assert!(keys * 4 <= u64::from(limits.lookup_buckets()) * 7 * 3, "{n}");
+        }
+    }
+
+    #[test]
+    fn rings_count_whole_lines_and_the_largest_twice() {
+        assert_eq!(Limits::ring_slots_needed([]), 0);
+        assert_eq!(Limits::ring_slots_needed([251]), 512);
+        assert_eq!(Limits::ring_slots_needed([251, 65_537]), 256 + 2 * 65_552);
+    }
+
+    #[test]
+    fn sizes_for_people() {
+        let table = [(0, "0 B"), (1023, "1023 B"), (1024, "1 KiB"), (1025, "1.1 KiB"), (64 << 20, "64 MiB")];
+        for (bytes, shown) in table {
+            assert_eq!(bytes_shown(bytes), shown);
+        }
+        assert_eq!(bytes_shown(u64::MAX), "17179869184 GiB");
+    }
+}

@@ -1,0 +1,303 @@
+//! Reading typed values out of a table of the parsed document, with findings about what is unknown, missing, of the wrong
+//! type or out of range. Knows types and the schema; refuses to know what keys mean.
+
+use std::{net::IpAddr, ops::RangeInclusive, time::Duration};
+
+use toml::{
+    Spanned,
+    de::{DeTable, DeValue},
+};
+
+use super::{
+    super::{duration, foreign, schema},
+    At, Code, Diagnostic, Findings, Span, Table,
+};
+
+/// A table that is being read.
+pub(super) struct Section<'d> {
+    table: Table,
+    entries: &'d DeTable<'d>,
+    /// Where the table starts: its header, or the whole inline table.
+    pub span: Span,
+}
+
+impl<'d> Section<'d> {
+    /// Starts reading; reports the keys that `table` does not have.
+    pub fn open(table: Table, entries: &'d DeTable<'d>, span: Span, findings: &mut Findings) -> Self {
+        for key in entries.keys() {
+            let name: &str = key.get_ref();
+            if schema::find(table, name).is_none() {
+                let message = format!("unknown key `{}` in {table}", shown(name));
+                findings.push(Diagnostic::new(Code::UnknownKey, key.span(), message).hint(unknown_hint(table, name)));
+            }
+        }
+        Self { table, entries, span }
+    }
+
+    /// Reports each of `keys` that is absent.
+    pub fn require(&self, keys: &[&str], findings: &mut Findings) {
+        for name in keys.iter().filter(|name| self.get(name).is_none()) {
+            let takes = schema::find(self.table, name).map_or("", |key| key.takes);
+            let message = match self.table {
+                Table::Root => format!("`{name}` is missing"),
+                table => format!("{table} has no `{name}`"),
+            };
+            let hint = format!("`{name}` takes {takes}");
+            findings.push(Diagnostic::new(Code::MissingKey, self.span.clone(), message).hint(hint));
+        }
+    }
+
+    /// The value of `name`, whatever it is.
+    pub fn get(&self, name: &str) -> Option<&'d Spanned<DeValue<'d>>> {
+        self.entries.get(name)
+    }
+
+    /// Where the key itself stands.
+    pub fn key_span(&self, name: &str) -> Option<Span> {
+        self.entries.get_key_value(name).map(|(key, _)| key.span())
+    }
+
+    /// The string under `name`.
+    pub fn string(&self, name: &str, findings: &mut Findings) -> Option<At<&'d str>> {
+        let value = self.get(name)?;
+        match value.get_ref() {
+            DeValue::String(text) => Some(At { value: text, span: value.span() }),
+            other => {
+                findings.push(self.wrong_type(name, value, Some(format!("\"{}\"", bare(other)))));
+                None
+            }
+        }
+    }
+
+    /// The number under `name`, within `range`.
+    pub fn integer(&self, name: &str, range: RangeInclusive<u32>, findings: &mut Findings) -> Option<At<u32>> {
+        let value = self.get(name)?;
+        let DeValue::Integer(number) = value.get_ref() else {
+            let quoted = value.get_ref().as_str().filter(|text| text.parse::<u64>().is_ok()).map(str::to_owned);
+            findings.push(self.wrong_type(name, value, quoted));
+            return None;
+        };
+        // TOML numbers have at most 64 bits with sign; what this cannot read is out of every range.
+        let parsed = i128::from_str_radix(number.as_str(), number.radix()).ok();
+        match parsed.and_then(|n| u32::try_from(n).ok()).filter(|n| range.contains(n)) {
+            Some(n) => Some(At { value: n, span: value.span() }),
+            None => {
+                let message = format!("`{name}` is out of range: {}", shown(&number.to_string()));
+                let hint = format!("`{name}` takes {}", self.takes(name));
+                findings.push(Diagnostic::new(Code::OutOfRange, value.span(), message).hint(hint));
+                None
+            }
+        }
+    }
+
+    /// The word under `name`, one of `words`.
+    pub fn word<T: Copy>(&self, name: &str, words: &[(&str, T)], findings: &mut Findings) -> Option<At<T>> {
+        let At { value: text, span } = self.string(name, findings)?;
+        if let Some((_, value)) = words.iter().find(|(word, _)| *word == text) {
+            return Some(At { value: *value, span });
+        }
+        let message = format!("`{name}` cannot be \"{}\"", shown(text));
+        let near = words.iter().find(|(word, _)| word.eq_ignore_ascii_case(text)).map(|(word, _)| *word);
+        let hint = near
+            .map(|word| format!("write \"{word}\", in lower case"))
+            .or_else(|| foreign::word_hint(name, text))
+            .or_else(|| {
+                let (_, word) = schema::nearest(text, words.iter().map(|(word, _)| *word))?;
+                Some(format!("did you mean \"{word}\"?"))
+            })
+            .unwrap_or_else(|| format!("`{name}` takes {}", self.takes(name)));
+        findings.push(Diagnostic::new(Code::BadValue, span, message).hint(hint));
+        None
+    }
+
+    /// The duration under `name`, within `range`.
+    pub fn duration(
+        &self,
+        name: &str,
+        range: RangeInclusive<Duration>,
+        findings: &mut Findings,
+    ) -> Option<At<Duration>> {
+        let value = self.get(name)?;
+        let units = "a duration is a whole number and a unit: \"500ms\", \"2s\", \"1m\", \"1h\"";
+        let text = match value.get_ref() {
+            DeValue::String(text) => text,
+            DeValue::Integer(number) => {
+                let n = shown(&number.to_string());
+                let message = format!("`{name}` has no unit");
+                let hint = format!("write \"{n}s\" for seconds or \"{n}ms\" for milliseconds");
+                findings.push(Diagnostic::new(Code::BadDuration, value.span(), message).hint(hint));
+                return None;
+            }
+            _ => {
+                findings.push(self.wrong_type(name, value, None));
+                return None;
+            }
+        };
+        let Some(parsed) = duration::parse(text) else {
+            let message = format!("`{name}` is not a duration: \"{}\"", shown(text));
+            findings.push(Diagnostic::new(Code::BadDuration, value.span(), message).hint(units));
+            return None;
+        };
+        if range.contains(&parsed) {
+            return Some(At { value: parsed, span: value.span() });
+        }
+        let message = format!("`{name}` is out of range: {}", shown(text));
+        let hint = format!("`{name}` takes {}", self.takes(name));
+        findings.push(Diagnostic::new(Code::OutOfRange, value.span(), message).hint(hint));
+        None
+    }
+
+    /// The table under `name`.
+    pub fn table(&self, name: &str, table: Table, findings: &mut Findings) -> Option<Section<'d>> {
+        let value = self.get(name)?;
+        match value.get_ref() {
+            DeValue::Table(entries) => Some(Section::open(table, entries, value.span(), findings)),
+            _ => {
+                findings.push(self.wrong_type(name, value, None));
+                None
+            }
+        }
+    }
+
+    /// The tables of the array under `name`; none if it is absent.
+    pub fn tables(&self, name: &str, table: Table, findings: &mut Findings) -> Vec<Section<'d>> {
+        let Some(value) = self.get(name) else { return Vec::new() };
+        let DeValue::Array(elements) = value.get_ref() else {
+            findings.push(self.wrong_type(name, value, None));
+            return Vec::new();
+        };
+        let mut sections = Vec::with_capacity(elements.len());
+        for element in elements.iter() {
+            match element.get_ref() {
+                DeValue::Table(entries) => sections.push(Section::open(table, entries, element.span(), findings)),
+                _ => findings.push(self.wrong_type(name, element, None)),
+            }
+        }
+        sections
+    }
+
+    /// The strings of the array under `name`.
+    pub fn strings(&self, name: &str, findings: &mut Findings) -> Option<At<Vec<At<&'d str>>>> {
+        let value = self.get(name)?;
+        let DeValue::Array(elements) = value.get_ref() else {
+            let one = value.get_ref().as_str().map(|text| format!("[\"{text}\"]"));
+            findings.push(self.wrong_type(name, value, one));
+            return None;
+        };
+        let mut strings = Vec::with_capacity(elements.len());
+        for element in elements.iter() {
+            match element.get_ref() {
+                DeValue::String(text) => strings.push(At { value: &**text, span: element.span() }),
+                _ => findings.push(self.wrong_type(name, element, None)),
+            }
+        }
+        Some(At { value: strings, span: value.span() })
+    }
+
+    /// What `name` takes, in words.
+    fn takes(&self, name: &str) -> &'static str {
+        schema::find(self.table, name).map_or("another value", |key| key.takes)
+    }
+
+    /// The finding that `value` is of the wrong type; `instead` is how it should be written, where that is clear.
+    pub fn wrong_type(&self, name: &str, value: &Spanned<DeValue<'_>>, instead: Option<String>) -> Diagnostic {
+        let kind = match value.get_ref().type_str() {
+            kind @ ("integer" | "array") => format!("an {kind}"),
+            kind => format!("a {kind}"),
+        };
+        let message = format!("`{name}` cannot be {kind}");
+        let hint = match instead {
+            Some(text) => format!("write {name} = {}", shown(&text)),
+            None => format!("`{name}` takes {}", self.takes(name)),
+        };
+        Diagnostic::new(Code::WrongType, value.span(), message).hint(hint)
+    }
+}
+
+/// Reports syntax errors; returns where they are.
+pub(super) fn syntax(text: &str, errors: &[toml::de::Error], findings: &mut Findings) -> Vec<usize> {
+    let mut places = Vec::new();
+    for error in errors {
+        let span = error.span().unwrap_or(text.len()..text.len());
+        places.push(span.start);
+        let message = error.message();
+        if message.starts_with("duplicate key") {
+            let word = text.get(span.clone()).unwrap_or_default();
+            let message = format!("`{}` is written twice", shown(word));
+            let hint =
+                "keep one of them; a further service or backend starts with `[[service]]` or `[[service.backends]]`";
+            findings.push(Diagnostic::new(Code::DuplicateKey, span, message).hint(hint));
+            continue;
+        }
+        let hint = if message.contains("must be quoted")
+            || message.starts_with("invalid boolean")
+            || is_address(text, &span)
+        {
+            Some("put text and addresses in quotes: vip = \"192.0.2.1\"")
+        } else if message.starts_with("unclosed array table") {
+            Some("write two brackets on both sides: `[[service]]`")
+        } else if message.starts_with("key with no value") {
+            Some("write `key = value`; a table starts with `[name]`")
+        } else {
+            None
+        };
+        let finding = Diagnostic::new(Code::Syntax, span, message);
+        findings.push(match hint {
+            Some(hint) => finding.hint(hint),
+            None => finding,
+        });
+    }
+    places
+}
+
+/// Whether the line of `span` sets a key to an address without quotes, which TOML takes for a number.
+fn is_address(text: &str, span: &Span) -> bool {
+    let (Some(before), Some(after)) = (text.get(..span.start), text.get(span.start..)) else { return false };
+    let head = before.rsplit('\n').next().unwrap_or_default();
+    let tail = after.split(['\n', '#']).next().unwrap_or_default();
+    let line = format!("{head}{tail}");
+    line.split_once('=').is_some_and(|(_, value)| value.trim().parse::<IpAddr>().is_ok())
+}
+
+fn unknown_hint(table: Table, name: &str) -> String {
+    let near = schema::nearest(name, schema::keys(table).map(|key| key.name));
+    if let Some((0 | 1, key)) = near {
+        return format!("did you mean `{key}`?");
+    }
+    if let Some(hint) = foreign::key_hint(name) {
+        return hint;
+    }
+    if let Some((_, key)) = near {
+        return format!("did you mean `{key}`?");
+    }
+    if let Some(key) = schema::KEYS.iter().find(|key| key.name == name) {
+        return format!("`{name}` belongs into {}", key.table);
+    }
+    format!("{table} has {}", schema::list(schema::keys(table).map(|key| key.name)))
+}
+
+/// At most 60 characters of text from the file, control characters escaped.
+pub(super) fn shown(text: &str) -> String {
+    let mut out = String::new();
+    for c in text.chars().take(60) {
+        if c.is_control() {
+            out.extend(c.escape_default());
+        } else {
+            out.push(c);
+        }
+    }
+    if text.chars().nth(60).is_some() {
+        out.push_str("...");
+    }
+    out
+}
+
+/// A value as it stands in the file, for values that lack quotes.
+fn bare(value: &DeValue<'_>) -> String {
+    match value {
+        DeValue::Integer(number) => number.to_string(),
+        DeValue::Float(number) => number.to_string(),
+        DeValue::Boolean(word) => word.to_string(),
+        _ => "...".to_owned(),
+    }
+}

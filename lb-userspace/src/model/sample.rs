@@ -1,0 +1,124 @@
+//! Random valid configurations for property tests.
+
+use std::{collections::HashSet, net::IpAddr, time::Duration};
+
+use ipnet::{Ipv4Net, Ipv6Net};
+use proptest::{collection::vec, option, prelude::*, sample::select};
+
+use super::{
+    AdminState, Algo, Announce, Backend, Config, Forward, HealthCheck, Limits, Node, Probe, Protocol, Service,
+    ServiceKey, XdpMode,
+};
+
+/// A valid configuration with up to five services.
+pub fn config() -> impl Strategy<Value = Config> {
+    (node(), vec(service(), 0..5)).prop_map(|(node, mut services)| {
+        let mut keys = HashSet::new();
+        let mut replies = HashSet::new();
+        services.retain(|service| keys.insert(service.key));
+        for (i, service) in services.iter_mut().enumerate() {
+            service.name = format!("{}-{i}", service.name);
+            let mut places = HashSet::new();
+            let nat = service.forward == Forward::Nat;
+            service.backends.retain(|b| {
+                // One service a `nat` address is stricter than the rule needs, and simple.
+                places.insert((b.address, b.port)) && (!nat || replies.insert((b.address, service.key.protocol)))
+            });
+        }
+        Config { node, services }
+    })
+}
+
+fn path() -> impl Strategy<Value = String> {
+    "/[ -~äß]{0,20}[a-z]"
+}
+
+fn node() -> impl Strategy<Value = Node> {
+    let names = ("[a-zA-Z0-9._-]{0,64}", vec("[a-z]{2}[a-z0-9.@-]{0,13}", 1..4));
+    let sources = (any::<u16>(), 0x2000u64 << 48..0x3fff << 48);
+    let limits = (10u32..=65_535, 1000u32..=4 << 20, 8u32 << 20..=512 << 20);
+    let paths = (path(), option::of("[a-z][a-z0-9_-]{0,10}"), path(), path(), option::of(path()));
+    let rest = (any::<bool>(), any::<bool>(), option::of(any::<std::net::SocketAddr>()));
+    (names, sources, limits, paths, rest).prop_map(|(names, sources, limits, paths, rest)| {
+        let mut seen = HashSet::new();
+        let (v4, v6) = (u32::from(sources.0 % 0x5fff + 0x2000) << 16, u128::from(sources.1) << 64);
+        let metrics_listen = rest.2.map(|address| match address {
+            std::net::SocketAddr::V4(v4) => v4.into(),
+            // Flow labels and zones have no place in the file.
+            std::net::SocketAddr::V6(v6) => std::net::SocketAddr::new((*v6.ip()).into(), v6.port()),
+        });
+        Node {
+            name: names.0,
+            interfaces: names.1.into_iter().filter(|name| seen.insert(name.clone())).collect(),
+            xdp_mode: if rest.0 { XdpMode::Native } else { XdpMode::Generic },
+            announce: if rest.1 { Announce::Address } else { Announce::None },
+            outer_source_v4: Ipv4Net::new_assert(v4.into(), 16),
+            outer_source_v6: Ipv6Net::new_assert(v6.into(), 64),
+            limits: Limits { services_max: limits.0, backends_max: limits.1, ring_slots_max: limits.2 },
+            metrics_listen,
+            api_socket: paths.0.into(),
+            api_group: paths.1,
+            pin_dir: paths.2.into(),
+            state_dir: paths.3.into(),
+            seed_file: paths.4.map(Into::into),
+        }
+    })
+}
+
+/// An address of a family: VIPs and backends come from ranges of their own.
+fn address(v4: bool, vip: bool, n: u8) -> IpAddr {
+    match (v4, vip) {
+        (true, true) => [192, 0, 2, n].into(),
+        (true, false) => [10, 0, 0, n].into(),
+        (false, true) => [0x2001, 0xdb8, 0, 0, 0, 0, 1, u16::from(n)].into(),
+        (false, false) => [0x2001, 0xdb8, 0, 0, 0, 0, 2, u16::from(n)].into(),
+    }
+}
+
+fn service() -> impl Strategy<Value = Service> {
+    let key = (any::<bool>(), any::<u8>(), prop_oneof![Just(0u16), 1..=u16::MAX], any::<bool>());
+    let forward = select(vec![Forward::Dsr, Forward::Ipip, Forward::Nat]);
+    let ring_size = select(vec![251u32, 65_537, 655_373]);
+    let states = select(vec![AdminState::Ready, AdminState::Drain, AdminState::Maint]);
+    let backend = (any::<bool>(), any::<u8>(), 1..=u16::MAX, 0..=1000u16, states);
+    let parts = ("[a-zA-Z0-9._-]{1,20}", key, forward, ring_size, option::of(health_check()), vec(backend, 0..6));
+    parts.prop_map(|(name, key, forward, ring_size, health_check, backends)| {
+        let port = key.2;
+        let backends = backends.into_iter().map(|(v4, n, own_port, weight, admin_state)| Backend {
+            address: address(if forward == Forward::Ipip { v4 } else { key.0 }, false, n),
+            port: if forward == Forward::Nat && port != 0 { own_port } else { port },
+            weight,
+            admin_state,
+        });
+        let protocol = if key.3 { Protocol::Tcp } else { Protocol::Udp };
+        Service {
+            name,
+            key: ServiceKey { vip: address(key.0, true, key.1), port, protocol },
+            forward,
+            algo: Algo::Maglev { ring_size },
+            health_check: health_check.map(|mut check: HealthCheck| {
+                if port == 0 {
+                    check.port.get_or_insert(1);
+                }
+                check
+            }),
+            backends: backends.collect(),
+        }
+    })
+}
+
+fn health_check() -> impl Strategy<Value = HealthCheck> {
+    let http = ("/[a-z0-9/?&=%~]{0,20}", option::of("[a-z0-9.-]{1,20}(:[0-9]{1,4})?"))
+        .prop_map(|(path, host)| Probe::Http { path, host });
+    let probe = prop_oneof![http, Just(Probe::Tcp)];
+    (probe, option::of(1..=u16::MAX), 100u64..=3_600_000, 1u64..=3_600_000, 1u32..=100, 1u32..=100).prop_map(
+        |(probe, port, interval, timeout, rise, fall)| HealthCheck {
+            probe,
+            port,
+            interval: Duration::from_millis(interval),
+            timeout: Duration::from_millis(timeout.min(interval)),
+            rise,
+            fall,
+        },
+    )
+}

@@ -1,0 +1,202 @@
+//! The configuration's vocabulary: every table and every key, with type, default and range, as data.
+//!
+//! Read by the parser (which keys are known), by hints (what else could be meant) and by the tests that hold the shipped
+//! example complete. Refuses to know: how values are checked.
+
+use std::fmt;
+
+/// A table of the configuration file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Table {
+    /// The top level.
+    Root,
+    /// `[node]`.
+    Node,
+    /// `[node.limits]`.
+    Limits,
+    /// `[node.metrics]`.
+    Metrics,
+    /// `[node.api]`.
+    Api,
+    /// `[[service]]`.
+    Service,
+    /// `algo_config` of `algo = "maglev"`.
+    Maglev,
+    /// `[service.health_check]`.
+    HealthCheck,
+    /// `[[service.backends]]`.
+    Backend,
+}
+
+impl fmt::Display for Table {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Root => "the top level",
+            Self::Node => "`[node]`",
+            Self::Limits => "`[node.limits]`",
+            Self::Metrics => "`[node.metrics]`",
+            Self::Api => "`[node.api]`",
+            Self::Service => "`[[service]]`",
+            Self::Maglev => "`algo_config` of `maglev`",
+            Self::HealthCheck => "`[service.health_check]`",
+            Self::Backend => "`[[service.backends]]`",
+        })
+    }
+}
+
+/// A key of a table.
+#[derive(Clone, Copy, Debug)]
+pub struct Key {
+    /// Its table.
+    pub table: Table,
+    /// Its name.
+    pub name: &'static str,
+    /// What kind of value it takes, as "`port` takes ...".
+    pub takes: &'static str,
+    /// Its default as written in the file, or what happens without it.
+    pub default: &'static str,
+}
+
+const fn key(table: Table, name: &'static str, takes: &'static str, default: &'static str) -> Key {
+    Key { table, name, takes, default }
+}
+
+/// Every key, by table, in the order in which [`super::emit`] writes them.
+pub const KEYS: &[Key] = &[
+    key(Table::Root, "node", "a table, `[node]`", "required"),
+    key(Table::Root, "service", "an array of tables, `[[service]]`", "none"),
+    key(Table::Node, "name", "1 to 64 letters, digits, `-`, `_` and `.`", "the host name"),
+    key(Table::Node, "interfaces", "an array of 1 to 16 interface names", "required"),
+    key(Table::Node, "interface", "one interface name, short for `interfaces`", "see interfaces"),
+    key(Table::Node, "xdp_mode", "\"native\" or \"generic\"", "\"native\""),
+    key(Table::Node, "announce", "\"address\" or \"none\"", "\"address\""),
+    key(Table::Node, "outer_source_v4", "an IPv4 prefix of length 16", "\"198.18.0.0/16\""),
+    key(Table::Node, "outer_source_v6", "an IPv6 prefix of length 64", "\"100::/64\""),
+    key(Table::Node, "pin_dir", "an absolute path", "\"/sys/fs/bpf/weir\""),
+    key(Table::Node, "state_dir", "an absolute path", "\"/var/lib/weir\""),
+    key(Table::Node, "seed_file", "an absolute path", "none: the node draws a seed and keeps it in state_dir"),
+    key(Table::Node, "limits", "a table, `[node.limits]`", "the defaults of its keys"),
+    key(Table::Node, "metrics", "a table, `[node.metrics]`", "the defaults of its keys"),
+    key(Table::Node, "api", "a table, `[node.api]`", "the defaults of its keys"),
+    key(Table::Limits, "services_max", "a number from 1 to 65535", "4096"),
+    key(Table::Limits, "backends_max", "a number from 1 to 4194304", "65536"),
+    key(Table::Limits, "ring_slots_max", "a number from 512 to 536870912", "16777216"),
+    key(Table::Metrics, "listen", "an address with a port, or \"none\"", "\"127.0.0.1:9650\""),
+    key(Table::Api, "socket", "an absolute path of at most 107 bytes", "\"/run/weir/api.sock\""),
+    key(Table::Api, "group", "a group name", "none: only the owner"),
+    key(Table::Service, "name", "1 to 64 letters, digits, `-`, `_` and `.`", "required"),
+    key(Table::Service, "vip", "an IPv4 or IPv6 address", "required"),
+    key(Table::Service, "port", "a number from 1 to 65535, or \"all\"", "required"),
+    key(Table::Service, "protocol", "\"tcp\" or \"udp\"", "\"tcp\""),
+    key(Table::Service, "forward", "\"dsr\", \"ipip\" or \"nat\"", "required"),
+    key(Table::Service, "algo", "\"maglev\"", "\"maglev\""),
+    key(Table::Service, "algo_config", "a table with the parameters of `algo`", "the defaults of its keys"),
+    key(Table::Service, "health_check", "a table, `[service.health_check]`", "none: every backend counts as up"),
+    key(Table::Service, "backends", "an array of tables, `[[service.backends]]`", "none"),
+    key(Table::Maglev, "ring_size", "a prime number from 251 to 655373", "65537"),
+    key(Table::HealthCheck, "type", "\"http\" or \"tcp\"", "required"),
+    key(Table::HealthCheck, "path", "a path that starts with `/`", "\"/health\""),
+    key(Table::HealthCheck, "host", "a host name, with or without port", "the backend's address and port"),
+    key(Table::HealthCheck, "port", "a number from 1 to 65535", "the backend's port"),
+    key(Table::HealthCheck, "interval", "a duration from \"100ms\" to \"1h\"", "\"2s\""),
+    key(
+        Table::HealthCheck,
+        "timeout",
+        "a duration from \"1ms\" to the interval",
+        "\"1s\", or the interval if that is less",
+    ),
+    key(Table::HealthCheck, "rise", "a number from 1 to 100", "2"),
+    key(Table::HealthCheck, "fall", "a number from 1 to 100", "3"),
+    key(Table::Backend, "address", "an IPv4 or IPv6 address", "required"),
+    key(Table::Backend, "port", "a number from 1 to 65535", "the service's port"),
+    key(Table::Backend, "weight", "a number from 0 to 1000", "1"),
+    key(Table::Backend, "admin_state", "\"ready\", \"drain\" or \"maint\"", "\"ready\""),
+];
+
+/// The keys of a table.
+pub fn keys(table: Table) -> impl Iterator<Item = &'static Key> {
+    KEYS.iter().filter(move |key| key.table == table)
+}
+
+/// The key `name` of a table.
+pub fn find(table: Table, name: &str) -> Option<&'static Key> {
+    keys(table).find(|key| key.name == name)
+}
+
+/// `a`, `b` and `c`, each in back-ticks.
+pub fn list<'w>(words: impl IntoIterator<Item = &'w str>) -> String {
+    let words: Vec<String> = words.into_iter().map(|word| format!("`{word}`")).collect();
+    match words.split_last() {
+        None => String::new(),
+        Some((last, [])) => last.clone(),
+        Some((last, rest)) => format!("{} and {last}", rest.join(", ")),
+    }
+}
+
+/// The candidate nearest to `word` in spelling, if it is near enough to be a typing error.
+pub fn nearest<'w>(word: &str, candidates: impl IntoIterator<Item = &'w str>) -> Option<(usize, &'w str)> {
+    let most = match word.chars().count() {
+        0..=2 => 1,
+        3..=7 => 2,
+        // Nobody mistypes by more; also bounds the work for absurdly long keys.
+        8..=40 => 3,
+        _ => return None,
+    };
+    let near = candidates.into_iter().map(|candidate| (distance(word, candidate), candidate));
+    near.filter(|(d, _)| *d <= most).min_by_key(|(d, _)| *d)
+}
+
+/// Optimal string alignment distance: insertions, deletions, replacements and swaps of neighbours, ignoring case and
+/// the difference between `-` and `_`.
+fn distance(a: &str, b: &str) -> usize {
+    let fold =
+        |s: &str| -> Vec<char> { s.chars().map(|c| if c == '-' { '_' } else { c.to_ascii_lowercase() }).collect() };
+    let (a, b) = (fold(a), fold(b));
+    let mut before: Vec<usize> = Vec::new();
+    let mut above: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.iter().enumerate() {
+        let mut row = Vec::with_capacity(b.len() + 1);
+        row.push(i + 1);
+        for (j, y) in b.iter().enumerate() {
+            let at = |r: &[usize], k: usize| r.get(k).copied().unwrap_or(usize::MAX / 2);
+            let mut d = (at(&above, j) + usize::from(x != y)).min(at(&above, j + 1) + 1).min(at(&row, j) + 1);
+            let swapped = i > 0 && j > 0 && a.get(i - 1) == Some(y) && b.get(j - 1) == Some(x);
+            if swapped {
+                d = d.min(at(&before, j - 1) + 1);
+            }
+            row.push(d);
+        }
+        before = std::mem::replace(&mut above, row);
+    }
+    above.last().copied().unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn distances() {
+        let table =
+            [("", "", 0), ("abc", "", 3), ("kitten", "sitting", 3), ("prot", "port", 1), ("Ring-Size", "ring_size", 0)];
+        for (a, b, d) in table {
+            assert_eq!((distance(a, b), distance(b, a)), (d, d), "{a} {b}");
+        }
+    }
+
+    #[test]
+    fn nearest_needs_to_be_near() {
+        let names = || keys(Table::Service).map(|key| key.name);
+        assert_eq!(nearest("forwrad", names()), Some((1, "forward")));
+        assert_eq!(nearest("heath_check", names()), Some((1, "health_check")));
+        assert_eq!(nearest("delay_loop", names()), None);
+        assert_eq!(nearest("x", names()), None);
+    }
+
+    #[test]
+    fn keys_are_unique() {
+        for (i, a) in KEYS.iter().enumerate() {
+            assert!(KEYS.iter().skip(i + 1).all(|b| (a.table, a.name) != (b.table, b.name)), "{}", a.name);
+        }
+    }
+}
