@@ -95,62 +95,69 @@ pub enum Verdict {
 /// Judges one packet.
 #[inline(always)]
 pub fn decide<P: Packet, R: Rules>(packet: &P, rules: &R) -> Verdict {
-    match packet.u16(12) {
-        Some(ETHERTYPE_V4) => outer_v4(packet, rules),
-        Some(ETHERTYPE_V6) => outer_v6(packet, rules),
-        _ => Verdict::Pass(Reason::Passed),
-    }
+    // The protocol first: everything that is no tunnel leaves here.
+    let verdict = match packet.u16(12) {
+        Some(ETHERTYPE_V4) => match packet.u8(ETH_LEN + 9).and_then(tunnel) {
+            Some(inner) => outer_v4(packet, rules, inner),
+            None => return Verdict::Pass(Reason::Passed),
+        },
+        Some(ETHERTYPE_V6) => match packet.u8(ETH_LEN + 6).and_then(tunnel) {
+            Some(inner) => outer_v6(packet, rules, inner),
+            None => return Verdict::Pass(Reason::Passed),
+        },
+        _ => return Verdict::Pass(Reason::Passed),
+    };
+    verdict.unwrap_or(Verdict::Pass(Reason::Malformed))
 }
 
+// VERIFIER: below, one read at a time and `?` after each. Several reads tested together are compiled into one test, and
+// what a failed read never wrote is spilled before it ("R5 !read_ok").
+
+/// `None` is "malformed".
 #[inline(always)]
-fn outer_v4<P: Packet, R: Rules>(packet: &P, rules: &R) -> Verdict {
-    // The protocol first: everything that is no tunnel leaves here.
-    let Some(inner) = packet.u8(ETH_LEN + 9).and_then(tunnel) else { return Verdict::Pass(Reason::Passed) };
-    let (Some(src), Some(dst)) = (packet.v4(ETH_LEN + 12), packet.v4(ETH_LEN + 16)) else {
-        return Verdict::Pass(Reason::Passed);
-    };
+fn outer_v4<P: Packet, R: Rules>(packet: &P, rules: &R, inner: Family) -> Option<Verdict> {
+    let dst = packet.v4(ETH_LEN + 16)?;
     if !rules.is_local(&mapped(dst)) {
-        return Verdict::Pass(Reason::Passed);
+        return Some(Verdict::Pass(Reason::Passed));
     }
+    let src = packet.v4(ETH_LEN + 12)?;
     if !rules.is_source(&mapped(src)) {
-        return Verdict::Pass(Reason::RefusedSource);
+        return Some(Verdict::Pass(Reason::RefusedSource));
     }
-    let (Some(first), Some(total_len), Some(fragment)) =
-        (packet.u16(ETH_LEN), packet.u16(ETH_LEN + 2), packet.u16(ETH_LEN + 6))
-    else {
-        return Verdict::Pass(Reason::Malformed);
-    };
-    let total_len = total_len as usize;
+    let first = packet.u16(ETH_LEN)?;
+    let total_len = packet.u16(ETH_LEN + 2)? as usize;
     if first >> 8 != 0x45 || total_len < V4_LEN || ETH_LEN + total_len > packet.len() {
-        return Verdict::Pass(Reason::Malformed);
+        return None;
     }
     // More fragments, or an offset.
-    if fragment & 0x3fff != 0 {
-        return Verdict::Pass(Reason::Fragment);
+    if packet.u16(ETH_LEN + 6)? & 0x3fff != 0 {
+        return Some(Verdict::Pass(Reason::Fragment));
     }
-    inner_header(packet, rules, Family::V4, inner, V4_LEN, total_len - V4_LEN, first & 3)
+    strip(
+        packet,
+        rules,
+        Outer { family: Family::V4, len: V4_LEN, payload_len: total_len - V4_LEN, ecn: first & 3 },
+        inner,
+    )
 }
 
+/// `None` is "malformed".
 #[inline(always)]
-fn outer_v6<P: Packet, R: Rules>(packet: &P, rules: &R) -> Verdict {
-    let Some(inner) = packet.u8(ETH_LEN + 6).and_then(tunnel) else { return Verdict::Pass(Reason::Passed) };
-    let (Some(src), Some(dst)) = (packet.v6(ETH_LEN + 8), packet.v6(ETH_LEN + 24)) else {
-        return Verdict::Pass(Reason::Passed);
-    };
+fn outer_v6<P: Packet, R: Rules>(packet: &P, rules: &R, inner: Family) -> Option<Verdict> {
+    let dst = packet.v6(ETH_LEN + 24)?;
     if !rules.is_local(&dst) {
-        return Verdict::Pass(Reason::Passed);
+        return Some(Verdict::Pass(Reason::Passed));
     }
+    let src = packet.v6(ETH_LEN + 8)?;
     if !rules.is_source(&src) {
-        return Verdict::Pass(Reason::RefusedSource);
+        return Some(Verdict::Pass(Reason::RefusedSource));
     }
-    let (Some(first), Some(payload_len)) = (packet.u16(ETH_LEN), packet.u16(ETH_LEN + 4)) else {
-        return Verdict::Pass(Reason::Malformed);
-    };
-    let payload_len = payload_len as usize;
+    let first = packet.u16(ETH_LEN)?;
+    let payload_len = packet.u16(ETH_LEN + 4)? as usize;
     if first >> 12 != 6 || ETH_LEN + V6_LEN + payload_len > packet.len() {
-        return Verdict::Pass(Reason::Malformed);
+        return None;
     }
-    inner_header(packet, rules, Family::V6, inner, V6_LEN, payload_len, first >> 4 & 3)
+    strip(packet, rules, Outer { family: Family::V6, len: V6_LEN, payload_len, ecn: first >> 4 & 3 }, inner)
 }
 
 /// The family that a tunnel's protocol number announces.
@@ -163,57 +170,57 @@ fn tunnel(proto: u8) -> Option<Family> {
     }
 }
 
-/// `payload_len` is what the outer header says follows it; `outer_ecn` its two congestion bits.
-#[inline(always)]
-fn inner_header<P: Packet, R: Rules>(
-    packet: &P,
-    rules: &R,
-    outer: Family,
-    inner: Family,
-    outer_len: usize,
+/// What an outer header says.
+struct Outer {
+    family: Family,
+    /// Bytes of the header.
+    len: usize,
+    /// Bytes that follow it.
     payload_len: usize,
-    outer_ecn: u16,
-) -> Verdict {
-    let at = ETH_LEN + outer_len;
-    let Some(first) = packet.u16(at) else { return Verdict::Pass(Reason::Malformed) };
+    /// Its two congestion bits.
+    ecn: u16,
+}
+
+/// Judges the inner header. `None` is "malformed".
+#[inline(always)]
+fn strip<P: Packet, R: Rules>(packet: &P, rules: &R, outer: Outer, inner: Family) -> Option<Verdict> {
+    let at = ETH_LEN + outer.len;
+    let first = packet.u16(at)?;
     let (dst, ecn, len) = match inner {
         Family::V4 => {
-            let (Some(dst), Some(total_len)) = (packet.v4(at + 16), packet.u16(at + 2)) else {
-                return Verdict::Pass(Reason::Malformed);
-            };
+            let total_len = packet.u16(at + 2)? as usize;
+            let dst = packet.v4(at + 16)?;
             let header_len = (first >> 8 & 0xf) as usize * 4;
-            if first >> 12 != 4 || header_len < V4_LEN || (total_len as usize) < header_len {
-                return Verdict::Pass(Reason::Malformed);
+            if first >> 12 != 4 || header_len < V4_LEN || total_len < header_len {
+                return None;
             }
-            (mapped(dst), first & 3, total_len as usize)
+            (mapped(dst), first & 3, total_len)
         }
         Family::V6 => {
-            let (Some(dst), Some(payload_len)) = (packet.v6(at + 24), packet.u16(at + 4)) else {
-                return Verdict::Pass(Reason::Malformed);
-            };
+            let payload_len = packet.u16(at + 4)? as usize;
+            let dst = packet.v6(at + 24)?;
             if first >> 12 != 6 {
-                return Verdict::Pass(Reason::Malformed);
+                return None;
             }
-            (dst, first >> 4 & 3, V6_LEN + payload_len as usize)
+            (dst, first >> 4 & 3, V6_LEN + payload_len)
         }
     };
-    if len > payload_len {
-        return Verdict::Pass(Reason::Malformed);
+    if len > outer.payload_len {
+        return None;
     }
     if !rules.is_vip(&dst) {
-        return Verdict::Pass(Reason::RefusedInner);
+        return Some(Verdict::Pass(Reason::RefusedInner));
     }
-    let Some(marked) = ecn_out(ecn, outer_ecn) else { return Verdict::Drop(Reason::DroppedCongestion) };
+    let Some(marked) = ecn_out(ecn, outer.ecn) else { return Some(Verdict::Drop(Reason::DroppedCongestion)) };
     let mark = match (marked == ecn, inner) {
         (true, _) => None,
         (false, Family::V4) => {
-            let Some(checksum) = packet.u16(at + 10) else { return Verdict::Pass(Reason::Malformed) };
             let new = first & !3 | marked;
-            Some(Mark { first: new, checksum: Some(checksum_after(checksum, first, new)) })
+            Some(Mark { first: new, checksum: Some(checksum_after(packet.u16(at + 10)?, first, new)) })
         }
         (false, Family::V6) => Some(Mark { first: first & !(3 << 4) | marked << 4, checksum: None }),
     };
-    Verdict::Strip { outer_len, outer, inner, mark }
+    Some(Verdict::Strip { outer_len: outer.len, outer: outer.family, inner, mark })
 }
 
 const NOT_ECT: u16 = 0;

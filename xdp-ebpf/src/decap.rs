@@ -15,7 +15,7 @@ use aya_ebpf::{
         TC_ACT_UNSPEC, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC, xdp_action,
     },
     btf_maps::{HashMap, LpmTrie, PerCpuArray, lpm_trie::Key},
-    helpers::{bpf_xdp_adjust_head, bpf_xdp_get_buff_len},
+    helpers::{bpf_skb_load_bytes, bpf_xdp_adjust_head, bpf_xdp_get_buff_len},
     macros::{btf_map, classifier, xdp},
     programs::{TcContext, XdpContext},
 };
@@ -191,6 +191,19 @@ struct SkbView<'a> {
     ctx: &'a TcContext,
 }
 
+impl SkbView<'_> {
+    // VERIFIER: the buffer is filled before the call; the helper leaves it as it is when it fails, and LLVM moves the read
+    // of it before the test of the result ("R1 !read_ok").
+    #[inline(always)]
+    fn read<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
+        let mut bytes = [0; N];
+        // SAFETY: the context is the one that the kernel passed in, and the helper writes N bytes at most.
+        let result =
+            unsafe { bpf_skb_load_bytes(self.ctx.skb.skb.cast(), offset as u32, bytes.as_mut_ptr().cast(), N as u32) };
+        (result == 0).then_some(bytes)
+    }
+}
+
 impl Packet for SkbView<'_> {
     #[inline(always)]
     fn len(&self) -> usize {
@@ -199,22 +212,22 @@ impl Packet for SkbView<'_> {
 
     #[inline(always)]
     fn u8(&self, offset: usize) -> Option<u8> {
-        self.ctx.load(offset).ok()
+        self.read(offset).map(u8::from_be_bytes)
     }
 
     #[inline(always)]
     fn u16(&self, offset: usize) -> Option<u16> {
-        self.ctx.load(offset).ok().map(u16::from_be)
+        self.read(offset).map(u16::from_be_bytes)
     }
 
     #[inline(always)]
     fn v4(&self, offset: usize) -> Option<[u8; 4]> {
-        self.ctx.load(offset).ok()
+        self.read(offset)
     }
 
     #[inline(always)]
     fn v6(&self, offset: usize) -> Option<[u8; 16]> {
-        self.ctx.load(offset).ok()
+        self.read(offset)
     }
 }
 

@@ -32,6 +32,8 @@ use crate::object::WEIR_DECAP;
 
 const XDP_PROGRAM: &str = "weir_decap";
 const TC_PROGRAM: &str = "weir_decap_tc";
+/// Lines of the verifier's log that an error carries.
+const LOG_LINES: usize = 12;
 
 /// Attaches the decapsulator, or replaces the one that is there, and reads back what is in force.
 pub async fn attach(request: &Request) -> Result<Status, DecapError> {
@@ -222,7 +224,7 @@ fn attach_xdp(
     old: Option<FdLink>,
 ) -> Result<(), DecapError> {
     let program: &mut Xdp = ebpf.program_mut(XDP_PROGRAM).ok_or(DecapError::Missing(XDP_PROGRAM))?.try_into()?;
-    program.load()?;
+    program.load().map_err(rejected)?;
     if let Some(link) = old {
         program.attach_to_link(link.try_into()?)?;
         return Ok(());
@@ -244,7 +246,7 @@ fn attach_xdp(
 fn attach_tc(ebpf: &mut Ebpf, interface: &Interface, pins: &Pins, old: Option<FdLink>) -> Result<(), DecapError> {
     let program: &mut SchedClassifier =
         ebpf.program_mut(TC_PROGRAM).ok_or(DecapError::Missing(TC_PROGRAM))?.try_into()?;
-    program.load()?;
+    program.load().map_err(rejected)?;
     if let Some(link) = old {
         program.attach_to_link(link.try_into()?)?;
         return Ok(());
@@ -286,6 +288,19 @@ fn detach_clsact(interface: &str) -> Result<(), DecapError> {
 fn pin(link: FdLink, pins: &Pins) -> Result<(), DecapError> {
     let path = pins.link();
     link.pin(&path).map(drop).map_err(|source| DecapError::PinObject { path, source })
+}
+
+/// A refusal by the verifier with the end of its log, which holds the reason.
+fn rejected(error: ProgramError) -> DecapError {
+    match error {
+        ProgramError::LoadError { io_error, verifier_log } => {
+            let log = verifier_log.to_string();
+            let lines: Vec<_> = log.lines().collect();
+            let end = lines.get(lines.len().saturating_sub(LOG_LINES)..).unwrap_or_default().join("\n");
+            DecapError::Rejected { source: io_error, log: end }
+        }
+        other => other.into(),
+    }
 }
 
 fn os_error(error: &ProgramError) -> Option<i32> {

@@ -171,6 +171,14 @@ pub enum DecapError {
     /// The kernel refuses the program.
     #[error("the kernel refuses the decapsulator: {0}")]
     Program(#[from] ProgramError),
+    /// The verifier refuses the program.
+    #[error("the kernel refuses the decapsulator: {source}; the verifier's last words:\n{log}")]
+    Rejected {
+        /// Cause.
+        source: io::Error,
+        /// End of the verifier's log.
+        log: String,
+    },
     /// A link cannot be opened.
     #[error("cannot open the decapsulator's link: {0}")]
     Link(#[from] LinkError),
