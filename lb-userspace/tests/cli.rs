@@ -216,3 +216,63 @@ fn completions_and_man_pages_need_no_agent() {
     );
     assert_eq!(weir(nowhere, &["man", "/nonexistent"]).status.code(), Some(1));
 }
+
+const CONFIG: &str = r#"
+[node]
+interfaces = ["eth0"]
+
+[[service]]
+name = "web"
+vip = "203.0.113.1"
+port = 80
+protocol = "tcp"
+forward = "ipip"
+
+[[service.backends]]
+address = "10.0.0.11"
+"#;
+
+#[test]
+fn config_check_needs_no_agent_and_reports_everything() {
+    let nowhere = Path::new("/nonexistent/api.sock");
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("weir.toml");
+    let path = file.to_str().expect("UTF-8");
+    fs::write(&file, CONFIG).expect("a file");
+    let out = weir(nowhere, &["config", "check", path]);
+    assert_eq!(out.status.code(), Some(0), "{}{}", text(&out.stdout), text(&out.stderr));
+    assert!(text(&out.stdout).contains("no errors"), "{}", text(&out.stdout));
+
+    fs::write(&file, CONFIG.replace("port = 80", "port = 80\nbanana = 1").replace("\"ipip\"", "\"ippi\""))
+        .expect("a file");
+    let out = weir(nowhere, &["config", "check", path]);
+    assert_eq!(out.status.code(), Some(3));
+    assert!(text(&out.stdout).contains("banana") && text(&out.stdout).contains("ippi"), "{}", text(&out.stdout));
+    assert!(text(&out.stdout).ends_with("weir.toml: 2 errors\n"), "{}", text(&out.stdout));
+
+    let out = weir(nowhere, &["config", "check", path, "-o", "json"]);
+    assert_eq!(out.status.code(), Some(3));
+    let report: serde_json::Value = serde_json::from_slice(&out.stdout).expect("JSON");
+    assert_eq!((&report["valid"], &report["errors"]), (&false.into(), &2.into()));
+    let lines: Vec<_> = report["diagnostics"].as_array().expect("a list").iter().map(|d| d["line"].as_u64()).collect();
+    assert_eq!(lines, [Some(9), Some(11)]);
+
+    let out = weir(nowhere, &["config", "check", "/nonexistent.toml"]);
+    assert_eq!(out.status.code(), Some(1));
+    assert!(text(&out.stderr).contains("cannot open /nonexistent.toml"), "{}", text(&out.stderr));
+}
+
+#[test]
+fn setup_help_can_do_without_the_agent() {
+    let nowhere = Path::new("/nonexistent/api.sock");
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("weir.toml");
+    let path = file.to_str().expect("UTF-8");
+    fs::write(&file, CONFIG).expect("a file");
+    let out = weir(nowhere, &["backend", "setup-help", "web", "--config", path]);
+    assert_eq!(out.status.code(), Some(0), "{}", text(&out.stderr));
+    assert!(text(&out.stdout).contains("advmss 1440"), "{}", text(&out.stdout));
+    assert_eq!(weir(nowhere, &["backend", "setup-help", "nope", "--config", path]).status.code(), Some(6));
+    fs::write(&file, "[node]\n").expect("a file");
+    assert_eq!(weir(nowhere, &["backend", "setup-help", "web", "--config", path]).status.code(), Some(3));
+}

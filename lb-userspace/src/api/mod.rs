@@ -31,9 +31,14 @@ mod service;
 mod stats;
 mod status;
 
-use std::net::{IpAddr, SocketAddr};
+use std::{
+    net::{IpAddr, SocketAddr},
+    slice,
+};
 
 use serde::{Deserialize, Serialize};
+
+use crate::model::{Checked, code, diagnostic};
 
 pub use config::{Applied, ApplyOutcome, ApplyRequest, ConfigDiff, ConfigText, DiffRequest};
 pub use service::{
@@ -95,6 +100,9 @@ pub enum Severity {
 pub struct Diagnostic {
     /// Error or warning.
     pub severity: Severity,
+    /// Stable word of the kind of finding, see [`crate::model::code::Code`].
+    #[serde(default)]
+    pub code: String,
     /// What is wrong, one sentence.
     pub message: String,
     /// What to write instead.
@@ -110,9 +118,37 @@ pub struct Diagnostic {
     pub rendered: String,
 }
 
-/// The name of a backend within its service: `10.0.0.11:80`, `[fd00::11]:80`; port 0 where the service has all ports.
+/// The findings of a check; `text` is the text that was checked.
+pub fn diagnostics(checked: &Checked, text: &str) -> Vec<Diagnostic> {
+    let number = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+    checked
+        .entries(text)
+        .into_iter()
+        .zip(&checked.diagnostics)
+        .map(|(entry, finding)| Diagnostic {
+            severity: match entry.severity {
+                code::Severity::Error => Severity::Error,
+                code::Severity::Warning => Severity::Warning,
+            },
+            code: entry.code.as_str().to_owned(),
+            message: entry.message,
+            hint: entry.hint,
+            line: number(entry.line),
+            column: number(entry.column),
+            rendered: diagnostic::render(slice::from_ref(finding), &entry.file, text, false).trim_end().to_owned(),
+            file: entry.file,
+        })
+        .collect()
+}
+
+/// The name of a backend within its service: `10.0.0.11:80`, `[fd00::11]:80`; where the service has all ports (port 0)
+/// `10.0.0.11`, `[fd00::11]`. With the service's name and a `/` before it, it is the configuration's backend reference.
 pub fn backend_name(address: IpAddr, port: u16) -> String {
-    SocketAddr::new(address, port).to_string()
+    match (address, port) {
+        (IpAddr::V4(v4), 0) => v4.to_string(),
+        (IpAddr::V6(v6), 0) => format!("[{v6}]"),
+        (address, port) => SocketAddr::new(address, port).to_string(),
+    }
 }
 
 /// Path of one service's [`ServiceDetail`].
@@ -146,6 +182,23 @@ mod tests {
     fn names_cannot_leave_their_segment() {
         assert_eq!(admin_path("web", "[fd00::1]:80"), "/v1/backends/web/%5Bfd00%3A%3A1%5D%3A80/admin");
         assert_eq!(service_path("../config?x"), "/v1/services/..%2Fconfig%3Fx");
+    }
+
+    #[test]
+    fn a_backend_on_all_ports_has_no_port_in_its_name() {
+        assert_eq!(backend_name([10, 0, 0, 11].into(), 80), "10.0.0.11:80");
+        assert_eq!(backend_name([10, 0, 0, 11].into(), 0), "10.0.0.11");
+        assert_eq!(backend_name("fd00::11".parse().unwrap(), 0), "[fd00::11]");
+    }
+
+    #[test]
+    fn findings_keep_code_place_and_picture() {
+        let text = "[node]\ninterfaces = [\"eth0\"]\nbanana = 1\n";
+        let findings = diagnostics(&crate::model::check("weir.toml", text), text);
+        let banana = findings.iter().find(|d| d.line == 3).expect("a finding on line 3");
+        assert_eq!((banana.severity, banana.column, banana.file.as_str()), (Severity::Error, 1, "weir.toml"));
+        assert!(!banana.code.is_empty());
+        assert!(banana.rendered.contains("weir.toml:3:1") && banana.rendered.contains("^^^^^^"), "{}", banana.rendered);
     }
 
     #[test]

@@ -6,7 +6,6 @@ use clap::{Args, Subcommand};
 
 use super::{
     exit::{Exit, Failure},
-    service::endpoint,
     setup_help,
     shell::{Shell, Watch, now_unix_s},
     table::{Cell, Column, Tone, table},
@@ -33,7 +32,7 @@ pub enum BackendCommand {
     Ready(Target),
     /// Take a backend out at once: no traffic, no health checks
     Maint(Target),
-    /// Override a backend's weight until `weir backend reset`
+    /// Override a backend's weight until `weir backend reset` or until the configuration changes it
     Weight {
         #[command(flatten)]
         target: Target,
@@ -111,11 +110,6 @@ pub fn parse(text: &str) -> Result<(String, Which), Failure> {
         .ok_or_else(|| wrong(format!("{text:?} does not name a service and a backend")))?;
     let which = if let Ok(socket) = backend.parse::<SocketAddr>() {
         Which::Exact(backend_name(socket.ip(), socket.port()))
-    } else if let Some((address, "*")) = backend.rsplit_once(':') {
-        // What the tables show for a service on all ports.
-        let address = address.trim_start_matches('[').trim_end_matches(']');
-        let address = address.parse().map_err(|_| wrong(format!("{address:?} is no IP address")))?;
-        Which::Exact(backend_name(address, 0))
     } else {
         let address = backend.trim_start_matches('[').trim_end_matches(']');
         Which::Address(address.parse().map_err(|_| wrong(format!("{backend:?} is neither address nor address:port")))?)
@@ -216,7 +210,7 @@ pub fn list(backends: &[Backend], now_unix_s: u64, colour: bool) -> String {
     let row = |b: &Backend| {
         vec![
             b.service.as_str().into(),
-            endpoint(b.address, b.port).into(),
+            b.name.as_str().into(),
             weight(b).into(),
             state(b),
             health(b.health),
@@ -231,7 +225,7 @@ pub fn list(backends: &[Backend], now_unix_s: u64, colour: bool) -> String {
     };
     let mut out = table(&columns, backends.iter().map(row).collect(), colour);
     if backends.iter().any(|b| b.weight_override.is_some() || b.admin_state_override.is_some()) {
-        out.push_str("* overrides the configuration until `weir backend reset SERVICE/BACKEND`\n");
+        out.push_str("* set at run time: `weir backend reset SERVICE/BACKEND` returns to the configuration\n");
     }
     out
 }
@@ -250,7 +244,7 @@ SERVICE  BACKEND       WEIGHT  STATE   HEALTH  REASON  SINCE  SHARE  EXPECTED  P
 web      10.0.0.11:80       1  ready   up      L7OK    5m12s  50.0%     50.0%    61.7k  32.0 MiB  eth1 02:00:00:00:00:0b
 web      10.0.0.12:80  0 (5*)  drain*  up      L7OK    5m12s   0.0%      0.0%    61.7k  32.0 MiB  neighbour FAILED
 web      10.0.0.13:80   0 (1)  ready   down    L4CON   5m12s   0.0%      0.0%    61.7k  32.0 MiB  eth1 02:00:00:00:00:0b
-* overrides the configuration until `weir backend reset SERVICE/BACKEND`
+* set at run time: `weir backend reset SERVICE/BACKEND` returns to the configuration
 "
         );
     }
@@ -260,14 +254,13 @@ web      10.0.0.13:80   0 (1)  ready   down    L4CON   5m12s   0.0%      0.0%   
         for (text, which) in [
             ("web/10.0.0.11:80", Which::Exact("10.0.0.11:80".into())),
             ("web/[FD00::0:11]:80", Which::Exact("[fd00::11]:80".into())),
-            ("web/10.0.0.11:*", Which::Exact("10.0.0.11:0".into())),
-            ("web/[fd00::11]:*", Which::Exact("[fd00::11]:0".into())),
+            ("web/[fd00::11]", Which::Address("fd00::11".parse().unwrap())),
             ("web/10.0.0.11", Which::Address([10, 0, 0, 11].into())),
             ("web/fd00::11", Which::Address("fd00::11".parse().unwrap())),
         ] {
             assert_eq!(parse(text).unwrap(), ("web".into(), which), "{text}");
         }
-        for wrong in ["", "web", "web/", "/10.0.0.1:80", "web/host:80", "web/10.0.0.1:99999", "web/x:*"] {
+        for wrong in ["", "web", "web/", "/10.0.0.1:80", "web/host:80", "web/10.0.0.1:99999", "web/10.0.0.1:*"] {
             assert_eq!(parse(wrong).unwrap_err().exit, Exit::Usage, "{wrong}");
         }
     }

@@ -1,23 +1,35 @@
 //! `weir config check|show|diff|apply`.
 
-use std::{io::Read, path::PathBuf};
+use std::{
+    io::Read,
+    path::{Path, PathBuf},
+};
 
 use anyhow::Context;
 use clap::{Args, Subcommand};
+use serde::Serialize;
 
 use super::{
     exit::{Exit, Failure},
-    shell::Shell,
+    shell::{Format, Shell, json},
     table::{Tone, tinted},
 };
-use crate::api::{Applied, ApplyOutcome, ApplyRequest, ConfigDiff, Diagnostic, DiffRequest};
+use crate::{
+    api::{self, Applied, ApplyOutcome, ApplyRequest, ConfigDiff, Diagnostic, DiffRequest},
+    model::{self, Config, code::Severity},
+};
 
 /// Bytes of a configuration that are read; the agent takes no more either.
-const TEXT_BYTES_MAX: u64 = crate::api::BODY_BYTES_MAX as u64 / 2;
+const TEXT_BYTES_MAX: u64 = api::BODY_BYTES_MAX as u64 / 2;
 
 /// `weir config`.
 #[derive(Debug, Subcommand)]
 pub enum ConfigCommand {
+    /// Check a file and report every error and warning; needs no agent
+    Check {
+        /// The file, or `-` for standard input
+        file: PathBuf,
+    },
     /// Print the configuration in force in its canonical form
     Show,
     /// Show what `weir config apply` would change
@@ -36,6 +48,7 @@ pub struct Text {
 /// Runs `weir config ...`.
 pub fn run(shell: &Shell, command: &ConfigCommand) -> anyhow::Result<Exit> {
     match command {
+        ConfigCommand::Check { file } => return check(shell, file),
         ConfigCommand::Show => {
             let config = shell.ask(async |client| client.config().await)?;
             shell.show(&config, |config| {
@@ -58,6 +71,58 @@ pub fn run(shell: &Shell, command: &ConfigCommand) -> anyhow::Result<Exit> {
     Ok(Exit::Ok)
 }
 
+/// What `weir config check -o json` prints.
+#[derive(Serialize)]
+struct CheckReport {
+    file: String,
+    valid: bool,
+    errors: usize,
+    warnings: usize,
+    /// Findings beyond those listed.
+    omitted: usize,
+    diagnostics: Vec<Diagnostic>,
+}
+
+fn check(shell: &Shell, file: &Path) -> anyhow::Result<Exit> {
+    let (text, name) = read(file)?;
+    let checked = model::check(&name, &text);
+    let valid = checked.config.is_some();
+    match shell.format {
+        Format::Table => {
+            let mut out = checked.render(&text, shell.colour);
+            if !out.is_empty() {
+                out.push('\n');
+            }
+            shell.print(&format!("{out}{}\n", checked.summary()))?;
+        }
+        Format::Json => shell.print(&json(&CheckReport {
+            valid,
+            errors: checked.count(Severity::Error),
+            warnings: checked.count(Severity::Warning),
+            omitted: checked.omitted,
+            diagnostics: api::diagnostics(&checked, &text),
+            file: name,
+        })?)?,
+    }
+    Ok(if valid { Exit::Ok } else { Exit::ConfigInvalid })
+}
+
+/// The configuration in the file at `path`, or every reason why it is none.
+pub fn load(path: &Path) -> anyhow::Result<Config> {
+    let (text, name) = read(path)?;
+    parse(&text, &name)
+}
+
+/// The configuration in `text`, or every reason why it is none.
+pub fn parse(text: &str, name: &str) -> anyhow::Result<Config> {
+    let checked = model::check(name, text);
+    let diagnostics = api::diagnostics(&checked, text);
+    let summary = checked.summary();
+    checked.config.ok_or_else(|| {
+        Failure { diagnostics, ..Failure::new(Exit::ConfigInvalid, format!("invalid configuration, {summary}")) }.into()
+    })
+}
+
 impl Text {
     /// Text and name; `None` if the agent's own file is meant.
     fn read(&self) -> anyhow::Result<Option<(String, String)>> {
@@ -66,7 +131,7 @@ impl Text {
 }
 
 /// Reads a configuration of limited size from a file or, for `-`, from standard input; gives its text and name.
-pub fn read(path: &std::path::Path) -> anyhow::Result<(String, String)> {
+pub fn read(path: &Path) -> anyhow::Result<(String, String)> {
     let (reader, name): (Box<dyn Read>, String) = if path.as_os_str() == "-" {
         (Box::new(std::io::stdin().lock()), "<stdin>".into())
     } else {
@@ -129,11 +194,11 @@ fn applied(applied: &Applied) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::Severity;
 
     fn warning() -> Diagnostic {
         Diagnostic {
-            severity: Severity::Warning,
+            severity: api::Severity::Warning,
+            code: String::new(),
             message: "weights are all 0".into(),
             hint: None,
             file: "weir.toml".into(),

@@ -2,7 +2,7 @@
 
 use crate::{
     api::{Backend, Forward, HealthCheckSettings, HealthState, NextHop, Service, Share, backend_name},
-    model::{AdminState, Protocol},
+    model::{self, AdminState, Algo, Announce, Config, Limits, Node, Protocol, ServiceKey, XdpMode},
 };
 
 /// The time at which the samples were taken.
@@ -84,4 +84,38 @@ pub fn backends() -> Vec<Backend> {
     down.health_reason = Some("L4CON".into());
     down.share = Share::default();
     vec![well, odd, down]
+}
+
+/// A configuration of one interface and one service of one backend.
+pub fn config(forward: model::Forward) -> Config {
+    Config {
+        node: Node {
+            name: "lb1".into(),
+            interfaces: vec!["eth0".into()],
+            xdp_mode: XdpMode::Native,
+            announce: Announce::Address,
+            outer_source_v4: "198.18.0.0/16".parse().unwrap(),
+            outer_source_v6: "100::/64".parse().unwrap(),
+            limits: Limits::default(),
+            metrics_listen: None,
+            api_socket: "/run/weir/api.sock".into(),
+            api_group: None,
+            pin_dir: "/sys/fs/bpf/weir".into(),
+            state_dir: "/var/lib/weir".into(),
+            seed_file: None,
+        },
+        services: vec![model::Service {
+            name: "web".into(),
+            key: ServiceKey { vip: [203, 0, 113, 1].into(), port: 80, protocol: Protocol::Tcp },
+            forward,
+            algo: Algo::Maglev { ring_size: 65537 },
+            health_check: None,
+            backends: vec![model::Backend {
+                address: [10, 0, 0, 11].into(),
+                port: 80,
+                weight: 1,
+                admin_state: AdminState::Ready,
+            }],
+        }],
+    }
 }

@@ -3,7 +3,10 @@
 //! Pure but for [`run`]: facts about service and backend in, steps out. The commands are meant to be read, then run as
 //! root on the backend; each can be repeated.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket},
+    path::PathBuf,
+};
 
 use clap::Args;
 use serde::Serialize;
@@ -14,12 +17,14 @@ use super::{
     shell::Shell,
 };
 use crate::{
-    api::{Forward, ServiceDetail},
-    model::Protocol,
+    api::{self, Forward, ServiceDetail, backend_name},
+    model::{self, Config, Protocol},
 };
 
 /// MTU assumed where the next hop is unknown: Ethernet's.
 const MTU_DEFAULT: u32 = 1500;
+/// Names listed where one is wrong.
+const NAMES_SHOWN: usize = 10;
 
 /// `weir backend setup-help`.
 #[derive(Args, Clone, Debug)]
@@ -27,6 +32,9 @@ pub struct SetupHelp {
     /// A service, or one of its backends: `web`, `web/10.0.0.11:80`
     #[arg(value_name = "SERVICE[/BACKEND]")]
     target: String,
+    /// Read service and backends from this file instead of asking the agent
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
 }
 
 /// What the steps depend on.
@@ -67,9 +75,48 @@ pub fn run(shell: &Shell, args: &SetupHelp) -> anyhow::Result<()> {
         }
         None => (args.target.clone(), None),
     };
-    let detail = shell.ask(async |client| client.service(&service).await)?;
-    let groups = groups(&detail, which.as_ref(), node_towards)?;
-    shell.show(&groups, |groups| render(&service, detail.service.forward, groups))
+    let (forward, facts) = match &args.config {
+        Some(path) => of_config(&super::config::load(path)?, &service)?,
+        None => of_agent(&shell.ask(async |client| client.service(&service).await)?),
+    };
+    let groups = groups(&service, which.as_ref(), facts)?;
+    shell.show(&groups, |groups| render(&service, forward, groups))
+}
+
+/// Facts that the agent tells; this machine is the node, so its own address towards the backend is known too.
+fn of_agent(detail: &ServiceDetail) -> (Forward, Vec<Facts>) {
+    let service = &detail.service;
+    let facts = |b: &api::Backend| Facts {
+        vip: service.vip,
+        port: service.port,
+        protocol: service.protocol,
+        forward: service.forward,
+        backend: b.address,
+        backend_port: b.port,
+        mtu: b.next_hop.mtu.unwrap_or(MTU_DEFAULT),
+        node: node_towards(b.address),
+    };
+    (service.forward, detail.backends.iter().map(facts).collect())
+}
+
+/// Facts that a configuration tells; it may be another machine's.
+fn of_config(config: &Config, service: &str) -> Result<(Forward, Vec<Facts>), Failure> {
+    let service = config.service(service).ok_or_else(|| {
+        let names: Vec<&str> = config.services.iter().map(|s| s.name.as_str()).take(NAMES_SHOWN).collect();
+        Failure::new(Exit::NotFound, format!("the configuration has no service {service}"))
+            .hint(format!("it has {}", names.join(", ")))
+    })?;
+    let facts = |b: &model::Backend| Facts {
+        vip: service.key.vip,
+        port: service.key.port,
+        protocol: service.key.protocol,
+        forward: service.forward.into(),
+        backend: b.address,
+        backend_port: b.port,
+        mtu: MTU_DEFAULT,
+        node: None,
+    };
+    Ok((service.forward.into(), service.backends.iter().map(facts).collect()))
 }
 
 /// The address that this machine uses towards `backend`. A connected datagram socket knows it and sends nothing.
@@ -80,41 +127,27 @@ fn node_towards(backend: IpAddr) -> Option<IpAddr> {
     socket.local_addr().ok().map(|address| address.ip()).filter(|ip| !ip.is_loopback() && !ip.is_unspecified())
 }
 
-fn groups(
-    detail: &ServiceDetail,
-    which: Option<&Which>,
-    node: impl Fn(IpAddr) -> Option<IpAddr>,
-) -> anyhow::Result<Vec<Group>> {
-    let service = &detail.service;
+fn groups(service: &str, which: Option<&Which>, facts: Vec<Facts>) -> Result<Vec<Group>, Failure> {
     let mut groups: Vec<Group> = Vec::new();
-    for b in &detail.backends {
+    for facts in facts {
+        let name = backend_name(facts.backend, facts.backend_port);
         let wanted = match which {
             None => true,
-            Some(Which::Exact(name)) => *name == b.name,
-            Some(Which::Address(address)) => *address == b.address,
+            Some(Which::Exact(exact)) => *exact == name,
+            Some(Which::Address(address)) => *address == facts.backend,
         };
         if !wanted {
             continue;
         }
-        let steps = steps(&Facts {
-            vip: service.vip,
-            port: service.port,
-            protocol: service.protocol,
-            forward: service.forward,
-            backend: b.address,
-            backend_port: b.port,
-            mtu: b.next_hop.mtu.unwrap_or(MTU_DEFAULT),
-            node: node(b.address),
-        });
+        let steps = steps(&facts);
         match groups.iter_mut().find(|group| group.steps == steps) {
-            Some(group) => group.backends.push(b.name.clone()),
-            None => groups.push(Group { backends: vec![b.name.clone()], steps }),
+            Some(group) => group.backends.push(name),
+            None => groups.push(Group { backends: vec![name], steps }),
         }
     }
     if groups.is_empty() {
-        return Err(Failure::new(Exit::NotFound, format!("service {} has no such backend", service.name))
-            .hint(format!("`weir backend list {}` shows those it has", service.name))
-            .into());
+        return Err(Failure::new(Exit::NotFound, format!("service {service} has no such backend"))
+            .hint(format!("`weir backend list {service}` shows those it has")));
     }
     Ok(groups)
 }
@@ -339,17 +372,25 @@ mod tests {
 
     #[test]
     fn backends_with_the_same_steps_share_a_block() {
-        let mut detail = ServiceDetail { service: sample::service("web"), backends: sample::backends() };
-        detail.service.forward = Forward::Dsr;
-        let all = groups(&detail, None, |_| None).unwrap();
+        let facts = |forward| ["10.0.0.11", "10.0.0.12"].map(|b| facts(forward, "203.0.113.1", b)).to_vec();
+        let all = groups("web", None, facts(Forward::Dsr)).unwrap();
         assert_eq!(all.len(), 1);
-        assert_eq!(all[0].backends.len(), 3);
-        detail.service.forward = Forward::Ipip;
-        assert_eq!(groups(&detail, None, |_| None).unwrap().len(), 3);
-        let one = Which::Exact("10.0.0.12:80".into());
-        let text = render("web", Forward::Ipip, &groups(&detail, Some(&one), |_| None).unwrap());
-        assert!(text.starts_with("# Service web (ipip): run as root on 10.0.0.12:80\n"), "{text}");
+        assert_eq!(all[0].backends, ["10.0.0.11:8080", "10.0.0.12:8080"]);
+        assert_eq!(groups("web", None, facts(Forward::Ipip)).unwrap().len(), 2);
+        let one = Which::Exact("10.0.0.12:8080".into());
+        let text = render("web", Forward::Ipip, &groups("web", Some(&one), facts(Forward::Ipip)).unwrap());
+        assert!(text.starts_with("# Service web (ipip): run as root on 10.0.0.12:8080\n"), "{text}");
         let none = Which::Exact("10.9.9.9:80".into());
-        assert!(groups(&detail, Some(&none), |_| None).is_err());
+        assert_eq!(groups("web", Some(&none), facts(Forward::Dsr)).unwrap_err().exit, Exit::NotFound);
+    }
+
+    #[test]
+    fn agent_and_configuration_tell_the_same_facts() {
+        let detail = ServiceDetail { service: sample::service("web"), backends: sample::backends() };
+        let (forward, agent) = of_agent(&detail);
+        let (same, config) = of_config(&sample::config(model::Forward::Ipip), "web").unwrap();
+        assert_eq!(forward, same);
+        assert_eq!(steps(&agent[0]), steps(&config[0]));
+        assert_eq!(of_config(&sample::config(model::Forward::Ipip), "x").unwrap_err().exit, Exit::NotFound);
     }
 }

@@ -166,6 +166,7 @@ mod tests {
                 message: "1 error".into(),
                 diagnostics: vec![Diagnostic {
                     severity: Severity::Error,
+                    code: "unknown-key".into(),
                     message: "unknown key".into(),
                     hint: None,
                     file: "weir.toml".into(),
