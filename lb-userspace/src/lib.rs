@@ -3,9 +3,12 @@
 //! Imports point one way: `cli` -> `agent` -> `plan | health | net` -> `model` -> `lb_core`; only `agent` and the commands
 //! that read live maps import `dataplane`.
 
+pub mod agent;
 pub mod api;
 pub mod cli;
 pub mod decap;
 pub mod model;
 pub mod object;
 pub mod plan;
+pub mod store;
+pub mod telemetry;
