@@ -7,6 +7,7 @@ pub mod agent;
 pub mod api;
 pub mod cli;
 pub mod decap;
+pub mod health;
 pub mod model;
 pub mod object;
 pub mod plan;
