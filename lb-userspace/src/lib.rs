@@ -6,6 +6,7 @@
 pub mod agent;
 pub mod api;
 pub mod cli;
+pub mod dataplane;
 pub mod decap;
 pub mod health;
 pub mod model;

@@ -7,3 +7,7 @@ pub static WEIR_LB: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"),
 /// The backend's side of a tunnel: programs `weir_decap` (XDP) and `weir_decap_tc` (tc), the maps of
 /// [`lb_core::abi::decap`], and the constant `ACTIVE` (`u32`, 1 if there are VIPs).
 pub static WEIR_DECAP: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/weir_decap"));
+
+/// The loss counters: programs `loss_exception`, `loss_redirect`, `loss_transmit` and `loss_bulk_tx`, map `LOSSES`, and the
+/// offsets `IFINDEX`, `ND_NET` and `INUM` (`u32`), which the loader finds in the kernel's BTF.
+pub static WEIR_LOSS: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/weir_loss"));

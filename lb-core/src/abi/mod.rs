@@ -12,6 +12,7 @@ pub mod decap;
 pub mod flow;
 pub mod fragment;
 pub mod lookup;
+pub mod loss;
 pub mod node;
 pub mod ring;
 pub mod service;

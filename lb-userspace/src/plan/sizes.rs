@@ -1,0 +1,97 @@
+//! How large each map is for given limits.
+//!
+//! Owns: the relation between configured limits and map sizes. Invariant: the sizes depend on the limits alone, so an
+//! adopting agent with the same limits demands the same shapes.
+
+use lb_core::abi::{
+    backend, lookup, ring, service,
+    stats::{self, INTERFACES_MAX, REASONS_MAX},
+};
+
+use crate::model::Limits;
+
+/// Entries of each map whose size follows from the limits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MapSizes {
+    /// Services that may exist; the configured limit.
+    pub services_max: u32,
+    /// Backends that may exist; the configured limit.
+    pub backends_max: u32,
+    /// `SERVICES`: ids 1 to this minus one.
+    pub services: u32,
+    /// `BACKENDS`, `BACKEND_KEYS` and `BACKEND_STATS`: ids 1 to this minus one.
+    pub backends: u32,
+    /// `RINGS`, in lines of [`ring::LINE_SLOTS`] slots.
+    pub ring_lines: u32,
+    /// `LOOKUP`, a power of two.
+    pub lookup_buckets: u32,
+}
+
+impl MapSizes {
+    /// Sizes for `limits`. Id spaces are twice the limits, so that a change of everything at once finds free ids while
+    /// the old ones wait for their grace.
+    pub fn of(limits: &Limits) -> Self {
+        // Ids are 24 bits wide.
+        const IDS_MAX: u32 = 1 << 24;
+        let ids = |limit: u32| limit.saturating_mul(2).saturating_add(1).clamp(2, IDS_MAX);
+        // A service key and a VIP key per service, a reply key per backend; at 3/7 entries per way, two-choice hashing
+        // with seven ways does not overflow (plan::lookup's tests fill it).
+        let keys = u64::from(limits.services_max) * 2 + u64::from(limits.backends_max);
+        let buckets = (keys * 3).div_ceil(lookup::WAYS as u64).next_power_of_two().clamp(64, 1 << 26);
+        Self {
+            services_max: limits.services_max,
+            backends_max: limits.backends_max,
+            services: ids(limits.services_max),
+            backends: ids(limits.backends_max),
+            ring_lines: limits.ring_slots_max.div_ceil(ring::LINE_SLOTS as u32).max(1),
+            lookup_buckets: buckets as u32,
+        }
+    }
+
+    /// `max_entries` of the map called `name`; `None` where the object's own figure holds.
+    pub fn entries(&self, name: &str) -> Option<u32> {
+        if name == service::SHAPE.name {
+            Some(self.services)
+        } else if name == backend::SHAPE.name || name == backend::KEYS_SHAPE.name || name == stats::BACKENDS_SHAPE.name
+        {
+            Some(self.backends)
+        } else if name == ring::SHAPE.name {
+            Some(self.ring_lines)
+        } else if name == lookup::SHAPE.name {
+            Some(self.lookup_buckets)
+        } else if name == stats::REASONS_SHAPE.name {
+            Some(INTERFACES_MAX * REASONS_MAX)
+        } else {
+            None
+        }
+    }
+
+    /// `LOOKUP`'s mask for the node entry.
+    pub fn lookup_mask(&self) -> u32 {
+        self.lookup_buckets - 1
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn default_limits() {
+        let s = MapSizes::of(&Limits::default());
+        assert_eq!((s.services, s.backends, s.ring_lines, s.lookup_buckets), (8193, 131_073, 1 << 20, 32_768));
+    }
+
+    #[test]
+    fn the_largest_limits_fit_24_bit_ids() {
+        let s = MapSizes::of(&Limits { services_max: 65_535, backends_max: 4 << 20, ring_slots_max: u32::MAX });
+        assert!(s.services <= 1 << 24 && s.backends <= 1 << 24);
+        assert!(s.backends > s.backends_max && s.services > s.services_max);
+    }
+
+    #[test]
+    fn the_smallest_limits_leave_an_id() {
+        let s = MapSizes::of(&Limits { services_max: 0, backends_max: 0, ring_slots_max: 0 });
+        assert_eq!((s.services, s.backends, s.ring_lines, s.lookup_buckets), (2, 2, 1, 64));
+    }
+}
