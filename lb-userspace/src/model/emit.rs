@@ -118,3 +118,33 @@ fn quoted(text: &str) -> String {
     out.push('"');
     out
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::{
+        super::{check, code::Severity, sample},
+        *,
+    };
+
+    #[test]
+    fn text_is_quoted() {
+        assert_eq!(quoted("a\"b\\c\u{7}ü"), r#""a\"b\\c\u0007ü""#);
+    }
+
+    proptest! {
+        #[test]
+        fn emitted_text_parses_back(config in sample::config()) {
+            let text = emit(&config);
+            let checked = check("emitted.toml", &text);
+            prop_assert_eq!(checked.count(Severity::Error), 0, "{}", checked.render(&text, false));
+            prop_assert_eq!(checked.config.map(|parsed| emit(&parsed)), Some(text));
+        }
+
+        #[test]
+        fn nothing_is_lost(config in sample::config()) {
+            prop_assert_eq!(check("emitted.toml", &emit(&config)).config, Some(config));
+        }
+    }
+}

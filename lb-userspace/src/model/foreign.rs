@@ -156,7 +156,8 @@ fn same(a: &str, b: &str) -> bool {
 
 /// The hint for an unknown key that another load balancer knows. `-` and `_` count as the same, and so do cases.
 pub fn key_hint(name: &str) -> Option<String> {
-    let (foreign, whose, here) = NAMES.iter().find(|(foreign, _, _)| same(foreign, name))?;
+    let exact = NAMES.iter().find(|(foreign, _, _)| *foreign == name);
+    let (foreign, whose, here) = exact.or_else(|| NAMES.iter().find(|(foreign, _, _)| same(foreign, name)))?;
     Some(format!("in weir, {} `{foreign}` {here}", possessive(whose)))
 }
 

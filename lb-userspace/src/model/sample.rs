@@ -41,7 +41,7 @@ fn node() -> impl Strategy<Value = Node> {
     let rest = (any::<bool>(), any::<bool>(), option::of(any::<std::net::SocketAddr>()));
     (names, sources, limits, paths, rest).prop_map(|(names, sources, limits, paths, rest)| {
         let mut seen = HashSet::new();
-        let (v4, v6) = (u32::from(sources.0 % 0x5fff + 0x2000) << 16, u128::from(sources.1) << 64);
+        let (v4, v6) = (u32::from(sources.0 % 0x4000 + 0x8000) << 16, u128::from(sources.1) << 64);
         let metrics_listen = rest.2.map(|address| match address {
             std::net::SocketAddr::V4(v4) => v4.into(),
             // Flow labels and zones have no place in the file.

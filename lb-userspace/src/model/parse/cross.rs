@@ -8,13 +8,8 @@ use super::{
     service::{BackendDraft, Draft},
 };
 
-/// Checks the services against each other and against the node's limits; `end` is where the text ends.
-pub(super) fn check(node: Option<&node::Draft>, services: &[Draft], end: usize, findings: &mut Findings) {
-    if services.is_empty() {
-        let finding = Diagnostic::new(Code::NoServices, end..end, "the configuration has no service")
-            .hint("every packet passes to the kernel; a service starts with `[[service]]`");
-        findings.push(finding);
-    }
+/// Checks the services against each other and against the node's limits.
+pub(super) fn check(node: Option<&node::Draft>, services: &[Draft], findings: &mut Findings) {
     unique(services, findings);
     let vips = vips(services);
     for service in services {
@@ -74,7 +69,7 @@ fn vips(services: &[Draft]) -> HashMap<IpAddr, &Span> {
 
 /// What the backends of one service must hold.
 fn backends(service: &Draft, vips: &HashMap<IpAddr, &Span>, findings: &mut Findings) {
-    if service.backends.is_empty() {
+    if service.no_backends {
         let message = format!("{} has no backend", service.shown());
         let finding = Diagnostic::new(Code::NoBackends, service.span.clone(), message)
             .hint("its packets are dropped and counted; a backend starts with `[[service.backends]]`");
@@ -174,8 +169,10 @@ fn ring(service: &Draft, findings: &mut Findings) {
     if u64::from(*size) >= wanted {
         return;
     }
-    let message =
-        format!("{} has {active} backends on a ring of {size} slots: shares differ by more than 1 %", service.shown());
+    let message = format!(
+        "{} has {active} backends on a ring of {size} slots: shares may differ by more than 1 %",
+        service.shown()
+    );
     // `wanted` itself is never prime, so the next prime above it is the smallest that will do.
     let hint = match prime::neighbours(wanted) {
         (_, Some(prime)) => {

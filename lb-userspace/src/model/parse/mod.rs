@@ -90,15 +90,15 @@ fn configuration(text: &str, findings: &mut Findings) -> Option<Config> {
             findings.push(Diagnostic::new(Code::ForeignFormat, line, message).hint(hint));
             return None;
         }
-        let broken = reader::syntax(text, &errors, findings);
+        let lines = diagnostic::Lines::new(text);
+        let broken = reader::syntax(text, &lines, &errors, findings);
         let mut further = Findings::default();
         document_of(&document, text, &mut further);
         // The recovered tree is a guess around the broken lines: keep what is certain elsewhere.
-        let lines = diagnostic::Lines::new(text);
         let line = |at: usize| lines.position(at).0;
         let certain = |d: &Diagnostic| {
             !matches!(d.code, Code::MissingKey | Code::NoServices | Code::NoBackends)
-                && !broken.iter().any(|at| (line(d.span.start)..=line(d.span.end)).contains(&line(*at)))
+                && !(line(d.span.start)..=line(d.span.end)).any(|line| broken.contains(&line))
         };
         further.list.into_iter().filter(certain).for_each(|d| findings.push(d));
         return None;
@@ -115,7 +115,12 @@ fn document_of(document: &toml::Spanned<DeTable<'_>>, text: &str, findings: &mut
     for section in root.tables("service", Table::Service, findings) {
         services.push(service::read(&section, findings));
     }
-    cross::check(node.as_ref(), &services, end, findings);
+    if services.is_empty() && root.is_empty("service") {
+        let finding = Diagnostic::new(Code::NoServices, end..end, "the configuration has no service")
+            .hint("every packet passes to the kernel; a service starts with `[[service]]`");
+        findings.push(finding);
+    }
+    cross::check(node.as_ref(), &services, findings);
     let node = node?.into_node()?;
     Some(Config { node, services: services.into_iter().map(service::Draft::into_service).collect::<Option<_>>()? })
 }
@@ -140,8 +145,205 @@ impl Findings {
         self.errors += usize::from(diagnostic.severity() == Severity::Error);
         if self.list.len() < DIAGNOSTICS_MAX {
             self.list.push(diagnostic);
-        } else {
-            self.omitted += 1;
+            return;
         }
+        self.omitted += 1;
+        // An error is worth more than a warning that was kept before it.
+        if diagnostic.severity() == Severity::Error
+            && let Some(warning) = self.list.iter_mut().rev().find(|kept| kept.severity() == Severity::Warning)
+        {
+            *warning = diagnostic;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::{collection::vec, prelude::*};
+
+    use super::{
+        super::{emit, sample},
+        *,
+    };
+
+    /// What must hold for any text at all.
+    fn total(text: &str) {
+        let checked = check("any.toml", text);
+        assert_eq!(checked.config.is_none(), checked.count(Severity::Error) > 0, "{text}");
+        assert!(checked.diagnostics.len() <= DIAGNOSTICS_MAX);
+        assert!(checked.diagnostics.is_sorted_by_key(|d| d.span.start));
+        let shown = checked.render(text, false);
+        assert_eq!(shown.is_empty(), checked.diagnostics.is_empty());
+        for (entry, d) in checked.entries(text).iter().zip(&checked.diagnostics) {
+            assert!((entry.line, entry.column) <= (entry.end_line, entry.end_column), "{d:?} {text}");
+            assert!(shown.contains(&format!("any.toml:{}:{}", entry.line, entry.column)), "{entry:?}\n{shown}");
+        }
+        if let Some(config) = checked.config {
+            assert_eq!(check("emitted.toml", &emit(&config)).config, Some(config));
+        }
+    }
+
+    /// Pieces of configurations that tear a valid one apart in ways that random characters do not.
+    const PIECES: &[&str] = &[
+        "\n",
+        "\"",
+        "'",
+        "[",
+        "]",
+        "[[",
+        "]]",
+        "{",
+        "}",
+        "=",
+        ",",
+        "#",
+        ".",
+        "0",
+        "-1",
+        "\\",
+        "\r",
+        "\u{0}",
+        "ü",
+        "\u{1f310}",
+        "[node]\n",
+        "[[service]]\n",
+        "[[service.backends]]\n",
+        "[service.health_check]\n",
+        "\nport = \"all\"\n",
+        "\nvip = \"::ffff:1.2.3.4\"\n",
+        "\nforward = \"nat\"\n",
+        "\nservice = 1\n",
+        "\nnode.name = \"x\"\n",
+        "\nring_size = 4\n",
+        "\"\"\"",
+        "1e400",
+        "nan",
+        "0xffffffffffffffff",
+        "2026-01-01",
+        "= \u{feff}",
+    ];
+
+    fn piece() -> impl Strategy<Value = String> {
+        prop_oneof![proptest::sample::select(PIECES).prop_map(str::to_owned), "\\PC{0,3}"]
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_answered(text in "(\\PC|\n){0,200}") {
+            total(&text);
+        }
+
+        #[test]
+        fn any_heap_of_pieces_is_answered(pieces in vec(piece(), 0..40)) {
+            total(&pieces.concat());
+        }
+
+        #[test]
+        fn a_torn_configuration_is_answered(
+            config in sample::config(),
+            cuts in vec((any::<proptest::sample::Index>(), 0usize..30, piece()), 1..6),
+        ) {
+            let mut text = emit(&config);
+            for (at, length, piece) in cuts {
+                let boundary = |text: &str, from: usize| (from..=text.len()).find(|at| text.is_char_boundary(*at));
+                let start = boundary(&text, at.index(text.len() + 1)).unwrap_or(text.len());
+                let end = boundary(&text, (start + length).min(text.len())).unwrap_or(text.len());
+                text.replace_range(start..end, &piece);
+            }
+            total(&text);
+        }
+    }
+
+    #[test]
+    fn findings_beyond_the_limit_are_counted() {
+        let mut text = String::from("[node]\ninterface = \"eth0\"\n");
+        for n in 0..DIAGNOSTICS_MAX + 5 {
+            text.push_str(&format!("key{n} = 1\n"));
+        }
+        let checked = check("many.toml", &text);
+        assert_eq!((checked.diagnostics.len(), checked.omitted), (DIAGNOSTICS_MAX, 6));
+        assert_eq!(checked.summary(), "many.toml: 1000 errors, 6 more not shown");
+        assert!(checked.config.is_none());
+    }
+
+    #[test]
+    fn a_later_error_refuses_even_if_it_is_not_kept() {
+        let service = |n: usize, name: usize| {
+            let vip = format!("10.0.{}.{}", n / 256, n % 256);
+            let algo = "algo_config = { ring_size = 251 }";
+            format!("[[service]]\nname = \"s{name}\"\nvip = \"{vip}\"\nport = 1\nforward = \"dsr\"\n{algo}\n")
+        };
+        let mut text = String::from("[node]\ninterface = \"eth0\"\n");
+        (0..DIAGNOSTICS_MAX).for_each(|n| text.push_str(&service(n, n)));
+        let warned = check("warned.toml", &text);
+        assert_eq!((warned.config.is_some(), warned.diagnostics.len()), (true, DIAGNOSTICS_MAX));
+        text.push_str(&service(DIAGNOSTICS_MAX, 0));
+        let refused = check("refused.toml", &text);
+        assert!(refused.config.is_none() && refused.count(Severity::Error) > 0, "{}", refused.summary());
+    }
+
+    #[test]
+    fn entries_serialise_with_positions() {
+        let text = "[node]\ninterface = \"eth0\"\nannounce = \"bgp\"\n";
+        let checked = check("weir.toml", text);
+        let json = serde_json::to_value(checked.entries(text)).unwrap_or_default();
+        let expect = serde_json::json!({
+            "file": "weir.toml", "line": 3, "column": 12, "end_line": 3, "end_column": 17,
+            "code": "bad-value", "severity": "error", "message": "`announce` cannot be \"bgp\"",
+            "hint": "`announce` takes \"address\" or \"none\"", "related": [],
+        });
+        assert_eq!(json[0], expect);
+    }
+
+    #[test]
+    fn the_defaults_are_those_of_the_reference() {
+        let text = "node.interface = \"eth0\"\n[[service]]\nname = \"web\"\nvip = \"192.0.2.1\"\nport = 80\nforward = \"ipip\"\n\
+                    health_check.type = \"http\"\nbackends = [{ address = \"2001:db8::1\" }]\n";
+        let config = check("weir.toml", text).config.map(|config| emit(&config.named("n1.example.com ")));
+        let expect = r#"[node]
+name = "n1.example.com"
+interfaces = ["eth0"]
+xdp_mode = "native"
+announce = "address"
+outer_source_v4 = "198.18.0.0/16"
+outer_source_v6 = "100::/64"
+pin_dir = "/sys/fs/bpf/weir"
+state_dir = "/var/lib/weir"
+
+[node.limits]
+services_max = 4096
+backends_max = 65536
+ring_slots_max = 16777216
+
+[node.metrics]
+listen = "127.0.0.1:9650"
+
+[node.api]
+socket = "/run/weir/api.sock"
+
+[[service]]
+name = "web"
+vip = "192.0.2.1"
+port = 80
+protocol = "tcp"
+forward = "ipip"
+algo = "maglev"
+algo_config = { ring_size = 65537 }
+
+[service.health_check]
+type = "http"
+path = "/health"
+interval = "2s"
+timeout = "1s"
+rise = 2
+fall = 3
+
+[[service.backends]]
+address = "2001:db8::1"
+port = 80
+weight = 1
+admin_state = "ready"
+"#;
+        assert_eq!(config.as_deref(), Some(expect));
     }
 }

@@ -1,7 +1,7 @@
 //! Reading typed values out of a table of the parsed document, with findings about what is unknown, missing, of the wrong
 //! type or out of range. Knows types and the schema; refuses to know what keys mean.
 
-use std::{net::IpAddr, ops::RangeInclusive, time::Duration};
+use std::{collections::HashSet, ops::RangeInclusive, time::Duration};
 
 use toml::{
     Spanned,
@@ -9,7 +9,7 @@ use toml::{
 };
 
 use super::{
-    super::{duration, foreign, schema},
+    super::{diagnostic::Lines, duration, foreign, schema},
     At, Code, Diagnostic, Findings, Span, Table,
 };
 
@@ -27,7 +27,8 @@ impl<'d> Section<'d> {
         for key in entries.keys() {
             let name: &str = key.get_ref();
             if schema::find(table, name).is_none() {
-                let message = format!("unknown key `{}` in {table}", shown(name));
+                let place = if table == Table::Root { "at" } else { "in" };
+                let message = format!("unknown key `{}` {place} {table}", shown(name));
                 findings.push(Diagnostic::new(Code::UnknownKey, key.span(), message).hint(unknown_hint(table, name)));
             }
         }
@@ -52,6 +53,11 @@ impl<'d> Section<'d> {
         self.entries.get(name)
     }
 
+    /// Whether the array under `name` is absent or has no element.
+    pub fn is_empty(&self, name: &str) -> bool {
+        self.get(name).is_none_or(|value| value.get_ref().as_array().is_some_and(|array| array.is_empty()))
+    }
+
     /// Where the key itself stands.
     pub fn key_span(&self, name: &str) -> Option<Span> {
         self.entries.get_key_value(name).map(|(key, _)| key.span())
@@ -62,8 +68,8 @@ impl<'d> Section<'d> {
         let value = self.get(name)?;
         match value.get_ref() {
             DeValue::String(text) => Some(At { value: text, span: value.span() }),
-            other => {
-                findings.push(self.wrong_type(name, value, Some(format!("\"{}\"", bare(other)))));
+            _ => {
+                findings.push(self.wrong_type(name, value, None));
                 None
             }
         }
@@ -170,7 +176,7 @@ impl<'d> Section<'d> {
         for element in elements.iter() {
             match element.get_ref() {
                 DeValue::Table(entries) => sections.push(Section::open(table, entries, element.span(), findings)),
-                _ => findings.push(self.wrong_type(name, element, None)),
+                _ => findings.push(self.wrong_element(name, element)),
             }
         }
         sections
@@ -188,7 +194,7 @@ impl<'d> Section<'d> {
         for element in elements.iter() {
             match element.get_ref() {
                 DeValue::String(text) => strings.push(At { value: &**text, span: element.span() }),
-                _ => findings.push(self.wrong_type(name, element, None)),
+                _ => findings.push(self.wrong_element(name, element)),
             }
         }
         Some(At { value: strings, span: value.span() })
@@ -200,63 +206,91 @@ impl<'d> Section<'d> {
     }
 
     /// The finding that `value` is of the wrong type; `instead` is how it should be written, where that is clear.
-    pub fn wrong_type(&self, name: &str, value: &Spanned<DeValue<'_>>, instead: Option<String>) -> Diagnostic {
-        let kind = match value.get_ref().type_str() {
-            kind @ ("integer" | "array") => format!("an {kind}"),
-            kind => format!("a {kind}"),
-        };
-        let message = format!("`{name}` cannot be {kind}");
+    fn wrong_type(&self, name: &str, value: &Spanned<DeValue<'_>>, instead: Option<String>) -> Diagnostic {
+        let message = format!("`{name}` cannot be {}", kind(value.get_ref()));
+        let takes = self.takes(name);
+        let quoted = if self.is_text(name) { ", in quotes" } else { "" };
         let hint = match instead {
             Some(text) => format!("write {name} = {}", shown(&text)),
-            None => format!("`{name}` takes {}", self.takes(name)),
+            None => format!("`{name}` takes {takes}{quoted}"),
         };
         Diagnostic::new(Code::WrongType, value.span(), message).hint(hint)
     }
+
+    /// The same about an element of the array under `name`.
+    fn wrong_element(&self, name: &str, value: &Spanned<DeValue<'_>>) -> Diagnostic {
+        let message = format!("an element of `{name}` cannot be {}", kind(value.get_ref()));
+        let hint = format!("`{name}` takes {}", self.takes(name));
+        Diagnostic::new(Code::WrongType, value.span(), message).hint(hint)
+    }
+
+    /// Whether `name` takes free text, which a user may have left without quotes.
+    fn is_text(&self, name: &str) -> bool {
+        let takes = self.takes(name);
+        !takes.contains('"')
+            && !["a number", "a prime", "a table", "an array"].iter().any(|start| takes.starts_with(start))
+    }
 }
 
-/// Reports syntax errors; returns where they are.
-pub(super) fn syntax(text: &str, errors: &[toml::de::Error], findings: &mut Findings) -> Vec<usize> {
-    let mut places = Vec::new();
+/// What a value is, with its article.
+fn kind(value: &DeValue<'_>) -> String {
+    match value.type_str() {
+        kind @ ("integer" | "array") => format!("an {kind}"),
+        kind => format!("a {kind}"),
+    }
+}
+
+/// Reports syntax errors, one a line; returns the lines (from 1) on which they are.
+pub(super) fn syntax(
+    text: &str,
+    lines: &Lines<'_>,
+    errors: &[toml::de::Error],
+    findings: &mut Findings,
+) -> HashSet<usize> {
+    let mut broken = HashSet::new();
     for error in errors {
         let span = error.span().unwrap_or(text.len()..text.len());
-        places.push(span.start);
-        let message = error.message();
-        if message.starts_with("duplicate key") {
-            let word = text.get(span.clone()).unwrap_or_default();
-            let message = format!("`{}` is written twice", shown(word));
-            let hint =
-                "keep one of them; a further service or backend starts with `[[service]]` or `[[service.backends]]`";
-            findings.push(Diagnostic::new(Code::DuplicateKey, span, message).hint(hint));
-            continue;
+        let (line, _) = lines.position(span.start);
+        // What follows on the same line is most often the parser finding its feet.
+        if broken.insert(line) {
+            findings.push(syntax_error(text, span, error.message()));
         }
-        let hint = if message.contains("must be quoted")
-            || message.starts_with("invalid boolean")
-            || is_address(text, &span)
-        {
-            Some("put text and addresses in quotes: vip = \"192.0.2.1\"")
-        } else if message.starts_with("unclosed array table") {
-            Some("write two brackets on both sides: `[[service]]`")
-        } else if message.starts_with("key with no value") {
-            Some("write `key = value`; a table starts with `[name]`")
-        } else {
-            None
-        };
-        let finding = Diagnostic::new(Code::Syntax, span, message);
-        findings.push(match hint {
-            Some(hint) => finding.hint(hint),
-            None => finding,
-        });
     }
-    places
+    broken
 }
 
-/// Whether the line of `span` sets a key to an address without quotes, which TOML takes for a number.
-fn is_address(text: &str, span: &Span) -> bool {
-    let (Some(before), Some(after)) = (text.get(..span.start), text.get(span.start..)) else { return false };
-    let head = before.rsplit('\n').next().unwrap_or_default();
-    let tail = after.split(['\n', '#']).next().unwrap_or_default();
-    let line = format!("{head}{tail}");
-    line.split_once('=').is_some_and(|(_, value)| value.trim().parse::<IpAddr>().is_ok())
+fn syntax_error(text: &str, span: Span, message: &str) -> Diagnostic {
+    if message.starts_with("duplicate key") {
+        let word = text.get(span.clone()).unwrap_or_default();
+        let hint = "keep one of them; a further service or backend starts with `[[service]]` or `[[service.backends]]`";
+        return Diagnostic::new(Code::DuplicateKey, span, format!("`{}` is written twice", shown(word))).hint(hint);
+    }
+    if let Some((key, value, span)) = bare_text(text, &span) {
+        let hint = format!("write {} = \"{}\"", shown(key), shown(value));
+        return Diagnostic::new(Code::Syntax, span, "text and addresses need quotes").hint(hint);
+    }
+    let hint = if message.starts_with("unclosed array table") {
+        "a table of an array starts with two brackets on both sides: `[[service]]`"
+    } else if message.starts_with("unclosed table") {
+        "a table starts with its name in brackets: `[node]`"
+    } else if message.starts_with("key with no value") {
+        "write `key = value`; a table starts with its name in brackets: `[node]`"
+    } else {
+        return Diagnostic::new(Code::Syntax, span, message);
+    };
+    Diagnostic::new(Code::Syntax, span, message).hint(hint)
+}
+
+/// Key and value of the line of `span`, where the value is text that lacks quotes, with the value's place.
+fn bare_text<'t>(text: &'t str, span: &Span) -> Option<(&'t str, &'t str, Span)> {
+    let start = text.get(..span.start)?.rfind('\n').map_or(0, |at| at + 1);
+    let line = text.get(start..)?.split(['\n', '#']).next()?;
+    let (key, value) = line.split_once('=')?;
+    let at = start + key.len() + 1 + (value.len() - value.trim_start().len());
+    let (key, value) = (key.trim(), value.trim());
+    let of_text = |c: char| c.is_alphanumeric() || matches!(c, '.' | ':' | '/' | '-' | '_' | '%' | '*');
+    let is_text = !value.is_empty() && value.chars().all(of_text) && value.contains(|c: char| !c.is_ascii_digit());
+    is_text.then(|| (key, value, at..at + value.len()))
 }
 
 fn unknown_hint(table: Table, name: &str) -> String {
@@ -271,7 +305,7 @@ fn unknown_hint(table: Table, name: &str) -> String {
         return format!("did you mean `{key}`?");
     }
     if let Some(key) = schema::KEYS.iter().find(|key| key.name == name) {
-        return format!("`{name}` belongs into {}", key.table);
+        return format!("`{name}` belongs in {}", key.table);
     }
     format!("{table} has {}", schema::list(schema::keys(table).map(|key| key.name)))
 }
@@ -290,14 +324,4 @@ pub(super) fn shown(text: &str) -> String {
         out.push_str("...");
     }
     out
-}
-
-/// A value as it stands in the file, for values that lack quotes.
-fn bare(value: &DeValue<'_>) -> String {
-    match value {
-        DeValue::Integer(number) => number.to_string(),
-        DeValue::Float(number) => number.to_string(),
-        DeValue::Boolean(word) => word.to_string(),
-        _ => "...".to_owned(),
-    }
 }

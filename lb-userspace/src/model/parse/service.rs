@@ -19,7 +19,6 @@ pub(super) struct Draft {
     pub vip: Option<At<IpAddr>>,
     /// 0 for all.
     pub port: Option<At<u16>>,
-    /// The span is that of the VIP where the file does not say the protocol.
     pub protocol: Option<Protocol>,
     pub forward: Option<At<Forward>>,
     /// Ring size and where it is set, if it is.
@@ -27,6 +26,8 @@ pub(super) struct Draft {
     /// Outer `None`: no check.
     pub health: Option<health::Draft>,
     pub backends: Vec<BackendDraft>,
+    /// Whether the file gives none, well-formed or not.
+    pub no_backends: bool,
 }
 
 /// A backend as far as it could be read.
@@ -115,6 +116,7 @@ pub(super) fn read(section: &Section<'_>, findings: &mut Findings) -> Draft {
         forward: section.word("forward", &modes, findings),
         ring_size: ring_size(section, findings),
         health: health.map(|section| health::read(&section, findings)),
+        no_backends: section.is_empty("backends"),
         backends: backends.iter().map(|section| backend(section, findings)).collect(),
     }
 }
