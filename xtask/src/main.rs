@@ -5,7 +5,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use xtask::{setup, test, tidy};
+use xtask::{dist, setup, test, tidy};
 
 #[derive(Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask", about = "Everything a developer of weir runs", version)]
@@ -20,6 +20,8 @@ enum Command {
     Setup(setup::Args),
     /// Run everything that is tested, in tiers with their times
     Test(test::Args),
+    /// Make a release: one tarball for machines without Rust
+    Dist(dist::Args),
     /// Check the rules that the compiler does not: import directions, file lengths, module docs
     Tidy,
 }
@@ -29,6 +31,7 @@ fn main() -> ExitCode {
     let outcome = match cli.command {
         Command::Setup(args) => setup::run(&args),
         Command::Test(args) => test::run(&args),
+        Command::Dist(args) => dist::run(&args),
         Command::Tidy => tidy::run(),
     };
     match outcome {
