@@ -246,3 +246,219 @@ fn checksum_after(checksum: u16, old: u16, new: u16) -> u16 {
     let sum = (sum & 0xffff) + (sum >> 16);
     !((sum & 0xffff) + (sum >> 16)) as u16
 }
+
+#[cfg(test)]
+mod tests {
+    extern crate std;
+    use std::{vec, vec::Vec};
+
+    use super::*;
+
+    const SOURCE: [u8; 4] = [198, 18, 1, 2];
+    const HOST: [u8; 4] = [10, 9, 0, 2];
+    const VIP: [u8; 4] = [192, 0, 2, 80];
+    const CLIENT: [u8; 4] = [10, 9, 0, 1];
+
+    struct Frame<'a>(&'a [u8]);
+
+    impl Frame<'_> {
+        fn at<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
+            self.0.get(offset..offset + N)?.try_into().ok()
+        }
+    }
+
+    impl Packet for Frame<'_> {
+        fn len(&self) -> usize {
+            self.0.len()
+        }
+        fn u8(&self, offset: usize) -> Option<u8> {
+            self.at::<1>(offset).map(|[byte]| byte)
+        }
+        fn u16(&self, offset: usize) -> Option<u16> {
+            self.at(offset).map(u16::from_be_bytes)
+        }
+        fn v4(&self, offset: usize) -> Option<[u8; 4]> {
+            self.at(offset)
+        }
+        fn v6(&self, offset: usize) -> Option<[u8; 16]> {
+            self.at(offset)
+        }
+    }
+
+    /// Each address in both families: `six(a)` is the IPv6 twin of `a`.
+    struct Twins;
+
+    fn six(a: [u8; 4]) -> [u8; 16] {
+        [0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, a[0], a[1], a[2], a[3]]
+    }
+
+    impl Rules for Twins {
+        fn is_local(&self, addr: &[u8; 16]) -> bool {
+            *addr == mapped(HOST) || *addr == six(HOST)
+        }
+        fn is_source(&self, addr: &[u8; 16]) -> bool {
+            *addr == mapped(SOURCE) || *addr == six(SOURCE)
+        }
+        fn is_vip(&self, addr: &[u8; 16]) -> bool {
+            *addr == mapped(VIP) || *addr == six(VIP)
+        }
+    }
+
+    /// An IP header of `family` with the congestion bits `ecn` in front of `payload`.
+    fn header(family: Family, src: [u8; 4], dst: [u8; 4], proto: u8, ecn: u8, payload: &[u8]) -> Vec<u8> {
+        let mut out = Vec::new();
+        match family {
+            Family::V4 => {
+                let len = (V4_LEN + payload.len()) as u16;
+                out.extend([0x45, ecn]);
+                out.extend(len.to_be_bytes());
+                out.extend([0, 0, 0x40, 0, 64, proto, 0, 0]);
+                out.extend(src);
+                out.extend(dst);
+                let sum = checksum(&out);
+                out[10..12].copy_from_slice(&sum.to_be_bytes());
+            }
+            Family::V6 => {
+                out.extend([0x60, ecn << 4, 0, 0]);
+                out.extend((payload.len() as u16).to_be_bytes());
+                out.extend([proto, 64]);
+                out.extend(six(src));
+                out.extend(six(dst));
+            }
+        }
+        out.extend(payload);
+        out
+    }
+
+    /// RFC 1071, in full.
+    fn checksum(header: &[u8]) -> u16 {
+        let mut sum: u32 = header.chunks(2).map(|w| u16::from_be_bytes([w[0], w[1]]) as u32).sum();
+        while sum > 0xffff {
+            sum = (sum & 0xffff) + (sum >> 16);
+        }
+        !sum as u16
+    }
+
+    fn frame(outer: Family, inner: Family, outer_ecn: u8, inner_ecn: u8) -> Vec<u8> {
+        let proto = match inner {
+            Family::V4 => PROTO_V4,
+            Family::V6 => PROTO_V6,
+        };
+        let datagram = header(inner, CLIENT, VIP, 17, inner_ecn, b"12345678payload");
+        let mut out = vec![2, 0, 0, 0, 0, 2, 2, 0, 0, 0, 0, 1];
+        out.extend(outer.ethertype().to_be_bytes());
+        out.extend(header(outer, SOURCE, HOST, proto, outer_ecn, &datagram));
+        out
+    }
+
+    const PAIRS: [(Family, Family); 4] =
+        [(Family::V4, Family::V4), (Family::V4, Family::V6), (Family::V6, Family::V4), (Family::V6, Family::V6)];
+
+    fn outer_len(family: Family) -> usize {
+        match family {
+            Family::V4 => V4_LEN,
+            Family::V6 => V6_LEN,
+        }
+    }
+
+    #[test]
+    fn every_pair_of_families_is_decapsulated() {
+        for (outer, inner) in PAIRS {
+            let verdict = decide(&Frame(&frame(outer, inner, 0, 0)), &Twins);
+            assert_eq!(verdict, Verdict::Strip { outer_len: outer_len(outer), outer, inner, mark: None });
+        }
+    }
+
+    #[test]
+    fn no_truncation_is_decapsulated() {
+        for (outer, inner) in PAIRS {
+            let whole = frame(outer, inner, 0, 0);
+            for len in 0..whole.len() {
+                let verdict = decide(&Frame(&whole[..len]), &Twins);
+                // Up to the protocol number nothing says that it is a tunnel.
+                let protocol = ETH_LEN + if outer == Family::V4 { 9 } else { 6 };
+                let expected = if len <= protocol { Reason::Passed } else { Reason::Malformed };
+                assert_eq!(verdict, Verdict::Pass(expected), "{outer:?} {inner:?} {len}");
+            }
+        }
+    }
+
+    #[test]
+    fn padding_behind_the_packet_does_not_matter() {
+        let mut padded = frame(Family::V4, Family::V4, 0, 0);
+        padded.extend([0; 18]);
+        assert!(matches!(decide(&Frame(&padded), &Twins), Verdict::Strip { .. }));
+    }
+
+    #[test]
+    fn one_wrong_byte_is_one_reason() {
+        let v4 = frame(Family::V4, Family::V4, 0, 0);
+        let v6 = frame(Family::V6, Family::V6, 0, 0);
+        for (packet, offset, value, reason) in [
+            (&v4, 12, 0x88, Reason::Passed),
+            (&v4, ETH_LEN + 9, 47, Reason::Passed),
+            (&v4, ETH_LEN + 16, 11, Reason::Passed),
+            (&v4, ETH_LEN + 12, 199, Reason::RefusedSource),
+            (&v4, ETH_LEN, 0x46, Reason::Malformed),
+            (&v4, ETH_LEN, 0x65, Reason::Malformed),
+            (&v4, ETH_LEN + 3, 19, Reason::Malformed),
+            (&v4, ETH_LEN + 3, 200, Reason::Malformed),
+            (&v4, ETH_LEN + 6, 0x20, Reason::Fragment),
+            (&v4, ETH_LEN + 7, 1, Reason::Fragment),
+            (&v4, ETH_LEN + 9, 41, Reason::Malformed),
+            (&v4, ETH_LEN + V4_LEN, 0x44, Reason::Malformed),
+            (&v4, ETH_LEN + V4_LEN + 3, 19, Reason::Malformed),
+            (&v4, ETH_LEN + V4_LEN + 3, 200, Reason::Malformed),
+            (&v4, ETH_LEN + V4_LEN + 19, 81, Reason::RefusedInner),
+            (&v6, ETH_LEN + 6, 60, Reason::Passed),
+            (&v6, ETH_LEN + 24, 1, Reason::Passed),
+            (&v6, ETH_LEN + 8, 1, Reason::RefusedSource),
+            (&v6, ETH_LEN, 0x40, Reason::Malformed),
+            (&v6, ETH_LEN + 5, 200, Reason::Malformed),
+            (&v6, ETH_LEN + V6_LEN, 0x40, Reason::Malformed),
+            (&v6, ETH_LEN + V6_LEN + 5, 200, Reason::Malformed),
+            (&v6, ETH_LEN + V6_LEN + 24, 1, Reason::RefusedInner),
+        ] {
+            let mut changed = packet.clone();
+            changed[offset] = value;
+            assert_eq!(decide(&Frame(&changed), &Twins), Verdict::Pass(reason), "byte {offset} = {value}");
+        }
+    }
+
+    #[test]
+    fn congestion_survives_the_tunnel() {
+        // RFC 6040, figure 4: rows are the inner bits Not-ECT, ECT(0), ECT(1), CE; columns the outer ones in that order.
+        let table = [
+            (0, [Some(0), Some(0), Some(0), None]),
+            (2, [Some(2), Some(2), Some(1), Some(3)]),
+            (1, [Some(1), Some(1), Some(1), Some(3)]),
+            (3, [Some(3), Some(3), Some(3), Some(3)]),
+        ];
+        for (family, other) in PAIRS {
+            for (inner, row) in table {
+                for (outer, expected) in [0, 2, 1, 3].into_iter().zip(row) {
+                    let packet = frame(family, other, outer, inner);
+                    let verdict = decide(&Frame(&packet), &Twins);
+                    let Some(expected) = expected else {
+                        assert_eq!(verdict, Verdict::Drop(Reason::DroppedCongestion));
+                        continue;
+                    };
+                    let Verdict::Strip { outer_len, mark, .. } = verdict else { panic!("{verdict:?}") };
+                    let mut bytes = packet[ETH_LEN + outer_len..].to_vec();
+                    assert_eq!(mark.is_some(), expected != inner);
+                    if let Some(mark) = mark {
+                        bytes[..2].copy_from_slice(&mark.first.to_be_bytes());
+                        if let Some(checksum) = mark.checksum {
+                            bytes[10..12].copy_from_slice(&checksum.to_be_bytes());
+                        }
+                    }
+                    assert_eq!(
+                        bytes,
+                        header(other, CLIENT, VIP, 17, expected, b"12345678payload"),
+                        "{inner} in {outer}"
+                    );
+                }
+            }
+        }
+    }
+}
