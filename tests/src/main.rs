@@ -3,4 +3,5 @@
 #![cfg(test)]
 
 mod craft;
+mod lab;
 mod oracle;
