@@ -10,6 +10,7 @@ pub mod dataplane;
 pub mod decap;
 pub mod health;
 pub mod model;
+pub mod net;
 pub mod object;
 pub mod plan;
 pub mod store;

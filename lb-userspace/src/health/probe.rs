@@ -276,7 +276,7 @@ mod tests {
                 continue;
             }
             assert_eq!(report.outcome, want, "{what}");
-            server.await.expect("server");
+            server.await.expect("server").1.ok();
         }
     }
 
