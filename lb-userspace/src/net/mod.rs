@@ -12,15 +12,16 @@
 //! | [`resolver`] | the loop that keeps resolutions true and neighbours fresh |
 //! | [`announce`] | VIPs on an interface, gratuitous ARP and unsolicited neighbour advertisements |
 //! | [`frame`] | pure: the bytes of those announcements |
-//! | [`sysctl`], [`offload`] | settings that `weir doctor` looks at |
-//! | [`doctor`] | pure: what is wrong with those settings and what to do |
 
+pub mod announce;
 pub mod events;
+pub mod frame;
 pub mod interface;
 pub mod netlink;
 pub mod next_hop;
 pub mod resolver;
 
+pub use announce::Announcer;
 pub use interface::{Attached, Interface};
 pub use netlink::Error;
 pub use next_hop::{Cause, Resolution};
