@@ -280,3 +280,241 @@ where
         self.queue.insert((watched.due, id));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        net::Ipv4Addr,
+        sync::{
+            Mutex,
+            atomic::{AtomicUsize, Ordering},
+        },
+    };
+
+    use tokio::{net::TcpListener, time::timeout};
+
+    use super::*;
+    use crate::model::Probe;
+
+    fn target(n: u32) -> Target {
+        Target {
+            address: SocketAddr::from((Ipv4Addr::from(0x0a00_0000 + n), 80)),
+            check: HealthCheck {
+                probe: Probe::Tcp,
+                port: None,
+                interval: Duration::from_secs(2),
+                timeout: Duration::from_secs(1),
+                rise: 2,
+                fall: 3,
+            },
+        }
+    }
+
+    fn targets(range: std::ops::Range<u32>) -> BTreeMap<Target, Option<bool>> {
+        range.map(|n| (target(n), None)).collect()
+    }
+
+    const OPTIONS: Options = Options { concurrency_max: 100, events_max: 1024, seed: 7 };
+
+    fn answer(outcome: Outcome) -> Report {
+        Report { outcome, latency: Duration::from_millis(1) }
+    }
+
+    /// A backend that accepts until it is told to refuse.
+    #[derive(Clone, Default)]
+    struct Backend(Arc<Mutex<bool>>);
+
+    impl Backend {
+        fn set_down(&self, down: bool) {
+            *self.0.lock().expect("lock") = down;
+        }
+
+        fn outcome(&self) -> Outcome {
+            if *self.0.lock().expect("lock") {
+                Outcome::L4Con(std::io::ErrorKind::ConnectionRefused)
+            } else {
+                Outcome::L4Ok
+            }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn every_one_of_65536_targets_is_probed_once_per_interval_within_the_limit() {
+        let running = Arc::new(AtomicUsize::new(0));
+        let most = Arc::new(AtomicUsize::new(0));
+        let (counter, peak) = (Arc::clone(&running), Arc::clone(&most));
+        let (checker, mut events) = Checker::start_with(OPTIONS, move |_| {
+            let (counter, peak) = (Arc::clone(&counter), Arc::clone(&peak));
+            async move {
+                peak.fetch_max(counter.fetch_add(1, Ordering::Relaxed) + 1, Ordering::Relaxed);
+                tokio::time::sleep(Duration::from_millis(1)).await;
+                counter.fetch_sub(1, Ordering::Relaxed);
+                answer(Outcome::L4Ok)
+            }
+        });
+        checker.set_targets(targets(0..65_536));
+        let start = Instant::now();
+        let mut seen: HashMap<Arc<Target>, u32> = HashMap::new();
+        while start.elapsed() < Duration::from_millis(6_200) {
+            let event = timeout(Duration::from_secs(1), events.recv()).await.expect("probes go on").expect("open");
+            assert_eq!(event.state, State::Up);
+            *seen.entry(event.target).or_default() += 1;
+        }
+        assert_eq!(seen.len(), 65_536);
+        // 6.2 s minus the random start: two to four probes each, if none waits longer than it should.
+        assert!(seen.values().all(|&n| (2..=4).contains(&n)), "{:?}", seen.values().max());
+        let most = most.load(Ordering::Relaxed);
+        assert!(most > 30 && most <= OPTIONS.concurrency_max, "{most} at a time");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_death_is_seen_within_two_intervals_and_recovery_follows() {
+        let backend = Backend::default();
+        let probed = backend.clone();
+        let (checker, mut events) = Checker::start_with(OPTIONS, move |_| {
+            let outcome = probed.outcome();
+            async move { answer(outcome) }
+        });
+        checker.set_targets(targets(1..2));
+        let first = events.recv().await.expect("open");
+        let up = Transition { from: State::Unknown, to: State::Up };
+        assert_eq!((first.transition, first.against_max), (Some(up), 3));
+
+        backend.set_down(true);
+        let died = Instant::now();
+        let mut against = Vec::new();
+        loop {
+            let event = events.recv().await.expect("open");
+            if let Some(transition) = event.transition {
+                assert_eq!(transition, Transition { from: State::Up, to: State::Down });
+                break;
+            }
+            against.push(event.against);
+        }
+        assert_eq!(against, [1, 2]);
+        // At worst a whole interval until the first failure and two half ones, each a tenth late.
+        assert!(died.elapsed() <= Duration::from_millis(4_400), "{:?}", died.elapsed());
+
+        backend.set_down(false);
+        while events.recv().await.expect("open").state != State::Up {}
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn sets_differ_only_in_what_differs() {
+        let backend = Backend::default();
+        let probed = backend.clone();
+        let (checker, mut events) = Checker::start_with(OPTIONS, move |_| {
+            let outcome = probed.outcome();
+            async move { answer(outcome) }
+        });
+        backend.set_down(true);
+        checker.set_targets([(target(1), Some(true))].into());
+        let event = events.recv().await.expect("open");
+        assert_eq!((event.state, event.against), (State::Up, 1), "inherited up is not lost with the first failure");
+
+        // The one that stays keeps its count, whatever is said of it; the new one starts on its own.
+        checker.set_targets([(target(1), Some(false)), (target(2), None)].into());
+        let mut down = BTreeSet::new();
+        while down.len() < 2 {
+            let event = events.recv().await.expect("open");
+            if let Some(transition) = event.transition {
+                assert_eq!(transition.to, State::Down);
+                down.insert(event.target.address);
+            }
+        }
+
+        checker.set_targets(targets(2..3));
+        // What was under way when the set changed may still come.
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        while events.try_recv().is_ok() {}
+        for _ in 0..5 {
+            assert_eq!(events.recv().await.expect("open").target.address, target(2).address);
+        }
+        drop(checker);
+        assert!(timeout(Duration::from_secs(1), async { while events.recv().await.is_some() {} }).await.is_ok());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nobody_listening_pauses_the_probes() {
+        let asked = Arc::new(AtomicUsize::new(0));
+        let counter = Arc::clone(&asked);
+        let options = Options { events_max: 4, concurrency_max: 2, seed: 1 };
+        let (checker, mut events) = Checker::start_with(options, move |_| {
+            counter.fetch_add(1, Ordering::Relaxed);
+            async { answer(Outcome::L4Ok) }
+        });
+        checker.set_targets(targets(0..100));
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        let stalled = asked.load(Ordering::Relaxed);
+        assert!(stalled <= 4 + 2 * 2, "{stalled} probes without a listener");
+        // The handle still works meanwhile, and probing resumes with the listener.
+        checker.set_targets(targets(0..50));
+        for _ in 0..200 {
+            timeout(Duration::from_secs(5), events.recv()).await.expect("resumes").expect("open");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_probe_that_hangs_is_dropped_with_its_target_and_one_that_panics_is_repeated() {
+        struct Gone(Arc<AtomicUsize>);
+        impl Drop for Gone {
+            fn drop(&mut self) {
+                self.0.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+        let (dropped, asked) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+        let (drops, asks) = (Arc::clone(&dropped), Arc::clone(&asked));
+        let hangs = target(1).address;
+        let (checker, mut events) = Checker::start_with(OPTIONS, move |target: Arc<Target>| {
+            let (gone, asks) = (Gone(Arc::clone(&drops)), Arc::clone(&asks));
+            async move {
+                if target.address == hangs {
+                    std::future::pending::<()>().await;
+                }
+                drop(gone);
+                assert!(asks.fetch_add(1, Ordering::Relaxed) > 0, "the first one panics, as the test wants it to");
+                answer(Outcome::L4Ok)
+            }
+        });
+        checker.set_targets(targets(1..3));
+        assert_eq!(events.recv().await.expect("open").target.address, target(2).address);
+        assert!(asked.load(Ordering::Relaxed) >= 2, "probed again after the panic");
+        let before = dropped.load(Ordering::Relaxed);
+        checker.set_targets(BTreeMap::new());
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        assert!(dropped.load(Ordering::Relaxed) > before, "the hanging probe was aborted");
+        while events.try_recv().is_ok() {}
+        assert!(timeout(Duration::from_secs(10), events.recv()).await.is_err(), "nothing is probed any more");
+    }
+
+    /// The whole way, with real sockets and short intervals.
+    #[tokio::test]
+    async fn a_real_server_comes_and_goes() {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("bind");
+        let address = listener.local_addr().expect("address");
+        let server = tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                drop(stream);
+            }
+        });
+        let mut target = target(0);
+        target.address = address;
+        (target.check.interval, target.check.timeout) = (Duration::from_millis(100), Duration::from_millis(100));
+        let (checker, mut events) = Checker::start(Options::default());
+        checker.set_targets([(target, None)].into());
+        let wait = Duration::from_secs(5);
+        let event = timeout(wait, events.recv()).await.expect("in time").expect("open");
+        assert_eq!((event.outcome.word(), event.state), ("L4OK", State::Up));
+        server.abort();
+        let down = async {
+            loop {
+                let event = events.recv().await.expect("open");
+                if event.transition.is_some() {
+                    return event;
+                }
+            }
+        };
+        let event = timeout(wait, down).await.expect("in time");
+        assert_eq!((event.outcome.word(), event.state), ("L4CON", State::Down));
+    }
+}

@@ -12,14 +12,19 @@
 //! | [`resolver`] | the loop that keeps resolutions true and neighbours fresh |
 //! | [`announce`] | VIPs on an interface, gratuitous ARP and unsolicited neighbour advertisements |
 //! | [`frame`] | pure: the bytes of those announcements |
+//! | [`sysctl`], [`offload`] | settings that `weir doctor` looks at |
+//! | [`doctor`] | pure: what is wrong with those settings and what to do |
 
 pub mod announce;
+pub mod doctor;
 pub mod events;
 pub mod frame;
 pub mod interface;
 pub mod netlink;
 pub mod next_hop;
+pub mod offload;
 pub mod resolver;
+pub mod sysctl;
 
 pub use announce::Announcer;
 pub use interface::{Attached, Interface};
