@@ -146,7 +146,7 @@ pub fn check(facts: &Facts) -> Vec<Finding> {
             say(Severity::Warning, problem, remedy);
         }
     }
-    findings.sort_by(|a, b| b.severity.cmp(&a.severity));
+    findings.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
     findings
 }
 
@@ -195,7 +195,8 @@ mod tests {
 
     #[test]
     fn each_trouble_has_its_finding() {
-        let cases: [(&str, Severity, &str, fn(&mut Facts)); 12] = [
+        type Break = fn(&mut Facts);
+        let cases: [(&str, Severity, &str, Break); 12] = [
             ("ethernet", Severity::Error, "interfaces", |f| f.interface.mac = None),
             ("down", Severity::Error, "ip link set eth0.5 up", |f| f.interface.admin_up = false),
             ("carrier", Severity::Error, "cable", |f| f.interface.up = false),
