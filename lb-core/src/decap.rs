@@ -23,7 +23,7 @@ const PROTO_V6: u8 = 41;
 /// A packet from its Ethernet header on. Numbers are read big-endian.
 pub trait Packet {
     /// Bytes of the whole frame.
-    fn len(&self) -> usize;
+    fn frame_len(&self) -> usize;
     /// The byte at `offset`, if the packet holds it.
     fn u8(&self, offset: usize) -> Option<u8>;
     /// The number at `offset`, if the packet holds all its bytes.
@@ -126,7 +126,7 @@ fn outer_v4<P: Packet, R: Rules>(packet: &P, rules: &R, inner: Family) -> Option
     }
     let first = packet.u16(ETH_LEN)?;
     let total_len = packet.u16(ETH_LEN + 2)? as usize;
-    if first >> 8 != 0x45 || total_len < V4_LEN || ETH_LEN + total_len > packet.len() {
+    if first >> 8 != 0x45 || total_len < V4_LEN || ETH_LEN + total_len > packet.frame_len() {
         return None;
     }
     // More fragments, or an offset.
@@ -154,7 +154,7 @@ fn outer_v6<P: Packet, R: Rules>(packet: &P, rules: &R, inner: Family) -> Option
     }
     let first = packet.u16(ETH_LEN)?;
     let payload_len = packet.u16(ETH_LEN + 4)? as usize;
-    if first >> 12 != 6 || ETH_LEN + V6_LEN + payload_len > packet.len() {
+    if first >> 12 != 6 || ETH_LEN + V6_LEN + payload_len > packet.frame_len() {
         return None;
     }
     strip(packet, rules, Outer { family: Family::V6, len: V6_LEN, payload_len, ecn: first >> 4 & 3 }, inner)
@@ -268,7 +268,7 @@ mod tests {
     }
 
     impl Packet for Frame<'_> {
-        fn len(&self) -> usize {
+        fn frame_len(&self) -> usize {
             self.0.len()
         }
         fn u8(&self, offset: usize) -> Option<u8> {

@@ -11,3 +11,7 @@ pub static WEIR_DECAP: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR
 /// The loss counters: programs `loss_exception`, `loss_redirect`, `loss_transmit` and `loss_bulk_tx`, map `LOSSES`, and the
 /// offsets `IFINDEX`, `ND_NET` and `INUM` (`u32`), which the loader finds in the kernel's BTF.
 pub static WEIR_LOSS: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/weir_loss"));
+
+/// The benchmark's programs (`bench_generate`, `bench_sink`, `bench_floor`, `bench_minimal`) and their maps; only the
+/// benchmark names it, so it is in no binary that is shipped.
+pub static WEIR_BENCH: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/weir_bench"));

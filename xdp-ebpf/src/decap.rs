@@ -132,7 +132,7 @@ impl XdpView<'_> {
 
 impl Packet for XdpView<'_> {
     #[inline(always)]
-    fn len(&self) -> usize {
+    fn frame_len(&self) -> usize {
         // SAFETY: the context is the one that the kernel passed in.
         (unsafe { bpf_xdp_get_buff_len(self.ctx.ctx) }) as usize
     }
@@ -206,7 +206,7 @@ impl SkbView<'_> {
 
 impl Packet for SkbView<'_> {
     #[inline(always)]
-    fn len(&self) -> usize {
+    fn frame_len(&self) -> usize {
         self.ctx.len() as usize
     }
 

@@ -40,7 +40,7 @@ impl Frame<'_> {
 }
 
 impl Packet for Frame<'_> {
-    fn len(&self) -> usize {
+    fn frame_len(&self) -> usize {
         self.0.len()
     }
     fn u8(&self, offset: usize) -> Option<u8> {
