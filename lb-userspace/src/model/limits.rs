@@ -2,8 +2,8 @@
 //!
 //! | map | entries | bytes an entry | at the defaults |
 //! |---|---|---|---|
-//! | `LOOKUP` | buckets: keys / 7 at 3/4 full, as a power of two | 64 | 1 MiB |
-//! | `SERVICES` | `services_max` + 1 | 64 | 256 KiB |
+//! | `LOOKUP` | buckets of 7 places for 3 times the keys, as a power of two | 64 | 2 MiB |
+//! | `SERVICES` | 2 x `services_max` + 1 | 64 | 513 KiB |
 //! | `RINGS` | `ring_slots_max` / 16 lines | 64 | 64 MiB |
 //! | `BACKENDS` | 2 x `backends_max` + 1 | 64 | 8 MiB |
 //! | `BACKEND_KEYS` | 2 x `backends_max` + 1 | 40 | 5 MiB |
@@ -11,11 +11,11 @@
 //! | `REASON_STATS` | 16 interfaces x 64 reasons, on each CPU | 16 | 16 KiB a CPU |
 //! | `NODE` | 1 | 128 | 128 B |
 //!
-//! All of it is taken when the data plane is loaded and none later. `FRAGMENTS` (1 to 2 hundred KiB) and the kernel's own
+//! All of it is taken when the data plane is loaded and none later. `FRAGMENTS` (about 100 KiB) and the kernel's own
 //! overhead of a few pages a map come on top.
 //!
-//! Invariant: ids start at 1, and there are twice as many backend ids as backends, so that a removed backend's id can rest
-//! until no ring slot and no record names it.
+//! Invariants: the sizes depend on the limits alone; ids start at 1 and fit 24 bits; there are twice as many as limits
+//! allow, so that a change of everything at once finds free ids while the old ones wait for their grace.
 
 use std::ops::RangeInclusive;
 
@@ -34,6 +34,24 @@ pub const SERVICES_MAX_RANGE: RangeInclusive<u32> = 1..=65_535;
 pub const BACKENDS_MAX_RANGE: RangeInclusive<u32> = 1..=4 << 20;
 /// What `ring_slots_max` can be: from two of the smallest rings to 2 GiB.
 pub const RING_SLOTS_MAX_RANGE: RangeInclusive<u32> = 512..=512 << 20;
+
+/// Bounds of the number of `LOOKUP` buckets.
+const LOOKUP_BUCKETS_MIN: u32 = 64;
+const LOOKUP_BUCKETS_MAX: u32 = 1 << 26;
+/// Ids are 24 bits wide.
+const IDS_MAX: u32 = 1 << 24;
+
+/// Entries of a map with twice `limit` ids and the invalid id 0.
+const fn ids(limit: u32) -> u32 {
+    let entries = limit.saturating_mul(2).saturating_add(1);
+    if entries < 2 {
+        2
+    } else if entries > IDS_MAX {
+        IDS_MAX
+    } else {
+        entries
+    }
+}
 
 const _: () = assert!(2 * *BACKENDS_MAX_RANGE.end() as u64 + 1 < 1 << 24);
 const _: () = assert!(*SERVICES_MAX_RANGE.end() < 1 << 24);
@@ -56,28 +74,34 @@ impl Default for Limits {
 }
 
 impl Limits {
-    /// Entries of `SERVICES`: ids 1 to `services_max`, and the invalid id 0.
+    /// Entries of `SERVICES`: twice `services_max` ids, and the invalid id 0.
     pub const fn service_entries(&self) -> u32 {
-        self.services_max + 1
+        ids(self.services_max)
     }
 
-    /// Entries of `BACKENDS` and of what is indexed like it: ids 1 to twice `backends_max`, and the invalid id 0.
+    /// Entries of `BACKENDS` and of what is indexed like it: twice `backends_max` ids, and the invalid id 0.
     pub const fn backend_entries(&self) -> u32 {
-        2 * self.backends_max + 1
+        ids(self.backends_max)
     }
 
-    /// Whole lines of `RINGS`.
+    /// Lines of `RINGS`.
     pub const fn ring_lines(&self) -> u32 {
-        self.ring_slots_max / LINE_SLOTS as u32
+        let lines = self.ring_slots_max.div_ceil(LINE_SLOTS as u32);
+        if lines == 0 { 1 } else { lines }
     }
 
-    /// Buckets of `LOOKUP`, a power of two: room for each service, each service's VIP and each backend's reply key with a
-    /// quarter of the places free, where two-choice hashing into buckets of seven still finds a place.
+    /// Buckets of `LOOKUP`, a power of two: room for each service, each service's VIP and each backend's reply key. At
+    /// most a third of the places is taken, where two-choice hashing into buckets of seven does not overflow.
     pub const fn lookup_buckets(&self) -> u32 {
         let keys = 2 * self.services_max as u64 + self.backends_max as u64;
-        let buckets = (keys * 4).div_ceil(3 * lookup::WAYS as u64).next_power_of_two();
-        // At most 2^20 for the largest limits.
-        buckets as u32
+        let buckets = (keys * 3).div_ceil(lookup::WAYS as u64).next_power_of_two();
+        if buckets < LOOKUP_BUCKETS_MIN as u64 {
+            LOOKUP_BUCKETS_MIN
+        } else if buckets > LOOKUP_BUCKETS_MAX as u64 {
+            LOOKUP_BUCKETS_MAX
+        } else {
+            buckets as u32
+        }
     }
 
     /// Bytes of kernel memory that the maps take on a machine with `cpus` possible CPUs; the table above says of what.
@@ -131,12 +155,12 @@ mod tests {
     #[test]
     fn the_defaults_cost_what_the_table_says() {
         let limits = Limits::default();
-        assert_eq!(limits.lookup_buckets(), 16_384);
+        assert_eq!(limits.lookup_buckets(), 32_768);
         let shared = limits.memory_bytes(0);
-        let table = 128 + 16_384 * 64 + 4097 * 64 + (64 << 20) + 131_073 * (64 + 40);
+        let table = 128 + 32_768 * 64 + 8193 * 64 + (64 << 20) + 131_073 * (64 + 40);
         assert_eq!(shared, table);
         assert_eq!(limits.memory_bytes(3) - shared, 3 * (131_073 * 16 + 16 * 64 * 16));
-        assert_eq!(bytes_shown(shared), "78.3 MiB");
+        assert_eq!(bytes_shown(shared), "79.6 MiB");
     }
 
     #[test]
@@ -147,16 +171,16 @@ mod tests {
             ring_slots_max: *RING_SLOTS_MAX_RANGE.end(),
         };
         assert!(limits.backend_entries() < 1 << 24);
-        assert_eq!(limits.lookup_buckets(), 1 << 20);
-        assert_eq!(bytes_shown(limits.memory_bytes(1024)), "130.9 GiB");
+        assert_eq!(limits.lookup_buckets(), 1 << 21);
+        assert_eq!(bytes_shown(limits.memory_bytes(1024)), "131 GiB");
     }
 
     #[test]
-    fn lookup_is_never_fuller_than_three_quarters() {
+    fn lookup_is_never_fuller_than_a_third() {
         for n in [1, 2, 100, 4096, 65_535] {
             let limits = Limits { services_max: n, backends_max: n * 16, ..Limits::default() };
             let keys = u64::from(2 * limits.services_max + limits.backends_max);
-            assert!(keys * 4 <= u64::from(limits.lookup_buckets()) * 7 * 3, "{n}");
+            assert!(keys * 3 <= u64::from(limits.lookup_buckets()) * 7, "{n}");
         }
     }
 

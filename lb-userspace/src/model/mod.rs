@@ -8,6 +8,8 @@ pub mod diagnostic;
 pub mod diff;
 pub mod duration;
 pub mod emit;
+#[cfg(test)]
+mod example;
 mod foreign;
 #[cfg(test)]
 mod golden;

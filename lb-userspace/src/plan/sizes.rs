@@ -1,6 +1,6 @@
 //! How large each map is for given limits.
 //!
-//! Owns: the relation between configured limits and map sizes. Invariant: the sizes depend on the limits alone, so an
+//! Owns: which map has which size. Invariant: the sizes depend on the limits alone, so an
 //! adopting agent with the same limits demands the same shapes.
 
 use lb_core::abi::{
@@ -28,23 +28,15 @@ pub struct MapSizes {
 }
 
 impl MapSizes {
-    /// Sizes for `limits`. Id spaces are twice the limits, so that a change of everything at once finds free ids while
-    /// the old ones wait for their grace.
+    /// Sizes for `limits`; [`crate::model::limits`] says how they follow and what they cost.
     pub fn of(limits: &Limits) -> Self {
-        // Ids are 24 bits wide.
-        const IDS_MAX: u32 = 1 << 24;
-        let ids = |limit: u32| limit.saturating_mul(2).saturating_add(1).clamp(2, IDS_MAX);
-        // A service key and a VIP key per service, a reply key per backend; at 3/7 entries per way, two-choice hashing
-        // with seven ways does not overflow (plan::lookup's tests fill it).
-        let keys = u64::from(limits.services_max) * 2 + u64::from(limits.backends_max);
-        let buckets = (keys * 3).div_ceil(lookup::WAYS as u64).next_power_of_two().clamp(64, 1 << 26);
         Self {
             services_max: limits.services_max,
             backends_max: limits.backends_max,
-            services: ids(limits.services_max),
-            backends: ids(limits.backends_max),
-            ring_lines: limits.ring_slots_max.div_ceil(ring::LINE_SLOTS as u32).max(1),
-            lookup_buckets: buckets as u32,
+            services: limits.service_entries(),
+            backends: limits.backend_entries(),
+            ring_lines: limits.ring_lines(),
+            lookup_buckets: limits.lookup_buckets(),
         }
     }
 
