@@ -1,9 +1,111 @@
 //! The kernel's side of the data plane: the only part of weir that names aya, beside `decap`.
 //!
-//! Owns: loading, pinning, adopting, memory of maps, counters. Refuses to know: configuration files, health, netlink.
+//! Owns: loading, pinning, adopting, memory of maps, carrying out [`Plan`]s, counters. Refuses to know: configuration files,
+//! health, netlink. Invariants: forwarding goes on without this process; what is pinned is compared in shape and version
+//! before it is trusted; a ring is never written while a service names it.
 
 pub mod btf;
 pub mod load;
 pub mod loss;
 pub mod memory;
 pub mod pin;
+
+use std::{collections::BTreeMap, time::Instant};
+
+use lb_core::abi::stats::Counter;
+
+use crate::plan::{Fill, Plan, Present};
+
+/// What `apply` did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Applied {
+    /// Revision that the maps hold.
+    pub revision: u64,
+    /// Operations carried out and read back.
+    pub ops: usize,
+}
+
+/// Counters, summed over CPUs. Values only grow until the data plane is unloaded.
+pub type Counters<K> = BTreeMap<K, Counter>;
+
+/// What the agent needs of a data plane.
+pub trait Dataplane: Send {
+    /// What the maps hold.
+    fn present(&self) -> &Present;
+
+    /// Carries out a plan that was made from [`Dataplane::present`], reads back what was written, and makes
+    /// `plan.next` the present state.
+    ///
+    /// # Errors
+    /// [`Error::Stale`] if the plan was made from another state; [`Error::Op`] if an operation breaks a rule of the maps
+    /// (nothing was written then); [`Error::Mismatch`] if the maps do not hold what was written.
+    fn apply(&mut self, plan: Plan) -> Result<Applied, Error>;
+
+    /// Makes reusable what earlier plans took out of use, once their grace is over. To be called about once a second, and
+    /// after [`crate::plan::PlanError::is_transient`] with [`Dataplane::grace_until`] waited for. Cheap when there is
+    /// nothing to do, else it waits for an RCU grace period (tens of milliseconds). Returns the number of plans released.
+    ///
+    /// # Errors
+    /// As [`Dataplane::apply`].
+    fn settle(&mut self, now: Instant) -> Result<usize, Error>;
+
+    /// When [`Dataplane::settle`] has something to do next.
+    fn grace_until(&self) -> Option<Instant>;
+
+    /// Counters of backends by id; ids that are out of range are left out.
+    ///
+    /// # Errors
+    /// [`Error::Kernel`] if a map cannot be read.
+    fn backend_counters(&self, ids: &[u32]) -> Result<Counters<u32>, Error>;
+
+    /// Counters of all reasons of an interface slot, by reason number.
+    ///
+    /// # Errors
+    /// [`Error::Kernel`] if a map cannot be read.
+    fn reason_counters(&self, slot: u32) -> Result<Counters<u32>, Error>;
+
+    /// How full the maps are.
+    fn fill(&self) -> Fill {
+        self.present().fill()
+    }
+}
+
+/// What can go wrong while a loaded data plane is used. Loading has its own [`load::LoadError`].
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The plan was made from a state that is no longer present.
+    #[error("the plan was made from version {base} of the maps' state, which is now {present}: plan again")]
+    Stale {
+        /// Version that the plan was made from.
+        base: u64,
+        /// Version now.
+        present: u64,
+    },
+    /// An operation that would break a rule of the maps. Nothing was written.
+    #[error("{op} breaks a rule of the maps: {rule}")]
+    Op {
+        /// The operation.
+        op: String,
+        /// The rule.
+        rule: &'static str,
+    },
+    /// The maps do not hold what was written: somebody else writes to them.
+    #[error("{op} was written but the map holds something else: is another process writing to the pinned maps?")]
+    Mismatch {
+        /// The operation.
+        op: String,
+    },
+    /// A map could not be used.
+    #[error("cannot {action}: {source}")]
+    Kernel {
+        /// What was attempted.
+        action: String,
+        /// Why it failed.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The maps' contents cannot be relied on.
+    #[error(
+        "{0}; forwarding goes on untouched. To start anew: weir agent --unload (stops forwarding), then start the agent"
+    )]
+    Contents(#[from] crate::plan::RebuildError),
+}

@@ -1,0 +1,284 @@
+//! What the maps hold, read from the maps: an adopting agent has no memory of its own.
+//!
+//! What counts is what is named: `LOOKUP` names services, services name rings, rings name backends, and a valid backend entry
+//! names its service. Whatever else lies in the maps is the remains of an agent that was stopped between two stores: it is
+//! cleared or simply free. What contradicts itself in another way is refused, not guessed at.
+//!
+//! Pure: reads copies, writes nothing.
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    hash::Hasher,
+    sync::Arc,
+};
+
+use lb_core::abi::{
+    ABI_VERSION,
+    backend::{Backend, BackendKey, FLAG_VALID},
+    lookup::{Bucket, Entry, Key, Kind},
+    node::Node,
+    ring::{Extent, Slot},
+    service::{Forward, Service},
+};
+use siphasher::sip::SipHasher24;
+
+use super::{
+    MapSizes, Op, Present, PresentBackend, PresentService, Secrets, lookup::Table, present::RingInputs, wanted::address,
+};
+use crate::model::{Protocol, ServiceKey};
+
+/// Copies of the maps.
+pub struct Contents<'a> {
+    /// `NODE`.
+    pub node: Node,
+    /// `LOOKUP`.
+    pub lookup: Vec<Bucket>,
+    /// `SERVICES`.
+    pub services: &'a [Service],
+    /// `BACKENDS`.
+    pub backends: &'a [Backend],
+    /// `BACKEND_KEYS`.
+    pub keys: &'a [BackendKey],
+    /// The slots of an extent of `RINGS`, unless it reaches beyond the arena.
+    pub ring: &'a dyn Fn(Extent) -> Option<Vec<u32>>,
+}
+
+/// What the maps hold, and the stores that clear an interrupted change.
+#[derive(Debug)]
+pub struct Adopted {
+    /// What the maps hold once `repairs` are carried out.
+    pub present: Present,
+    /// Stores that clear what nothing names. Packets cannot meet what they change.
+    pub repairs: Vec<Op>,
+}
+
+/// The maps contradict themselves or are of another version.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RebuildError {
+    /// Another version of the layouts.
+    #[error("the maps have ABI version {found}, this weir has {wanted}")]
+    Version {
+        /// Version in `NODE`.
+        found: u32,
+        /// [`ABI_VERSION`].
+        wanted: u32,
+    },
+    /// Sizes that belong to other limits.
+    #[error("LOOKUP has mask {found:#x}, the limits ask for {wanted:#x}")]
+    LookupMask {
+        /// Mask in `NODE`.
+        found: u32,
+        /// Mask that follows from the limits.
+        wanted: u32,
+    },
+    /// Something names what cannot be.
+    #[error("the maps contradict themselves: {0}")]
+    Contradiction(String),
+}
+
+/// Digest of a ring's slots, to recognise a ring whose members' weights are not known.
+pub fn digest(slots: &[u32]) -> u64 {
+    let mut hasher = SipHasher24::new();
+    slots.iter().for_each(|slot| hasher.write_u32(*slot));
+    hasher.finish()
+}
+
+fn contradiction(what: String) -> RebuildError {
+    RebuildError::Contradiction(what)
+}
+
+/// Reads what the maps hold.
+///
+/// # Errors
+/// [`RebuildError`] where the contents cannot be relied on.
+pub fn rebuild(sizes: MapSizes, contents: Contents<'_>) -> Result<Adopted, RebuildError> {
+    let node = contents.node;
+    if node.abi_version != ABI_VERSION {
+        return Err(RebuildError::Version { found: node.abi_version, wanted: ABI_VERSION });
+    }
+    if node.lookup_mask != sizes.lookup_mask() || contents.lookup.len() != sizes.lookup_buckets as usize {
+        return Err(RebuildError::LookupMask { found: node.lookup_mask, wanted: sizes.lookup_mask() });
+    }
+    let mut present = Present::empty(sizes, Secrets { hash_key: node.hash_key, ring_seed: node.ring_seed });
+    present.node = node;
+    let mut table = Table::from_buckets(node.hash_key, contents.lookup.clone());
+    let mut repairs = Vec::new();
+
+    let mut services = read_services(&contents, &table, &mut present)?;
+    let named = read_rings(&contents, &mut services, &mut present)?;
+    read_backends(&contents, &mut services, &named, &mut present, &mut repairs)?;
+    drop_stale_words(&contents, &mut table, &services, &mut present, &mut repairs)?;
+
+    // A `nat` backend may lack its reply word if a change was stopped: the next plan puts it in, so it is no contradiction.
+    let with_reply: HashSet<u32> = table.iter().filter(|e| e.kind == Kind::Reply as u8).map(|e| e.id).collect();
+    let mut keys: Vec<(Key, u32)> = services.values().map(|s| (s.entry.key(), s.id)).collect();
+    let backends = services.values().flat_map(|s| &s.backends);
+    keys.extend(backends.filter(|b| with_reply.contains(&b.id)).map(|b| (b.entry.reply_key(), b.id)));
+    keys.extend(present.vips.iter().map(|(&vip, &id)| (vip_key(super::wanted::octets(vip)), id)));
+    if !table.correct_marks(&keys, &mut repairs) {
+        return Err(contradiction("LOOKUP holds words that belong to no key".into()));
+    }
+    present.table = Arc::new(table);
+    for service in services.into_values() {
+        let key = service_key(&service.entry)?;
+        present.services.insert(key, Arc::new(service));
+    }
+    Ok(Adopted { present, repairs })
+}
+
+fn vip_key(addr: [u8; 16]) -> Key {
+    Key { addr, port: 0, proto: 0, kind: Kind::Vip as u8 }
+}
+
+fn service_key(entry: &Service) -> Result<ServiceKey, RebuildError> {
+    let protocol = [Protocol::Tcp, Protocol::Udp].into_iter().find(|p| p.number() == entry.proto);
+    let protocol = protocol.ok_or_else(|| contradiction(format!("a service has protocol {}", entry.proto)))?;
+    Ok(ServiceKey { vip: address(entry.addr), port: entry.port, protocol })
+}
+
+/// Services are those that `LOOKUP` names.
+fn read_services(
+    contents: &Contents<'_>,
+    table: &Table,
+    present: &mut Present,
+) -> Result<BTreeMap<u32, PresentService>, RebuildError> {
+    let mut services = BTreeMap::new();
+    for Entry { id, .. } in table.iter().filter(|e| e.kind == Kind::Service as u8) {
+        let entry = *contents
+            .services
+            .get(id as usize)
+            .filter(|entry| id != 0 && Forward::from_u8(entry.forward).is_some())
+            .ok_or_else(|| contradiction(format!("LOOKUP names service {id}, which does not exist")))?;
+        service_key(&entry)?;
+        if !present.service_ids.claim(id) {
+            return Err(contradiction(format!("LOOKUP names service {id} twice")));
+        }
+        services.insert(id, PresentService { id, entry, backends: Vec::new(), ring: RingInputs::Adopted(0) });
+    }
+    Ok(services)
+}
+
+/// Claims the lines of the rings and digests them. Returns which backend each slot names, by service.
+fn read_rings(
+    contents: &Contents<'_>,
+    services: &mut BTreeMap<u32, PresentService>,
+    present: &mut Present,
+) -> Result<HashMap<u32, u32>, RebuildError> {
+    let mut named: HashMap<u32, u32> = HashMap::new();
+    for service in services.values_mut() {
+        for word in [service.entry.ring, service.entry.previous_ring] {
+            let extent = Extent::unpack(word);
+            if extent.slots == 0 {
+                continue;
+            }
+            let slots = (contents.ring)(extent).filter(|_| present.arena.claim(extent)).ok_or_else(|| {
+                contradiction(format!("the ring of service {} lies outside the arena or in another ring", service.id))
+            })?;
+            let ids: HashSet<u32> = slots.iter().map(|&slot| Slot(slot).current()).collect();
+            for id in ids {
+                if id == 0 || named.insert(id, service.id).is_some_and(|other| other != service.id) {
+                    return Err(contradiction(format!("the ring of service {} names backend {id}", service.id)));
+                }
+            }
+            if word == service.entry.ring {
+                service.ring = RingInputs::Adopted(digest(&slots));
+            }
+        }
+    }
+    Ok(named)
+}
+
+/// Backends are the valid entries whose service exists and is the one that their key names.
+fn read_backends(
+    contents: &Contents<'_>,
+    services: &mut BTreeMap<u32, PresentService>,
+    named: &HashMap<u32, u32>,
+    present: &mut Present,
+    repairs: &mut Vec<Op>,
+) -> Result<(), RebuildError> {
+    for (id, (entry, key)) in (0..).zip(contents.backends.iter().zip(contents.keys)) {
+        if entry.flags & FLAG_VALID == 0 {
+            if let Some(service) = named.get(&id) {
+                return Err(contradiction(format!(
+                    "the ring of service {service} names backend {id}, which is not valid"
+                )));
+            }
+            continue;
+        }
+        let service = services.get_mut(&entry.service).filter(|s| {
+            (s.entry.addr, s.entry.port, s.entry.proto, s.entry.forward)
+                == (key.vip, key.vip_port, key.proto, entry.forward)
+                && (entry.addr, entry.port, entry.proto) == (key.addr, key.port, key.proto)
+                && named.get(&id).is_none_or(|by| *by == s.id)
+        });
+        match service {
+            Some(service) if present.backend_ids.claim(id) => {
+                service.backends.push(PresentBackend { id, key: *key, entry: *entry });
+            }
+            _ if named.contains_key(&id) => {
+                return Err(contradiction(format!("a ring names backend {id}, which is not of its service")));
+            }
+            _ => repairs.push(Op::ClearBackend { id }),
+        }
+    }
+    if let Some((id, service)) = named.iter().find(|(id, _)| !present.backend_ids.is_used(**id)) {
+        return Err(contradiction(format!("the ring of service {service} names backend {id}, which does not exist")));
+    }
+    for service in services.values_mut() {
+        // Of two entries with one key, one was being removed: the other is in the ring, or newer. Ring first, then any.
+        service.backends.sort_by_key(|b| (b.key, !named.contains_key(&b.id), b.id));
+        let mut kept: Option<BackendKey> = None;
+        service.backends.retain(|b| {
+            let first = kept != Some(b.key);
+            kept = Some(b.key);
+            if !first {
+                present.backend_ids.free(b.id);
+                repairs.push(Op::ClearBackend { id: b.id });
+            }
+            first
+        });
+    }
+    Ok(())
+}
+
+/// Takes words out of the table that name a service's VIP or a backend's replies although neither is there any more.
+fn drop_stale_words(
+    contents: &Contents<'_>,
+    table: &mut Table,
+    services: &BTreeMap<u32, PresentService>,
+    present: &mut Present,
+    repairs: &mut Vec<Op>,
+) -> Result<(), RebuildError> {
+    let replies: HashSet<u32> = services
+        .values()
+        .filter(|s| s.entry.forward == Forward::Nat as u8)
+        .flat_map(|s| s.backends.iter().map(|b| b.id))
+        .collect();
+    let words: Vec<Entry> = table.iter().collect();
+    for Entry { kind, id, .. } in words {
+        let key = if kind == Kind::Vip as u8 {
+            let entry = contents.services.get(id as usize);
+            let entry =
+                entry.ok_or_else(|| contradiction(format!("LOOKUP names service {id}, which does not exist")))?;
+            if services.contains_key(&id) {
+                present.vips.insert(address(entry.addr), id);
+                continue;
+            }
+            vip_key(entry.addr)
+        } else if kind == Kind::Reply as u8 {
+            if replies.contains(&id) {
+                continue;
+            }
+            let entry = contents.backends.get(id as usize);
+            entry.ok_or_else(|| contradiction(format!("LOOKUP names backend {id}, which does not exist")))?.reply_key()
+        } else if kind == Kind::Service as u8 {
+            continue;
+        } else {
+            return Err(contradiction(format!("LOOKUP holds a word of unknown kind {kind}")));
+        };
+        if !table.remove(&key, id, repairs) {
+            return Err(contradiction(format!("LOOKUP holds a word of kind {kind} that names {id} under another key")));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,123 @@
+//! What the maps shall hold: the configuration, with administrative state, observed health and next hops folded in.
+//!
+//! Owns: the effective weight, computed here and nowhere else. `maint` is absent; `drain`, weight 0 and down take no slot of
+//! the ring; a service in which nothing ready and weighted is up fails open: all of its ready backends count as up.
+//! Invariant: services and their backends are in the order of their stable keys, the same on every node.
+
+use std::net::{IpAddr, Ipv6Addr};
+
+use lb_core::abi::{self, backend::BackendKey, service::Forward};
+
+use crate::model::{AdminState, Algo, Backend, Config, NextHop, Service, ServiceKey};
+
+/// What the maps shall hold.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Wanted {
+    /// In the order of their keys.
+    pub services: Vec<WantedService>,
+    /// /16 of outer IPv4 sources.
+    pub outer_source_v4: [u8; 4],
+    /// /64 of outer IPv6 sources.
+    pub outer_source_v6: [u8; 16],
+}
+
+/// A service as it shall be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WantedService {
+    /// Name, for messages.
+    pub name: String,
+    /// VIP, port and protocol.
+    pub key: ServiceKey,
+    /// Forwarding mode.
+    pub forward: Forward,
+    /// Prime number of ring entries.
+    pub ring_size: u32,
+    /// No ready backend with a weight is up: the ring holds all of them.
+    pub fail_open: bool,
+    /// In the order of their keys.
+    pub backends: Vec<WantedBackend>,
+}
+
+/// A backend as it shall be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WantedBackend {
+    /// Stable identity.
+    pub key: BackendKey,
+    /// Effective weight; 0 takes no new flows.
+    pub weight: u32,
+    /// Observed health.
+    pub up: bool,
+    /// Where its frames go.
+    pub next_hop: Option<NextHop>,
+}
+
+/// Computes what the maps shall hold. `up` is the observed health, `next_hop` what netlink knows about an address.
+pub fn wanted(
+    config: &Config,
+    up: &dyn Fn(&Service, &Backend) -> bool,
+    next_hop: &dyn Fn(IpAddr) -> Option<NextHop>,
+) -> Wanted {
+    let mut services: Vec<WantedService> = config.services.iter().map(|s| service(s, up, next_hop)).collect();
+    services.sort_unstable_by_key(|s| s.key);
+    Wanted {
+        services,
+        outer_source_v4: config.node.outer_source_v4.network().octets(),
+        outer_source_v6: config.node.outer_source_v6.network().octets(),
+    }
+}
+
+fn service(
+    service: &Service,
+    up: &dyn Fn(&Service, &Backend) -> bool,
+    next_hop: &dyn Fn(IpAddr) -> Option<NextHop>,
+) -> WantedService {
+    let observed: Vec<(&Backend, bool)> =
+        service.backends.iter().filter(|b| b.admin_state != AdminState::Maint).map(|b| (b, up(service, b))).collect();
+    let takes_flows = |b: &Backend| b.admin_state == AdminState::Ready && b.weight > 0;
+    let fail_open =
+        observed.iter().any(|(b, _)| takes_flows(b)) && !observed.iter().any(|&(b, up)| takes_flows(b) && up);
+    let mut backends: Vec<WantedBackend> = observed
+        .into_iter()
+        .map(|(b, up)| WantedBackend {
+            key: backend_key(&service.key, b.address, b.port),
+            weight: if takes_flows(b) && (up || fail_open) { u32::from(b.weight) } else { 0 },
+            up,
+            next_hop: next_hop(b.address),
+        })
+        .collect();
+    backends.sort_unstable_by_key(|b| b.key);
+    let Algo::Maglev { ring_size } = service.algo;
+    WantedService {
+        name: service.name.clone(),
+        key: service.key,
+        forward: service.forward,
+        ring_size,
+        fail_open,
+        backends,
+    }
+}
+
+/// The stable identity of a backend of the service `key`.
+pub fn backend_key(key: &ServiceKey, addr: IpAddr, port: u16) -> BackendKey {
+    BackendKey {
+        vip: octets(key.vip),
+        addr: octets(addr),
+        vip_port: key.port,
+        port,
+        proto: key.protocol.number(),
+        pad: [0; 3],
+    }
+}
+
+/// The 16-byte form of an address.
+pub fn octets(addr: IpAddr) -> [u8; 16] {
+    match addr {
+        IpAddr::V4(v4) => abi::mapped(v4.octets()),
+        IpAddr::V6(v6) => v6.octets(),
+    }
+}
+
+/// The address of a 16-byte form.
+pub fn address(octets: [u8; 16]) -> IpAddr {
+    Ipv6Addr::from(octets).to_canonical()
+}
