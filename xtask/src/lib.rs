@@ -4,6 +4,7 @@
 
 pub mod capability;
 pub mod dist;
+pub mod lab;
 pub mod setup;
 pub mod step;
 pub mod test;
