@@ -16,7 +16,7 @@ pub const SHAPE: MapShape = MapShape {
 
 /// What all fragments of a datagram share (RFC 791 section 3.2, RFC 8200 section 4.5).
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Pod, Zeroable)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Pod, Zeroable)]
 pub struct FragmentKey {
     /// Source, 16-byte form.
     pub src: [u8; 16],

@@ -1,0 +1,161 @@
+//! Packets and tables on the host: a frame in a vector and maps in vectors, for tests and `weir explain`.
+
+extern crate alloc;
+
+use alloc::{collections::BTreeMap, vec::Vec};
+use core::cell::RefCell;
+
+use bytemuck::Zeroable;
+
+use crate::{
+    abi::{
+        backend::Backend,
+        fragment::{Fragment, FragmentKey},
+        lookup::Bucket,
+        node::Node,
+        ring::Line,
+        service::Service,
+    },
+    packet::{OFFSET_MAX, PacketEdit, PacketView},
+    tables::{NextHop, Route, Tables},
+};
+
+/// Room in front of a frame, as `XDP_PACKET_HEADROOM` is in the kernel.
+pub const HEADROOM: usize = 256;
+
+/// A frame with room in front of it.
+#[derive(Clone, Debug)]
+pub struct Frame {
+    buffer: Vec<u8>,
+    start: usize,
+}
+
+impl Frame {
+    /// A copy of `bytes`, Ethernet header first.
+    pub fn new(bytes: &[u8]) -> Self {
+        let mut buffer = alloc::vec![0; HEADROOM];
+        buffer.extend_from_slice(bytes);
+        Self { buffer, start: HEADROOM }
+    }
+
+    /// The frame as it is now.
+    pub fn as_bytes(&self) -> &[u8] {
+        self.buffer.get(self.start..).unwrap_or_default()
+    }
+}
+
+impl PacketView for Frame {
+    fn len(&self) -> usize {
+        self.buffer.len() - self.start
+    }
+
+    fn bytes<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
+        self.as_bytes().get(offset..)?.first_chunk().copied()
+    }
+
+    fn bytes_at<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
+        if offset > OFFSET_MAX { None } else { self.bytes(offset) }
+    }
+}
+
+impl PacketEdit for Frame {
+    fn put<const N: usize>(&mut self, offset: usize, bytes: [u8; N]) -> Option<()> {
+        *self.buffer.get_mut(self.start + offset..)?.first_chunk_mut()? = bytes;
+        Some(())
+    }
+
+    fn put_at<const N: usize>(&mut self, offset: usize, bytes: [u8; N]) -> Option<()> {
+        if offset > OFFSET_MAX { None } else { self.put(offset, bytes) }
+    }
+
+    fn grow_head(&mut self, n: usize) -> Option<()> {
+        self.start = self.start.checked_sub(n)?;
+        Some(())
+    }
+
+    fn truncate(&mut self, len: usize) -> Option<()> {
+        (len <= self.len()).then(|| self.buffer.truncate(self.start + len))
+    }
+}
+
+/// The maps as vectors; indexes are those of the maps.
+#[derive(Clone, Debug)]
+pub struct Snapshot {
+    /// `NODE`.
+    pub node: Node,
+    /// `LOOKUP`.
+    pub lookup: Vec<Bucket>,
+    /// `SERVICES`.
+    pub services: Vec<Service>,
+    /// `RINGS`.
+    pub lines: Vec<Line>,
+    /// `BACKENDS`.
+    pub backends: Vec<Backend>,
+    /// `FRAGMENTS`, unbounded here.
+    pub fragments: RefCell<BTreeMap<FragmentKey, Fragment>>,
+    /// Next hops of destinations in 16-byte form; those not listed have no route.
+    pub next_hops: BTreeMap<[u8; 16], NextHop>,
+    /// MTU of the routes: a longer packet gives [`NextHop::TooBig`].
+    pub route_mtu: u16,
+}
+
+impl Default for Snapshot {
+    fn default() -> Self {
+        Self {
+            node: Node::zeroed(),
+            lookup: Vec::new(),
+            services: Vec::new(),
+            lines: Vec::new(),
+            backends: Vec::new(),
+            fragments: RefCell::default(),
+            next_hops: BTreeMap::new(),
+            route_mtu: 1500,
+        }
+    }
+}
+
+impl Tables for Snapshot {
+    fn node(&self) -> Option<&Node> {
+        Some(&self.node)
+    }
+
+    fn bucket(&self, index: u32) -> Option<&Bucket> {
+        self.lookup.get(index as usize)
+    }
+
+    fn service(&self, id: u32) -> Option<&Service> {
+        self.services.get(id as usize)
+    }
+
+    fn line(&self, index: u32) -> Option<&Line> {
+        self.lines.get(index as usize)
+    }
+
+    fn backend(&self, id: u32) -> Option<&Backend> {
+        self.backends.get(id as usize)
+    }
+
+    fn load_u64(&self, word: &u64) -> u64 {
+        *word
+    }
+
+    fn load_u32(&self, word: &u32) -> u32 {
+        *word
+    }
+
+    fn fragment(&self, key: &FragmentKey) -> Option<Fragment> {
+        self.fragments.borrow().get(key).copied()
+    }
+
+    fn remember_fragment(&self, key: &FragmentKey, fragment: &Fragment) {
+        self.fragments.borrow_mut().insert(*key, *fragment);
+    }
+
+    fn next_hop(&self, route: &Route) -> NextHop {
+        match self.next_hops.get(&route.dst) {
+            Some(_) if route.len > self.route_mtu => NextHop::TooBig { mtu: self.route_mtu },
+            Some(next_hop) => *next_hop,
+            None => NextHop::NoRoute,
+        }
+    }
+}
