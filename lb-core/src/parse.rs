@@ -5,93 +5,112 @@
 //! are refused at once; malformed transport headers are only noted, because they matter for VIPs alone.
 
 use crate::{
-    abi,
     packet::{OFFSET_MAX, PacketView},
     reason::Reason,
     wire::{be16, be32, eth, icmp, ipv4, ipv6, transport},
 };
 
-/// Source and destination of a packet, numbers in host order.
+/// Address family.
+#[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Addresses {
+pub enum Family {
     /// IPv4.
-    V4 {
-        /// Source.
-        src: u32,
-        /// Destination.
-        dst: u32,
-    },
+    V4,
     /// IPv6.
-    V6 {
-        /// Source.
-        src: ipv6::Words,
-        /// Destination.
-        dst: ipv6::Words,
-    },
+    V6,
+}
+
+/// Source and destination of a packet, each as four numbers in host order: an IPv4 address is `[0, 0, 0xffff, addr]`, in
+/// the form of the maps.
+///
+/// VERIFIER: "misaligned stack access". The compiler joins stores of neighbouring words, so pairs of words are aligned.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Addresses {
+    /// Source.
+    pub src: ipv6::Words,
+    /// Destination.
+    pub dst: ipv6::Words,
+    /// Family of both.
+    pub family: Family,
 }
 
 impl Addresses {
+    /// No addresses.
+    pub const NONE: Self = Self { family: Family::V6, src: [0; 4], dst: [0; 4] };
+
+    /// IPv4 addresses.
+    #[inline(always)]
+    pub const fn v4(src: u32, dst: u32) -> Self {
+        Self { family: Family::V4, src: [0, 0, 0xffff, src], dst: [0, 0, 0xffff, dst] }
+    }
+
+    /// IPv6 addresses.
+    #[inline(always)]
+    pub const fn v6(src: ipv6::Words, dst: ipv6::Words) -> Self {
+        Self { family: Family::V6, src, dst }
+    }
+
     /// Source in the 16-byte form of the maps.
     #[inline(always)]
     pub const fn src(&self) -> [u8; 16] {
-        match self {
-            Self::V4 { src, .. } => abi::mapped(src.to_be_bytes()),
-            Self::V6 { src, .. } => ipv6::octets(*src),
-        }
+        ipv6::octets(self.src)
     }
 
     /// Destination in the 16-byte form of the maps.
     #[inline(always)]
     pub const fn dst(&self) -> [u8; 16] {
-        match self {
-            Self::V4 { dst, .. } => abi::mapped(dst.to_be_bytes()),
-            Self::V6 { dst, .. } => ipv6::octets(*dst),
-        }
+        ipv6::octets(self.dst)
     }
 
     /// Source and destination exchanged.
     #[inline(always)]
     pub const fn reversed(self) -> Self {
-        match self {
-            Self::V4 { src, dst } => Self::V4 { src: dst, dst: src },
-            Self::V6 { src, dst } => Self::V6 { src: dst, dst: src },
-        }
+        Self { family: self.family, src: self.dst, dst: self.src }
     }
 }
 
 /// Which part of a datagram a packet is.
+#[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Part {
     /// All of it.
     Whole,
-    /// The first fragment, which carries the ports; with the identification.
-    First(u32),
-    /// A later fragment; with the identification.
-    Later(u32),
+    /// The first fragment, which carries the ports.
+    First,
+    /// A later fragment.
+    Later,
 }
 
 /// The packet that an ICMP error quotes.
+#[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Quoted {
     /// Its addresses: the source is whom the error is sent to.
     pub addresses: Addresses,
-    /// 6 or 17.
-    pub proto: u8,
-    /// Its ports, source in the high half.
-    pub ports: u32,
     /// Offset of its IP header in the frame.
     pub l3: usize,
     /// Offset of its transport header in the frame; at least 8 bytes of it are there.
     pub l4: usize,
+    /// Its ports, source in the high half.
+    pub ports: u32,
+    /// 6 or 17.
+    pub proto: u8,
+}
+
+impl Quoted {
+    /// What a packet other than an ICMP error quotes.
+    pub const NOTHING: Self = Self { addresses: Addresses::NONE, proto: 0, ports: 0, l3: 0, l4: 0 };
 }
 
 /// What follows the network header.
+#[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Transport {
     /// A well-formed TCP or UDP header.
     Flow,
     /// An ICMP error about a TCP or UDP packet.
-    Error(Quoted),
+    Error,
     /// An ICMP error about something else, or about a later fragment.
     ErrorWithoutFlow,
     /// An unfragmented ICMP echo request.
@@ -99,28 +118,46 @@ pub enum Transport {
     /// Anything else; also what later fragments carry.
     Other,
     /// Not what its protocol number promises.
-    Malformed(Reason),
+    Malformed,
 }
 
-/// What is known of a packet.
+/// What is known of a packet. Every field has a value in every packet, none is wrapped in a variant of another: the
+/// verifier refuses to copy what was never written ("R2 !read_ok"), which is what the compiler makes of absent payloads.
+///
+/// VERIFIER: "misaligned stack access", as for [`Addresses`]: neighbours that the compiler may join are aligned together.
+#[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Packet {
     /// Source and destination.
     pub addresses: Addresses,
-    /// IP protocol number of the transport header.
-    pub proto: u8,
-    /// Ports of [`Transport::Flow`], source in the high half; otherwise 0.
-    pub ports: u32,
-    /// ToS or traffic class.
-    pub tos: u8,
-    /// Bytes of IP packet, from its own length field; frames may be longer.
-    pub len: u16,
+    /// What an ICMP error is about.
+    pub quoted: Quoted,
     /// Offset of the transport header in the frame.
     pub l4: usize,
+    /// Ports of [`Transport::Flow`], source in the high half; otherwise 0.
+    pub ports: u32,
+    /// Bytes of IP packet, from its own length field; frames may be longer.
+    pub len: u16,
+    /// IP protocol number of the transport header.
+    pub proto: u8,
+    /// ToS or traffic class.
+    pub tos: u8,
     /// Fragmentation.
     pub part: Part,
+    /// Identification that the fragments of a datagram share; 0 unless it is fragmented.
+    pub id: u32,
     /// What follows the network header.
     pub transport: Transport,
+    /// Why it is [`Transport::Malformed`].
+    pub malformed: Option<Reason>,
+}
+
+impl Packet {
+    /// A packet of which nothing is known yet, for [`any`] to fill.
+    #[inline(always)]
+    pub const fn unknown() -> Self {
+        whole_flow(Addresses::NONE, 0, 0, 0, 0, 0)
+    }
 }
 
 const L4_V4: usize = eth::LEN + ipv4::LEN;
@@ -142,16 +179,8 @@ pub fn plain<P: PacketView>(p: &P) -> Option<Packet> {
                 return None;
             }
             plain_transport(p, ip.proto, L4_V4, ip.total_len as usize, ipv4::LEN, be16(&head, L4_V4 + 4))?;
-            Some(Packet {
-                addresses: Addresses::V4 { src: ip.src, dst: ip.dst },
-                proto: ip.proto,
-                ports: be32(&head, L4_V4),
-                tos: ip.tos,
-                len: ip.total_len,
-                l4: L4_V4,
-                part: Part::Whole,
-                transport: Transport::Flow,
-            })
+            let addresses = Addresses::v4(ip.src, ip.dst);
+            Some(whole_flow(addresses, ip.proto, be32(&head, L4_V4), ip.tos, ip.total_len, L4_V4))
         }
         eth::IPV6 => {
             let head = p.bytes::<HEAD_V6>(0)?;
@@ -161,18 +190,27 @@ pub fn plain<P: PacketView>(p: &P) -> Option<Packet> {
                 return None;
             }
             plain_transport(p, ip.next, L4_V6, len, ipv6::LEN, be16(&head, L4_V6 + 4))?;
-            Some(Packet {
-                addresses: Addresses::V6 { src: ip.src, dst: ip.dst },
-                proto: ip.next,
-                ports: be32(&head, L4_V6),
-                tos: ip.traffic_class(),
-                len: len as u16,
-                l4: L4_V6,
-                part: Part::Whole,
-                transport: Transport::Flow,
-            })
+            let addresses = Addresses::v6(ip.src, ip.dst);
+            Some(whole_flow(addresses, ip.next, be32(&head, L4_V6), ip.traffic_class(), len as u16, L4_V6))
         }
         _ => None,
+    }
+}
+
+#[inline(always)]
+const fn whole_flow(addresses: Addresses, proto: u8, ports: u32, tos: u8, len: u16, l4: usize) -> Packet {
+    Packet {
+        addresses,
+        proto,
+        tos,
+        len,
+        ports,
+        l4,
+        part: Part::Whole,
+        id: 0,
+        transport: Transport::Flow,
+        malformed: None,
+        quoted: Quoted::NOTHING,
     }
 }
 
@@ -193,240 +231,268 @@ fn plain_transport<P: PacketView>(p: &P, proto: u8, l4: usize, len: usize, ip_le
     }
 }
 
-/// Explains any frame.
+/// Explains any frame, in `packet`.
 ///
 /// # Errors
-/// The reason for which it is passed or dropped whatever it is for.
+/// The reason for which it is passed or dropped whatever it is for; `packet` then says nothing.
 #[inline(always)]
-pub fn any<P: PacketView>(p: &P) -> Result<Packet, Reason> {
+pub fn any<P: PacketView>(p: &P, packet: &mut Packet) -> Result<(), Reason> {
     let head = p.bytes::<{ eth::LEN }>(0).ok_or(Reason::FrameTruncated)?;
-    match be16(&head, eth::TYPE) {
-        eth::IPV4 => any_v4(p),
-        eth::IPV6 => any_v6(p),
-        eth::VLAN | eth::SERVICE_VLAN => Err(Reason::Vlan),
-        _ => Err(Reason::NotIp),
-    }
+    let refused = match be16(&head, eth::TYPE) {
+        eth::IPV4 => any_v4(p, packet),
+        eth::IPV6 => any_v6(p, packet),
+        eth::VLAN | eth::SERVICE_VLAN => Some(Reason::Vlan),
+        _ => Some(Reason::NotIp),
+    };
+    refused.map_or(Ok(()), Err)
 }
 
-#[inline(always)]
-fn any_v4<P: PacketView>(p: &P) -> Result<Packet, Reason> {
-    let head = p.bytes::<{ ipv4::LEN }>(eth::LEN).ok_or(Reason::Ipv4Truncated)?;
+// VERIFIER: "cannot return stack pointer to the caller". Functions that are calls in the kernel return a number that is
+// used; one that returns nothing, or writes its result through a hidden pointer, leaves that pointer in r0.
+
+#[inline(never)]
+fn any_v4<P: PacketView>(p: &P, packet: &mut Packet) -> Option<Reason> {
+    let Some(head) = p.bytes::<{ ipv4::LEN }>(eth::LEN) else { return Some(Reason::Ipv4Truncated) };
     let ip = ipv4::Header::parse(&head, 0);
     if ip.version_ihl >> 4 != 4 {
-        return Err(Reason::Ipv4BadVersion);
+        return Some(Reason::Ipv4BadVersion);
     }
     if ip.header_len() < ipv4::LEN {
-        return Err(Reason::Ipv4BadHeaderLength);
+        return Some(Reason::Ipv4BadHeaderLength);
     }
     let end = eth::LEN + ip.total_len as usize;
     if (ip.total_len as usize) < ip.header_len() || end > p.len() {
-        return Err(Reason::Ipv4BadTotalLength);
+        return Some(Reason::Ipv4BadTotalLength);
     }
-    let part = match (ip.fragment & ipv4::OFFSET, ip.fragment & ipv4::MF) {
-        (0, 0) => Part::Whole,
-        (0, _) => Part::First(ip.id as u32),
-        _ => Part::Later(ip.id as u32),
+    let (part, id) = match (ip.fragment & ipv4::OFFSET, ip.fragment & ipv4::MF) {
+        (0, 0) => (Part::Whole, 0),
+        (0, _) => (Part::First, ip.id as u32),
+        _ => (Part::Later, ip.id as u32),
     };
     let l4 = eth::LEN + ip.header_len();
-    let (transport, ports) = match ip.proto {
-        ipv4::PROTO_ICMP => (icmp_v4(p, l4, end, part), 0),
-        proto => tcp_or_udp(p, proto, l4, end, part),
-    };
-    Ok(Packet {
-        addresses: Addresses::V4 { src: ip.src, dst: ip.dst },
-        proto: ip.proto,
-        ports,
-        tos: ip.tos,
-        len: ip.total_len,
-        l4,
+    *packet = Packet {
         part,
-        transport,
-    })
+        id,
+        transport: Transport::Other,
+        ..whole_flow(Addresses::v4(ip.src, ip.dst), ip.proto, 0, ip.tos, ip.total_len, l4)
+    };
+    let malformed = match ip.proto {
+        _ if part == Part::Later => None,
+        ipv4::PROTO_TCP => tcp(p, packet, end),
+        ipv4::PROTO_UDP => udp(p, packet, end),
+        ipv4::PROTO_ICMP if part == Part::Whole => icmp_v4(p, packet, end),
+        _ => None,
+    };
+    note_malformed(packet, malformed);
+    None
 }
 
-#[inline(always)]
-fn any_v6<P: PacketView>(p: &P) -> Result<Packet, Reason> {
-    let head = p.bytes::<{ ipv6::LEN }>(eth::LEN).ok_or(Reason::Ipv6Truncated)?;
+#[inline(never)]
+fn any_v6<P: PacketView>(p: &P, packet: &mut Packet) -> Option<Reason> {
+    let Some(head) = p.bytes::<{ ipv6::LEN }>(eth::LEN) else { return Some(Reason::Ipv6Truncated) };
     let ip = ipv6::Header::parse(&head, 0);
     if ip.version() != 6 {
-        return Err(Reason::Ipv6BadVersion);
+        return Some(Reason::Ipv6BadVersion);
     }
     let len = ipv6::LEN + ip.payload_len as usize;
     let end = eth::LEN + len;
     if end > p.len() || len > u16::MAX as usize {
-        return Err(Reason::Ipv6BadPayloadLength);
+        return Some(Reason::Ipv6BadPayloadLength);
     }
-    let walk = extensions(p, ip.next, L4_V6, end);
-    let (transport, ports) = match walk.failure {
-        Some(reason) => (Transport::Malformed(reason), 0),
-        None => match walk.proto {
-            ipv6::PROTO_ICMPV6 => (icmp_v6(p, walk.l4, end, walk.part), 0),
-            proto => tcp_or_udp(p, proto, walk.l4, end, walk.part),
-        },
-    };
-    Ok(Packet {
-        addresses: Addresses::V6 { src: ip.src, dst: ip.dst },
-        proto: walk.proto,
-        ports,
-        tos: ip.traffic_class(),
-        len: len as u16,
-        l4: walk.l4,
+    let mut walk = Walk::new(ip.next, L4_V6);
+    let failure = extensions(p, &mut walk, end);
+    *packet = Packet {
         part: walk.part,
-        transport,
-    })
+        id: walk.id,
+        transport: Transport::Other,
+        ..whole_flow(Addresses::v6(ip.src, ip.dst), walk.proto, 0, ip.traffic_class(), len as u16, walk.l4)
+    };
+    let malformed = match walk.proto {
+        _ if failure.is_some() => failure,
+        _ if walk.part == Part::Later => None,
+        ipv4::PROTO_TCP => tcp(p, packet, end),
+        ipv4::PROTO_UDP => udp(p, packet, end),
+        ipv6::PROTO_ICMPV6 if walk.part == Part::Whole => icmp_v6(p, packet, end),
+        _ => None,
+    };
+    note_malformed(packet, malformed);
+    None
 }
 
 /// Where the extension headers of an IPv6 packet end.
+#[repr(C)]
 struct Walk {
-    /// Protocol number found there.
-    proto: u8,
     /// Offset of the transport header.
     l4: usize,
     /// Fragmentation; an atomic fragment (RFC 6946) is whole.
     part: Part,
-    /// Why the walk did not arrive.
-    failure: Option<Reason>,
+    /// Identification of a fragment.
+    id: u32,
+    /// Protocol number found there.
+    proto: u8,
 }
 
-/// Follows extension headers from offset `start`, at most [`ipv6::EXTENSIONS_MAX`] of them.
-#[inline(always)]
-fn extensions<P: PacketView>(p: &P, next: u8, start: usize, end: usize) -> Walk {
-    let mut walk = Walk { proto: next, l4: start, part: Part::Whole, failure: None };
+impl Walk {
+    #[inline(always)]
+    fn new(next: u8, start: usize) -> Self {
+        Self { proto: next, l4: start, part: Part::Whole, id: 0 }
+    }
+}
+
+/// Follows extension headers, at most [`ipv6::EXTENSIONS_MAX`] of them; `end` is the offset behind the packet. Gives the
+/// reason if it does not arrive.
+#[inline(never)]
+fn extensions<P: PacketView>(p: &P, walk: &mut Walk, end: usize) -> Option<Reason> {
     for _ in 0..ipv6::EXTENSIONS_MAX {
         if ipv6::extension(walk.proto, 0) == ipv6::Extension::Transport {
-            return walk;
+            return None;
         }
         let head = match p.bytes_at::<8>(walk.l4) {
             Some(head) if walk.l4 + 8 <= end => head,
-            _ => return Walk { failure: Some(Reason::Ipv6ExtensionTruncated), ..walk },
+            _ => return Some(Reason::Ipv6ExtensionTruncated),
         };
         match ipv6::extension(walk.proto, head[1]) {
-            ipv6::Extension::Transport => return walk,
+            ipv6::Extension::Transport => return None,
             ipv6::Extension::Skip(len) => walk.l4 += len,
             ipv6::Extension::Fragment => {
                 walk.l4 += 8;
-                let (field, id) = (be16(&head, 2), be32(&head, 4));
-                if field >> 3 != 0 {
-                    return Walk { proto: head[0], part: Part::Later(id), ..walk };
+                let field = be16(&head, 2);
+                if field & !6 != 0 {
+                    walk.part = Part::First;
+                    walk.id = be32(&head, 4);
                 }
-                if field & 1 != 0 {
-                    walk.part = Part::First(id);
+                if field >> 3 != 0 {
+                    walk.part = Part::Later;
+                    walk.proto = head[0];
+                    return None;
                 }
             }
         }
         walk.proto = head[0];
         if walk.l4 > end {
-            return Walk { failure: Some(Reason::Ipv6ExtensionTruncated), ..walk };
+            return Some(Reason::Ipv6ExtensionTruncated);
         }
         if walk.l4 > OFFSET_MAX {
-            return Walk { failure: Some(Reason::Ipv6ExtensionsTooMany), ..walk };
+            return Some(Reason::Ipv6ExtensionsTooMany);
         }
     }
     if ipv6::extension(walk.proto, 0) != ipv6::Extension::Transport {
-        walk.failure = Some(Reason::Ipv6ExtensionsTooMany);
+        return Some(Reason::Ipv6ExtensionsTooMany);
     }
-    walk
-}
-
-/// Judges a TCP or UDP header; `end` is the offset behind the IP packet.
-#[inline(always)]
-fn tcp_or_udp<P: PacketView>(p: &P, proto: u8, l4: usize, end: usize, part: Part) -> (Transport, u32) {
-    if matches!(part, Part::Later(_)) {
-        return (Transport::Other, 0);
-    }
-    match proto {
-        ipv4::PROTO_TCP => {
-            let Some(head) = p.bytes_at::<{ transport::TCP_LEN }>(l4).filter(|_| l4 + transport::TCP_LEN <= end) else {
-                return (Transport::Malformed(Reason::TcpTruncated), 0);
-            };
-            let [offset] = crate::wire::take(&head, transport::TCP_DATA_OFFSET);
-            let header_len = (offset >> 4) as usize * 4;
-            if header_len < transport::TCP_LEN || l4 + header_len > end {
-                return (Transport::Malformed(Reason::TcpBadOffset), 0);
-            }
-            (Transport::Flow, be32(&head, 0))
-        }
-        ipv4::PROTO_UDP => {
-            let Some(head) = p.bytes_at::<{ transport::UDP_LEN }>(l4).filter(|_| l4 + transport::UDP_LEN <= end) else {
-                return (Transport::Malformed(Reason::UdpTruncated), 0);
-            };
-            // The length counts the whole datagram, so the first fragment is shorter than it says.
-            let udp_len = be16(&head, transport::UDP_LENGTH) as usize;
-            if udp_len < transport::UDP_LEN || (part == Part::Whole && l4 + udp_len > end) {
-                return (Transport::Malformed(Reason::UdpBadLength), 0);
-            }
-            (Transport::Flow, be32(&head, 0))
-        }
-        _ => (Transport::Other, 0),
-    }
+    None
 }
 
 #[inline(always)]
-fn icmp_v4<P: PacketView>(p: &P, l4: usize, end: usize, part: Part) -> Transport {
-    if part != Part::Whole {
-        return Transport::Other;
+fn note_malformed(packet: &mut Packet, malformed: Option<Reason>) {
+    if malformed.is_some() {
+        packet.transport = Transport::Malformed;
+        packet.malformed = malformed;
     }
-    let Some([kind, ..]) = p.bytes_at::<{ icmp::LEN }>(l4).filter(|_| l4 + icmp::LEN <= end) else {
-        return Transport::Malformed(Reason::IcmpTruncated);
+}
+
+/// Judges a TCP header; `end` is the offset behind the IP packet.
+#[inline(always)]
+fn tcp<P: PacketView>(p: &P, packet: &mut Packet, end: usize) -> Option<Reason> {
+    let Some(head) = p.bytes_at::<{ transport::TCP_LEN }>(packet.l4).filter(|_| packet.l4 + transport::TCP_LEN <= end)
+    else {
+        return Some(Reason::TcpTruncated);
+    };
+    let [offset] = crate::wire::take(&head, transport::TCP_DATA_OFFSET);
+    let header_len = (offset >> 4) as usize * 4;
+    if header_len < transport::TCP_LEN || packet.l4 + header_len > end {
+        return Some(Reason::TcpBadOffset);
+    }
+    packet.transport = Transport::Flow;
+    packet.ports = be32(&head, 0);
+    None
+}
+
+/// Judges a UDP header.
+#[inline(always)]
+fn udp<P: PacketView>(p: &P, packet: &mut Packet, end: usize) -> Option<Reason> {
+    let Some(head) = p.bytes_at::<{ transport::UDP_LEN }>(packet.l4).filter(|_| packet.l4 + transport::UDP_LEN <= end)
+    else {
+        return Some(Reason::UdpTruncated);
+    };
+    // The length counts the whole datagram, so the first fragment is shorter than it says.
+    let udp_len = be16(&head, transport::UDP_LENGTH) as usize;
+    if udp_len < transport::UDP_LEN || (packet.part == Part::Whole && packet.l4 + udp_len > end) {
+        return Some(Reason::UdpBadLength);
+    }
+    packet.transport = Transport::Flow;
+    packet.ports = be32(&head, 0);
+    None
+}
+
+#[inline(never)]
+fn icmp_v4<P: PacketView>(p: &P, packet: &mut Packet, end: usize) -> Option<Reason> {
+    let Some([kind, ..]) = p.bytes_at::<{ icmp::LEN }>(packet.l4).filter(|_| packet.l4 + icmp::LEN <= end) else {
+        return Some(Reason::IcmpTruncated);
     };
     if kind == icmp::V4_ECHO_REQUEST {
-        return Transport::Echo;
+        packet.transport = Transport::Echo;
     }
     if !icmp::is_error_v4(kind) {
-        return Transport::Other;
+        return None;
     }
-    let truncated = Transport::Malformed(Reason::IcmpErrorTruncated);
-    let l3 = l4 + icmp::LEN;
-    let Some(head) = p.bytes_at::<{ ipv4::LEN }>(l3).filter(|_| l3 + ipv4::LEN <= end) else { return truncated };
+    let l3 = packet.l4 + icmp::LEN;
+    let Some(head) = p.bytes_at::<{ ipv4::LEN }>(l3).filter(|_| l3 + ipv4::LEN <= end) else {
+        return Some(Reason::IcmpErrorTruncated);
+    };
     let ip = ipv4::Header::parse(&head, 0);
     if ip.version_ihl >> 4 != 4 || ip.header_len() < ipv4::LEN {
-        return truncated;
+        return Some(Reason::IcmpErrorTruncated);
     }
-    if ip.fragment & ipv4::OFFSET != 0 {
-        return Transport::ErrorWithoutFlow;
-    }
-    quoted(p, Addresses::V4 { src: ip.src, dst: ip.dst }, ip.proto, l3, l3 + ip.header_len(), end)
+    packet.quoted.addresses = Addresses::v4(ip.src, ip.dst);
+    packet.quoted.proto = ip.proto;
+    packet.quoted.l3 = l3;
+    packet.quoted.l4 = l3 + ip.header_len();
+    quoted(p, packet, end, ip.fragment & ipv4::OFFSET != 0)
 }
 
-#[inline(always)]
-fn icmp_v6<P: PacketView>(p: &P, l4: usize, end: usize, part: Part) -> Transport {
-    if part != Part::Whole {
-        return Transport::Other;
-    }
-    let Some([kind, ..]) = p.bytes_at::<{ icmp::LEN }>(l4).filter(|_| l4 + icmp::LEN <= end) else {
-        return Transport::Malformed(Reason::IcmpTruncated);
+#[inline(never)]
+fn icmp_v6<P: PacketView>(p: &P, packet: &mut Packet, end: usize) -> Option<Reason> {
+    let Some([kind, ..]) = p.bytes_at::<{ icmp::LEN }>(packet.l4).filter(|_| packet.l4 + icmp::LEN <= end) else {
+        return Some(Reason::IcmpTruncated);
     };
     if kind == icmp::V6_ECHO_REQUEST {
-        return Transport::Echo;
+        packet.transport = Transport::Echo;
     }
     if !icmp::is_error_v6(kind) {
-        return Transport::Other;
+        return None;
     }
-    let truncated = Transport::Malformed(Reason::IcmpErrorTruncated);
-    let l3 = l4 + icmp::LEN;
-    let Some(head) = p.bytes_at::<{ ipv6::LEN }>(l3).filter(|_| l3 + ipv6::LEN <= end) else { return truncated };
+    let l3 = packet.l4 + icmp::LEN;
+    let Some(head) = p.bytes_at::<{ ipv6::LEN }>(l3).filter(|_| l3 + ipv6::LEN <= end) else {
+        return Some(Reason::IcmpErrorTruncated);
+    };
     let ip = ipv6::Header::parse(&head, 0);
-    if ip.version() != 6 {
-        return truncated;
+    let mut walk = Walk::new(ip.next, l3 + ipv6::LEN);
+    let failure = extensions(p, &mut walk, end);
+    if ip.version() != 6 || failure.is_some() {
+        return Some(Reason::IcmpErrorTruncated);
     }
-    let walk = extensions(p, ip.next, l3 + ipv6::LEN, end);
-    if walk.failure.is_some() {
-        return truncated;
-    }
-    if matches!(walk.part, Part::Later(_)) {
-        return Transport::ErrorWithoutFlow;
-    }
-    quoted(p, Addresses::V6 { src: ip.src, dst: ip.dst }, walk.proto, l3, walk.l4, end)
+    packet.quoted.addresses = Addresses::v6(ip.src, ip.dst);
+    packet.quoted.proto = walk.proto;
+    packet.quoted.l3 = l3;
+    packet.quoted.l4 = walk.l4;
+    quoted(p, packet, end, walk.part == Part::Later)
 }
 
+/// Reads the ports of the quoted packet, where it has some.
 #[inline(always)]
-fn quoted<P: PacketView>(p: &P, addresses: Addresses, proto: u8, l3: usize, l4: usize, end: usize) -> Transport {
-    if proto != ipv4::PROTO_TCP && proto != ipv4::PROTO_UDP {
-        return Transport::ErrorWithoutFlow;
+fn quoted<P: PacketView>(p: &P, packet: &mut Packet, end: usize, later_fragment: bool) -> Option<Reason> {
+    let proto = packet.quoted.proto;
+    if later_fragment || (proto != ipv4::PROTO_TCP && proto != ipv4::PROTO_UDP) {
+        packet.transport = Transport::ErrorWithoutFlow;
+        return None;
     }
     // RFC 792: the quoted header is followed by at least 64 bits of the datagram.
-    match p.bytes_at::<8>(l4) {
-        Some(head) if l4 + 8 <= end => Transport::Error(Quoted { addresses, proto, ports: be32(&head, 0), l3, l4 }),
-        _ => Transport::Malformed(Reason::IcmpErrorTruncated),
+    match p.bytes_at::<8>(packet.quoted.l4) {
+        Some(head) if packet.quoted.l4 + 8 <= end => {
+            packet.transport = Transport::Error;
+            packet.quoted.ports = be32(&head, 0);
+            None
+        }
+        _ => Some(Reason::IcmpErrorTruncated),
     }
 }

@@ -2,9 +2,9 @@
 
 use crate::{
     packet::PacketEdit,
-    parse,
-    rewrite::{self, Exit},
-    select,
+    parse::{self, Packet},
+    rewrite::{self, Egress, Exit},
+    select::{self, Verdict},
     tables::Tables,
 };
 
@@ -12,22 +12,24 @@ use crate::{
 #[inline(always)]
 pub fn fast<P: PacketEdit, T: Tables>(p: &mut P, tables: &T) -> Option<Exit> {
     let packet = parse::plain(p)?;
-    let choice = select::settled(&packet, tables)?;
-    if rewrite::exceeded_mtu(&packet, choice.backend).is_some() {
+    let (choice, target) = select::settled(&packet, tables)?;
+    if rewrite::exceeded_mtu(&packet, target.backend).is_some() {
         return None;
     }
-    Some(rewrite::forward(p, &packet, &choice))
+    let egress = Egress { ifindex: target.backend.ifindex, backend: choice.backend };
+    Some(Exit::new(rewrite::forward(p, &packet, &choice, &target), egress))
 }
 
 /// Handles any packet.
 #[inline(always)]
 pub fn full<P: PacketEdit, T: Tables>(p: &mut P, tables: &T) -> Exit {
-    let packet = match parse::any(p) {
-        Ok(packet) => packet,
-        Err(reason) => return Exit::leave(reason),
-    };
-    let verdict = select::any(&packet, tables);
-    rewrite::apply(p, &packet, &verdict, tables)
+    let mut packet = Packet::unknown();
+    let mut verdict = Verdict::Echo;
+    let decided = parse::any(p, &mut packet).and_then(|()| select::any(&packet, tables, &mut verdict));
+    match decided {
+        Ok(()) => rewrite::apply(p, &packet, &verdict, tables),
+        Err(reason) => Exit::new(reason, Egress::default()),
+    }
 }
 
 /// Both, as the program does it.

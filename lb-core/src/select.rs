@@ -14,65 +14,62 @@ use crate::{
         service::Service,
     },
     hash,
-    parse::{Addresses, Packet, Part, Transport},
+    parse::{Addresses, Family, Packet, Part, Transport},
     reason::Reason,
     tables::Tables,
     wire::{ipv4, take},
 };
 
-/// What is to be done with a packet.
-#[derive(Clone, Copy, Debug)]
-pub enum Verdict<'t> {
-    /// Pass or drop it unchanged, as the reason's class says.
-    Leave(Reason),
+/// What is to be done with a packet that is not left alone. Plain numbers, no references: it crosses a call in the kernel, and the verifier does
+/// not connect a variant with the pointers inside it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
     /// Send it to a backend.
-    Forward(Choice<'t>),
+    Forward(Choice),
     /// It is a backend's reply (`nat`): translate its source and send it to the client.
-    Reply(Reply<'t>),
+    Reply {
+        /// Backend id.
+        backend: u32,
+    },
     /// Answer the echo request.
     Echo,
 }
 
 /// The backend of a packet.
-#[derive(Clone, Copy, Debug)]
-pub struct Choice<'t> {
-    /// What is true for the whole node.
-    pub node: &'t Node,
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Choice {
     /// Service id.
     pub service: u32,
     /// Slot of the service's ring; `None` for a later fragment, which follows the first.
     pub slot: Option<u32>,
     /// Backend id.
-    pub id: u32,
-    /// Its entry.
-    pub backend: &'t Backend,
+    pub backend: u32,
     /// Flow hash; the ring took the high half, outer headers spread by the low half.
     pub hash: u64,
 }
 
-/// The service whose VIP a reply is to come from.
+/// The entries that rewriting towards a backend reads.
 #[derive(Clone, Copy, Debug)]
-pub struct Reply<'t> {
-    /// Backend id.
-    pub id: u32,
-    /// Its entry.
+pub struct Target<'t> {
+    /// What is true for the whole node.
+    pub node: &'t Node,
+    /// The backend.
     pub backend: &'t Backend,
-    /// Its service.
-    pub service: &'t Service,
 }
 
 /// Hash of a flow, the packet's own ports and protocol.
 #[inline(always)]
 pub fn flow_hash(node: &Node, addresses: &Addresses, ports: u32, proto: u8) -> u64 {
-    match *addresses {
-        Addresses::V4 { src, dst } => hash::flow_v4(&node.hash_key, src, dst, ports, proto),
-        Addresses::V6 { src, dst } => hash::flow_v6(&node.hash_key, src, dst, ports, proto),
+    let (src, dst) = (addresses.src, addresses.dst);
+    match addresses.family {
+        Family::V4 => hash::flow_v4(&node.hash_key, src[3], dst[3], ports, proto),
+        Family::V6 => hash::flow_v6(&node.hash_key, src, dst, ports, proto),
     }
 }
 
 /// Decides for a plain packet that a service takes; `None` is for [`any`].
 #[inline(always)]
-pub fn settled<'t, T: Tables>(packet: &Packet, tables: &'t T) -> Option<Choice<'t>> {
+pub fn settled<'t, T: Tables>(packet: &Packet, tables: &'t T) -> Option<(Choice, Target<'t>)> {
     let node = configured(tables)?;
     let mut key = service_key(&packet.addresses, packet.ports as u16, packet.proto);
     let mut candidate = first_match(tables, node, &key)?;
@@ -85,38 +82,52 @@ pub fn settled<'t, T: Tables>(packet: &Packet, tables: &'t T) -> Option<Choice<'
         return None;
     }
     let hash = flow_hash(node, &packet.addresses, packet.ports, packet.proto);
-    choose(tables, node, candidate, service, hash).ok()
+    let (choice, backend) = choose(tables, candidate, service, hash).ok()?;
+    Some((choice, Target { node, backend }))
 }
 
-/// Decides for any packet.
+/// Decides for any packet, in `verdict`.
+///
+/// # Errors
+/// The reason to pass or drop it unchanged; `verdict` then says nothing.
 #[inline(always)]
-pub fn any<'t, T: Tables>(packet: &Packet, tables: &'t T) -> Verdict<'t> {
-    let Some(node) = configured(tables) else { return Verdict::Leave(Reason::Unconfigured) };
-    if let Part::Later(id) = packet.part {
-        return later_fragment(packet, id, node, tables);
+pub fn any<T: Tables>(packet: &Packet, tables: &T, verdict: &mut Verdict) -> Result<(), Reason> {
+    decide(packet, tables, verdict).map_or(Ok(()), Err)
+}
+
+#[inline(never)]
+fn decide<T: Tables>(packet: &Packet, tables: &T, verdict: &mut Verdict) -> Option<Reason> {
+    let Some(node) = configured(tables) else { return Some(Reason::Unconfigured) };
+    if packet.part == Part::Later {
+        return later_fragment(packet, node, tables, verdict);
     }
     // Towards the backend, the flow is the packet's own or, for an ICMP error, that of the quoted packet, which went the
     // other way. From the backend it is the reverse of either.
     let (flow, ports, proto) = match packet.transport {
         Transport::Flow => (packet.addresses, packet.ports, packet.proto),
-        Transport::Error(quoted) => (quoted.addresses.reversed(), quoted.ports.rotate_left(16), quoted.proto),
-        other => return not_a_flow(packet, other, node, tables),
+        Transport::Error => {
+            (packet.quoted.addresses.reversed(), packet.quoted.ports.rotate_left(16), packet.quoted.proto)
+        }
+        _ => return not_a_flow(packet, node, tables, verdict),
     };
     // An error belongs to a flow only if it is sent to the sender of the packet that it quotes.
     let own = same(&flow.dst(), &packet.addresses.dst());
-    if own && let Some((id, service)) = find_service(tables, node, service_key(&flow, ports as u16, proto)) {
+    let service = if own { find_service(tables, node, service_key(&flow, ports as u16, proto)) } else { 0 };
+    if service != 0 {
         let hash = flow_hash(node, &flow, ports, proto);
-        return match choose(tables, node, id, service, hash) {
-            Ok(choice) => {
-                remember(packet, tables, choice.id, Kind::Service);
-                Verdict::Forward(choice)
+        let entry = tables.service(service).ok_or(Reason::NoBackend);
+        return match entry.and_then(|entry| choose(tables, service, entry, hash)) {
+            Ok((choice, _)) => {
+                remember(packet, tables, choice.backend, Kind::Service);
+                *verdict = Verdict::Forward(choice);
+                None
             }
-            Err(reason) => Verdict::Leave(reason),
+            Err(reason) => Some(reason),
         };
     }
     if is_vip(tables, node, &packet.addresses) {
         remember(packet, tables, 0, Kind::Vip);
-        return Verdict::Leave(match packet.transport {
+        return Some(match packet.transport {
             Transport::Flow => Reason::VipNoService,
             _ => Reason::IcmpErrorNoFlow,
         });
@@ -124,75 +135,75 @@ pub fn any<'t, T: Tables>(packet: &Packet, tables: &'t T) -> Verdict<'t> {
     if own && node.flags & node::FLAG_NAT != 0 {
         // In the same terms: the backend is the source of a reply, and of the reverse of a packet that an error quotes.
         let key = Key { addr: flow.src(), port: (ports >> 16) as u16, proto, kind: Kind::Reply as u8 };
-        if let Some(reply) = find_reply(tables, node, key) {
-            remember(packet, tables, reply.id, Kind::Reply);
-            return Verdict::Reply(reply);
+        let backend = find_reply(tables, node, key);
+        if backend != 0 {
+            remember(packet, tables, backend, Kind::Reply);
+            *verdict = Verdict::Reply { backend };
+            return None;
         }
     }
-    Verdict::Leave(Reason::NotVip)
+    Some(Reason::NotVip)
 }
 
 /// Packets without a flow matter for VIPs only.
 #[inline(always)]
-fn not_a_flow<'t, T: Tables>(packet: &Packet, transport: Transport, node: &Node, tables: &'t T) -> Verdict<'t> {
+fn not_a_flow<T: Tables>(packet: &Packet, node: &Node, tables: &T, verdict: &mut Verdict) -> Option<Reason> {
     if !is_vip(tables, node, &packet.addresses) {
-        return Verdict::Leave(Reason::NotVip);
+        return Some(Reason::NotVip);
     }
-    match transport {
-        Transport::Malformed(reason) => Verdict::Leave(reason),
-        Transport::Echo => Verdict::Echo,
-        Transport::ErrorWithoutFlow => Verdict::Leave(Reason::IcmpErrorNoFlow),
-        Transport::Flow | Transport::Error(_) | Transport::Other => Verdict::Leave(Reason::VipOther),
+    match packet.transport {
+        Transport::Malformed => packet.malformed,
+        Transport::Echo => {
+            *verdict = Verdict::Echo;
+            None
+        }
+        Transport::ErrorWithoutFlow => Some(Reason::IcmpErrorNoFlow),
+        Transport::Flow | Transport::Error | Transport::Other => Some(Reason::VipOther),
     }
 }
 
 /// A later fragment goes where the first one went.
 #[inline(always)]
-fn later_fragment<'t, T: Tables>(packet: &Packet, id: u32, node: &'t Node, tables: &'t T) -> Verdict<'t> {
-    if let Some(first) = tables.fragment(&fragment_key(packet, id)) {
+fn later_fragment<T: Tables>(packet: &Packet, node: &Node, tables: &T, verdict: &mut Verdict) -> Option<Reason> {
+    if let Some(first) = tables.fragment(&fragment_key(packet)) {
         if first.kind == Kind::Service as u32 {
             let hash = flow_hash(node, &packet.addresses, 0, packet.proto);
             return match live_backend(tables, first.backend) {
-                Ok(backend) => Verdict::Forward(Choice {
-                    node,
-                    service: backend.service,
-                    slot: None,
-                    id: first.backend,
-                    backend,
-                    hash,
-                }),
-                Err(reason) => Verdict::Leave(reason),
+                Ok(backend) => {
+                    let service = backend.service;
+                    *verdict = Verdict::Forward(Choice { service, slot: None, backend: first.backend, hash });
+                    None
+                }
+                Err(reason) => Some(reason),
             };
         }
-        if first.kind == Kind::Reply as u32
-            && let Some(backend) = tables.backend(first.backend)
-            && let Some(service) = tables.service(backend.service)
-        {
-            return Verdict::Reply(Reply { id: first.backend, backend, service });
+        if first.kind == Kind::Reply as u32 {
+            *verdict = Verdict::Reply { backend: first.backend };
+            return None;
         }
         if first.kind == Kind::Vip as u32 {
-            return Verdict::Leave(Reason::VipNoService);
+            return Some(Reason::VipNoService);
         }
     }
     if !is_vip(tables, node, &packet.addresses) {
-        return Verdict::Leave(Reason::NotVip);
+        return Some(Reason::NotVip);
     }
     match packet.proto {
-        ipv4::PROTO_TCP | ipv4::PROTO_UDP => Verdict::Leave(Reason::FragmentOvertook),
-        _ => Verdict::Leave(Reason::VipOther),
+        ipv4::PROTO_TCP | ipv4::PROTO_UDP => Some(Reason::FragmentOvertook),
+        _ => Some(Reason::VipOther),
     }
 }
 
 #[inline(always)]
-fn fragment_key(packet: &Packet, id: u32) -> FragmentKey {
-    FragmentKey { src: packet.addresses.src(), dst: packet.addresses.dst(), id, proto: packet.proto, pad: [0; 3] }
+fn fragment_key(packet: &Packet) -> FragmentKey {
+    FragmentKey { src: packet.addresses.src(), dst: packet.addresses.dst(), id: packet.id, proto: packet.proto as u32 }
 }
 
 /// Notes where the first fragment of a datagram goes.
 #[inline(always)]
 fn remember<T: Tables>(packet: &Packet, tables: &T, backend: u32, kind: Kind) {
-    if let Part::First(id) = packet.part {
-        tables.remember_fragment(&fragment_key(packet, id), &Fragment { backend, kind: kind as u32 });
+    if packet.part == Part::First {
+        tables.remember_fragment(&fragment_key(packet), &Fragment { backend, kind: kind as u32 });
     }
 }
 
@@ -206,11 +217,10 @@ fn configured<T: Tables>(tables: &T) -> Option<&Node> {
 #[inline(always)]
 fn choose<'t, T: Tables>(
     tables: &'t T,
-    node: &'t Node,
     id: u32,
-    service: &'t Service,
+    service: &Service,
     hash: u64,
-) -> Result<Choice<'t>, Reason> {
+) -> Result<(Choice, &'t Backend), Reason> {
     let ring = Extent::unpack(tables.load_u64(&service.ring));
     if ring.slots == 0 {
         return Err(Reason::NoBackend);
@@ -223,7 +233,7 @@ fn choose<'t, T: Tables>(
         return Err(Reason::SlotEmpty);
     }
     let backend = live_backend(tables, current)?;
-    Ok(Choice { node, service: id, slot: Some(slot), id: current, backend, hash })
+    Ok((Choice { service: id, slot: Some(slot), backend: current, hash }, backend))
 }
 
 /// The entry of a backend that packets can be sent to.
@@ -282,67 +292,97 @@ fn first_in_bucket<T: Tables>(tables: &T, bucket: &Bucket, tag: u32, kind: u8) -
     0
 }
 
-/// Looks at every word of the key's buckets that has its tag and kind, until `accept` knows the id.
-#[inline(always)]
-fn find<T: Tables, R>(tables: &T, node: &Node, key: &Key, accept: impl Fn(u32) -> Option<R>) -> Option<R> {
+/// The id in a word of the key's buckets that has its tag and kind, without the first `skip` of them; 0 without one.
+///
+/// VERIFIER: a call that returns a number, and compares of full keys outside of it, keep the number of states small; with
+/// the compares inside the loop the program exceeded a million instructions.
+#[inline(never)]
+fn nth_match<T: Tables>(tables: &T, node: &Node, key: &Key, mut skip: u32) -> u32 {
     let (first, second, tag) = hash::lookup_buckets(hash::lookup(&node.hash_key, key), node.lookup_mask);
     let wanted = (tag as u64) << 8 | key.kind as u64;
     let mut index = first;
     for _ in 0..2 {
-        let bucket = tables.bucket(index)?;
+        let Some(bucket) = tables.bucket(index) else { return 0 };
         for word in &bucket.entries {
             let word = tables.load_u64(word);
-            if word >> 24 == wanted
-                && let Some(found) = accept(Entry::unpack(word).id)
-            {
-                return Some(found);
+            if word >> 24 == wanted {
+                if skip == 0 {
+                    return Entry::unpack(word).id;
+                }
+                skip -= 1;
             }
         }
         if tables.load_u64(&bucket.overflowed) == 0 {
-            return None;
+            return 0;
         }
         index = second;
     }
-    None
+    0
 }
 
-#[inline(always)]
-fn find_service<'t, T: Tables>(tables: &'t T, node: &Node, mut key: Key) -> Option<(u32, &'t Service)> {
-    for _ in 0..2 {
-        let found = find(tables, node, &key, |id| {
-            tables.service(id).filter(|service| service_matches(service, &key)).map(|service| (id, service))
-        });
-        if found.is_some() || node.flags & node::FLAG_ALL_PORTS == 0 {
-            return found;
+/// Keys that share buckets, tag and kind, at most; a third one is met once in 2^64.
+const MATCHES_MAX: u32 = 2;
+
+/// The id of the service with exactly this key, 0 without one.
+#[inline(never)]
+fn service_with<T: Tables>(tables: &T, node: &Node, key: &Key) -> u32 {
+    for skip in 0..MATCHES_MAX {
+        let id = nth_match(tables, node, key, skip);
+        let Some(service) = tables.service(id).filter(|_| id != 0) else { return 0 };
+        if service_matches(service, key) {
+            return id;
         }
-        key.port = 0;
     }
-    None
+    0
 }
 
-#[inline(always)]
+/// The id of the backend with exactly this reply key, 0 without one.
+#[inline(never)]
+fn reply_with<T: Tables>(tables: &T, node: &Node, key: &Key) -> u32 {
+    for skip in 0..MATCHES_MAX {
+        let id = nth_match(tables, node, key, skip);
+        let Some(backend) = tables.backend(id).filter(|_| id != 0) else { return 0 };
+        if tables.load_u32(&backend.flags) & backend::FLAG_VALID != 0
+            && same(&backend.addr, &key.addr)
+            && backend.port == key.port
+            && backend.proto == key.proto
+        {
+            return id;
+        }
+    }
+    0
+}
+
+/// Whether the destination is a VIP.
+#[inline(never)]
 fn is_vip<T: Tables>(tables: &T, node: &Node, addresses: &Addresses) -> bool {
     let key = Key { addr: addresses.dst(), port: 0, proto: 0, kind: Kind::Vip as u8 };
-    let known = |id| tables.service(id).filter(|service| same(&service.addr, &key.addr)).map(|_| ());
-    find(tables, node, &key, known).is_some()
+    for skip in 0..MATCHES_MAX {
+        let id = nth_match(tables, node, &key, skip);
+        let Some(service) = tables.service(id).filter(|_| id != 0) else { return false };
+        if same(&service.addr, &key.addr) {
+            return true;
+        }
+    }
+    false
 }
 
 #[inline(always)]
-fn find_reply<'t, T: Tables>(tables: &'t T, node: &Node, mut key: Key) -> Option<Reply<'t>> {
-    for _ in 0..2 {
-        let found = find(tables, node, &key, |id| {
-            let backend = tables.backend(id)?;
-            let matches = tables.load_u32(&backend.flags) & backend::FLAG_VALID != 0
-                && same(&backend.addr, &key.addr)
-                && backend.port == key.port
-                && backend.proto == key.proto;
-            let service = tables.service(backend.service).filter(|_| matches)?;
-            Some(Reply { id, backend, service })
-        });
-        if found.is_some() || node.flags & node::FLAG_NAT_ALL_PORTS == 0 {
-            return found;
-        }
-        key.port = 0;
+fn find_service<T: Tables>(tables: &T, node: &Node, mut key: Key) -> u32 {
+    let id = service_with(tables, node, &key);
+    if id != 0 || node.flags & node::FLAG_ALL_PORTS == 0 {
+        return id;
     }
-    None
+    key.port = 0;
+    service_with(tables, node, &key)
+}
+
+#[inline(always)]
+fn find_reply<T: Tables>(tables: &T, node: &Node, mut key: Key) -> u32 {
+    let id = reply_with(tables, node, &key);
+    if id != 0 || node.flags & node::FLAG_NAT_ALL_PORTS == 0 {
+        return id;
+    }
+    key.port = 0;
+    reply_with(tables, node, &key)
 }

@@ -1,29 +1,126 @@
-//! weir's load-balancing program.
+//! weir's load-balancing program: view, parse, select, rewrite, send.
+//!
+//! What to do with a packet is decided in lb-core; this is the shell that gives it frames and maps and carries out
+//! what it says. Plain TCP and UDP packets of a service take the short way, all others the long one.
 #![no_std]
 #![no_main]
+#![allow(missing_docs, reason = "the xdp macro makes a public function without documentation")]
+#![feature(asm_experimental_arch)]
 
-use aya_ebpf::{bindings::xdp_action, macros::xdp, programs::XdpContext};
-use lb_core::abi::stats::REASONS_MAX;
-
+mod kernel;
 mod maps;
+mod view;
+
+use aya_ebpf::{
+    bindings::{xdp_action, xdp_md},
+    helpers::generated::bpf_redirect,
+    macros::xdp,
+    programs::XdpContext,
+};
+use lb_core::{
+    abi::stats::{Counter, REASONS_MAX},
+    packet::PacketView,
+    parse::{self, Packet},
+    rewrite::{self, Egress, Exit},
+    select,
+};
+
+use crate::{kernel::Kernel, maps::Scratch, view::View};
 
 /// Slot of the interface that this instance of the program serves; set by the loader, a constant for the verifier.
 #[unsafe(no_mangle)]
 static INTERFACE: u32 = 0;
 
 /// Entry point.
+///
+/// VERIFIER: "combined stack size of 4 calls is 592. Too large": the short way is a call of its own, so that its stack is
+/// given back before the long way takes one.
 #[xdp]
 pub fn weir_lb(ctx: XdpContext) -> u32 {
+    match plain(ctx.ctx) {
+        0 => any(ctx.ctx),
+        action => action,
+    }
+}
+
+/// The short way, for plain TCP and UDP packets of a service. Gives the XDP action, or 0, and nothing changed, for every
+/// packet that needs a longer look.
+#[inline(never)]
+fn plain(ctx: *mut xdp_md) -> u32 {
+    let tables = Kernel::new(ctx);
+    let mut view = View::new(ctx);
+    let received = view.len();
+    let Some(packet) = parse::plain(&view) else { return 0 };
+    let Some((choice, target)) = select::settled(&packet, &tables) else { return 0 };
+    if rewrite::exceeded_mtu(&packet, target.backend).is_some() {
+        return 0;
+    }
+    let egress = Egress { ifindex: target.backend.ifindex, backend: choice.backend };
+    let reason = rewrite::forward(&mut view, &packet, &choice, &target);
+    send(&tables, received, Exit::new(reason, egress))
+}
+
+/// The long way, for any packet. Takes the context, from which it makes its own view: pointers into the packet do not
+/// survive the call.
+#[inline(never)]
+fn any(ctx: *mut xdp_md) -> u32 {
+    let tables = Kernel::new(ctx);
+    let mut view = View::new(ctx);
+    let received = view.len();
+    let Some(scratch) = maps::SCRATCH.get_ptr_mut(0) else { return xdp_action::XDP_ABORTED };
+    // SAFETY: this CPU's own value, which no other code touches while the program runs; zeroed when the map was made, and
+    // since then written whole before it is read.
+    let Scratch { packet, verdict } = unsafe { &mut *scratch };
+    *packet = Packet::unknown();
+    let decided = parse::any(&view, packet).and_then(|()| select::any(packet, &tables, verdict));
+    let exit = match decided {
+        Ok(()) => rewrite::apply(&mut view, packet, verdict, &tables),
+        Err(reason) => Exit::new(reason, Egress::default()),
+    };
+    send(&tables, received, exit)
+}
+
+/// Counts a packet under its reason and turns the exit into an XDP action.
+#[inline(always)]
+fn send(tables: &Kernel, received: usize, exit: Exit) -> u32 {
     // SAFETY: INTERFACE is an aligned static; volatile, as its value is not the one that the compiler sees.
     let interface = unsafe { core::ptr::read_volatile(&raw const INTERFACE) };
-    if let Some(counter) = maps::REASON_STATS.get_ptr_mut(interface * REASONS_MAX) {
-        // SAFETY: the map returned this CPU's own value, which no other code touches while the program runs.
-        unsafe {
-            (*counter).packets += 1;
-            (*counter).bytes += (ctx.data_end() - ctx.data()) as u64;
+    count(maps::REASON_STATS.get_ptr_mut(interface * REASONS_MAX + exit.reason() as u32), received);
+    #[cfg(feature = "log")]
+    aya_log_ebpf::debug!(
+        &aya_ebpf::programs::XdpContext::new(tables.context()),
+        "reason {} interface {} bytes {}",
+        exit.reason() as u32,
+        interface,
+        received
+    );
+    match exit {
+        Exit::Pass(_) => xdp_action::XDP_PASS,
+        Exit::Drop(_) => xdp_action::XDP_DROP,
+        Exit::Transmit(_) => xdp_action::XDP_TX,
+        Exit::Forward { reason: _, ifindex, backend } => {
+            if backend != 0 {
+                count(maps::BACKEND_STATS.get_ptr_mut(backend), received);
+            }
+            if ifindex == tables.ingress() {
+                return xdp_action::XDP_TX;
+            }
+            // SAFETY: the helper takes numbers only.
+            unsafe { bpf_redirect(ifindex, 0) as u32 }
         }
     }
-    xdp_action::XDP_PASS
+}
+
+/// Adds a packet to a counter of this CPU.
+#[inline(always)]
+fn count(counter: Option<*mut Counter>, bytes: usize) {
+    if let Some(counter) = counter {
+        // SAFETY: the map returned this CPU's own value, which no other code changes while the program runs.
+        unsafe {
+            (*counter).packets = (*counter).packets.wrapping_add(1);
+            (*counter).bytes = (*counter).bytes.wrapping_add(bytes as u64);
+        }
+    }
 }
 
 #[panic_handler]
@@ -31,6 +128,7 @@ fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
     loop {}
 }
 
+/// "Dual MIT/GPL" is what the kernel accepts for helpers that only free programs may call.
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "license")]
 static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

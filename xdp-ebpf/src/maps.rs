@@ -6,14 +6,18 @@ use aya_ebpf::{
     btf_maps::{Array, LruHashMap, PerCpuArray},
     macros::btf_map,
 };
-use lb_core::abi::{
-    backend::{Backend, BackendKey},
-    fragment::{Fragment, FragmentKey},
-    lookup::Bucket,
-    node::Node,
-    ring::Line,
-    service::Service,
-    stats::{Counter, INTERFACES_MAX, REASONS_MAX},
+use lb_core::{
+    abi::{
+        backend::{Backend, BackendKey},
+        fragment::{Fragment, FragmentKey},
+        lookup::Bucket,
+        node::Node,
+        ring::Line,
+        service::Service,
+        stats::{Counter, INTERFACES_MAX, REASONS_MAX},
+    },
+    parse::Packet,
+    select::Verdict,
 };
 
 /// `BPF_F_MMAPABLE`: the agent writes the values through memory.
@@ -46,3 +50,19 @@ pub static BACKEND_STATS: PerCpuArray<Counter, 16> = PerCpuArray::new();
 /// Packets and bytes by interface slot and reason.
 #[btf_map]
 pub static REASON_STATS: PerCpuArray<Counter, { (INTERFACES_MAX * REASONS_MAX) as usize }> = PerCpuArray::new();
+
+/// What the long way knows of the packet in hand; the object's own, not shared.
+///
+/// VERIFIER: "BPF program is too large". On the stack every combination of parsed values is followed through everything
+/// after it; from a map they come back as plain numbers, so that the ways through the parser meet again.
+#[btf_map]
+pub static SCRATCH: PerCpuArray<Scratch, 1> = PerCpuArray::new();
+
+/// See [`SCRATCH`].
+#[repr(C, align(8))]
+pub struct Scratch {
+    /// What was parsed.
+    pub packet: Packet,
+    /// What was decided.
+    pub verdict: Verdict,
+}

@@ -25,9 +25,7 @@ pub struct FragmentKey {
     /// Identification: 16 bits in IPv4, 32 in IPv6.
     pub id: u32,
     /// IP protocol number.
-    pub proto: u8,
-    /// Zero.
-    pub pad: [u8; 3],
+    pub proto: u32,
 }
 
 const _: () = assert!(size_of::<FragmentKey>() == 40);

@@ -4,10 +4,9 @@
 //! is no unicast address, no ICMP error is answered, and no later IPv4 fragment (RFC 1122 section 3.2.2, RFC 4443
 //! section 2.4).
 
-use super::Exit;
 use crate::{
     packet::PacketEdit,
-    parse::{Addresses, Packet, Part, Transport},
+    parse::{Addresses, Family, Packet, Part, Transport},
     reason::Reason,
     wire::{
         be16, be32,
@@ -28,26 +27,27 @@ const PTB_V4: usize = ipv4::LEN + icmp::LEN;
 const PTB_V6: usize = ipv6::LEN + icmp::LEN;
 
 fn is_unicast(addresses: &Addresses) -> bool {
-    match *addresses {
-        Addresses::V4 { src, .. } => ipv4::is_unicast(src),
-        Addresses::V6 { src, .. } => ipv6::is_unicast(src),
+    match addresses.family {
+        Family::V4 => ipv4::is_unicast(addresses.src[3]),
+        Family::V6 => ipv6::is_unicast(addresses.src),
     }
 }
 
 /// Answers an echo request. One with IPv4 options is left to the kernel, which knows what to do with them.
-#[inline(always)]
-pub fn echo<P: PacketEdit>(p: &mut P, packet: &Packet) -> Exit {
+#[inline(never)]
+pub fn echo<P: PacketEdit>(p: &mut P, packet: &Packet) -> Reason {
     if !is_unicast(&packet.addresses) {
-        return Exit::Drop(Reason::SourceInvalid);
+        return Reason::SourceInvalid;
     }
-    let done = match packet.addresses {
-        Addresses::V4 { .. } if packet.l4 != eth::LEN + ipv4::LEN => return Exit::Pass(Reason::VipOther),
-        Addresses::V4 { src, dst } => echo_v4(p, src, dst),
-        Addresses::V6 { src, dst } => echo_v6(p, packet.l4, src, dst),
+    let Addresses { family, src, dst } = packet.addresses;
+    let done = match family {
+        Family::V4 if packet.l4 != eth::LEN + ipv4::LEN => return Reason::VipOther,
+        Family::V4 => echo_v4(p, src[3], dst[3]),
+        Family::V6 => echo_v6(p, packet.l4, src, dst),
     };
     match done {
-        Some(()) => Exit::Transmit(Reason::EchoReply),
-        None => Exit::Drop(Reason::RewriteFailed),
+        Some(()) => Reason::EchoReply,
+        None => Reason::RewriteFailed,
     }
 }
 
@@ -87,39 +87,49 @@ fn echo_v6<P: PacketEdit>(p: &mut P, l4: usize, src: ipv6::Words, dst: ipv6::Wor
 
 /// Tells the sender of a packet that at most `mtu` bytes reach the receiver; also one that allows fragmenting, as nothing
 /// here fragments.
-#[inline(always)]
-pub fn too_big<P: PacketEdit>(p: &mut P, packet: &Packet, mtu: u16) -> Exit {
-    if matches!(packet.transport, Transport::Error(_)) || !is_unicast(&packet.addresses) {
-        return Exit::Drop(Reason::TooBigUnanswered);
+#[inline(never)]
+pub fn too_big<P: PacketEdit>(p: &mut P, packet: &Packet, mtu: u16) -> Reason {
+    if matches!(packet.transport, Transport::Error | Transport::ErrorWithoutFlow) || !is_unicast(&packet.addresses) {
+        return Reason::TooBigUnanswered;
     }
-    let (done, reason) = match packet.addresses {
-        Addresses::V4 { .. } if matches!(packet.part, Part::Later(_)) || (packet.len as usize) < QUOTE_V4 => {
-            return Exit::Drop(Reason::TooBigUnanswered);
-        }
-        Addresses::V6 { .. } if (packet.len as usize) < QUOTE_V6 => return Exit::Drop(Reason::TooBigUnanswered),
-        Addresses::V4 { src, dst } => (fragmentation_needed(p, src, dst, mtu), Reason::FragmentationNeeded),
-        Addresses::V6 { src, dst } => (packet_too_big(p, src, dst, mtu), Reason::PacketTooBig),
+    let Addresses { family, src, dst } = packet.addresses;
+    let len = packet.len as usize;
+    let (done, reason) = match family {
+        Family::V4 if packet.part == Part::Later || len < QUOTE_V4 => return Reason::TooBigUnanswered,
+        Family::V6 if len < QUOTE_V6 => return Reason::TooBigUnanswered,
+        Family::V4 => (fragmentation_needed(p, src[3], dst[3], mtu), Reason::FragmentationNeeded),
+        Family::V6 => (packet_too_big(p, src, dst, mtu), Reason::PacketTooBig),
     };
     match done {
-        Ok(()) => Exit::Transmit(reason),
-        Err(reason) => Exit::Drop(reason),
+        Ok(()) => reason,
+        Err(failure) => failure,
     }
 }
 
-/// Sum over `N` bytes of the IP packet.
-#[inline(always)]
-fn quote<P: PacketEdit, const N: usize>(p: &P) -> Option<u64> {
+/// Sum over `len` bytes of the IP packet, a multiple of 4; 0 if it has fewer (no header sums to 0).
+///
+/// VERIFIER: the stack is short, and the compiler would load all words before it adds them, but for a call and offsets
+/// that it does not know.
+#[inline(never)]
+fn quote<P: PacketEdit>(p: &P, len: usize) -> u64 {
     let mut sum = 0;
-    for word in 0..N / 4 {
-        sum += be32(&p.bytes::<4>(eth::LEN + word * 4)?, 0) as u64;
+    for word in 0..QUOTE_V6 / 4 {
+        if word * 4 >= len {
+            break;
+        }
+        let Some(bytes) = p.bytes_at::<4>(eth::LEN + word * 4) else { return 0 };
+        sum += be32(&bytes, 0) as u64;
     }
-    Some(sum)
+    sum
 }
 
 #[inline(always)]
 fn fragmentation_needed<P: PacketEdit>(p: &mut P, src: u32, dst: u32, mtu: u16) -> Result<(), Reason> {
     let macs = p.bytes::<12>(eth::MACS).ok_or(Reason::RewriteFailed)?;
-    let quoted = quote::<P, QUOTE_V4>(p).ok_or(Reason::RewriteFailed)?;
+    let quoted = quote(p, QUOTE_V4);
+    if quoted == 0 {
+        return Err(Reason::RewriteFailed);
+    }
     let header = ipv4::Header {
         version_ihl: 0x45,
         tos: TOS_CONTROL,
@@ -149,7 +159,10 @@ fn fragmentation_needed<P: PacketEdit>(p: &mut P, src: u32, dst: u32, mtu: u16) 
 #[inline(always)]
 fn packet_too_big<P: PacketEdit>(p: &mut P, src: ipv6::Words, dst: ipv6::Words, mtu: u16) -> Result<(), Reason> {
     let macs = p.bytes::<12>(eth::MACS).ok_or(Reason::RewriteFailed)?;
-    let quoted = quote::<P, QUOTE_V6>(p).ok_or(Reason::RewriteFailed)?;
+    let quoted = quote(p, QUOTE_V6);
+    if quoted == 0 {
+        return Err(Reason::RewriteFailed);
+    }
     const LENGTH: u16 = (icmp::LEN + QUOTE_V6) as u16;
     let header = ipv6::Header {
         first: ipv6::first_word(TOS_CONTROL, 0),

@@ -6,9 +6,9 @@
 
 use crate::{
     packet::PacketEdit,
-    parse::{Addresses, Packet},
+    parse::{Family, Packet},
     reason::Reason,
-    select::Choice,
+    select::Target,
     wire::{be32, eth, ipv4, ipv6, take},
 };
 
@@ -20,20 +20,26 @@ const HOP_LIMIT: u8 = 64;
 /// # Errors
 /// [`Reason::NoHeadroom`] where the driver leaves no room.
 #[inline(always)]
-pub fn ipip<P: PacketEdit>(p: &mut P, packet: &Packet, choice: &Choice<'_>) -> Result<(), Reason> {
-    let proto = match packet.addresses {
-        Addresses::V4 { .. } => ipv4::PROTO_IPV4,
-        Addresses::V6 { .. } => ipv4::PROTO_IPV6,
+pub fn ipip<P: PacketEdit>(p: &mut P, packet: &Packet, hash: u64, target: &Target<'_>) -> Result<(), Reason> {
+    let proto = match packet.addresses.family {
+        Family::V4 => ipv4::PROTO_IPV4,
+        Family::V6 => ipv4::PROTO_IPV6,
     };
-    match super::is_v4(&choice.backend.addr) {
-        true => outer_v4(p, packet, choice, proto),
-        false => outer_v6(p, packet, choice, proto),
+    match super::is_v4(&target.backend.addr) {
+        true => outer_v4(p, packet, hash, target, proto),
+        false => outer_v6(p, packet, hash, target, proto),
     }
 }
 
 #[inline(always)]
-fn outer_v4<P: PacketEdit>(p: &mut P, packet: &Packet, choice: &Choice<'_>, proto: u8) -> Result<(), Reason> {
-    let spread = u32::from_be_bytes(choice.node.outer_source_v4) & 0xffff_0000 | choice.hash as u32 & 0xffff;
+fn outer_v4<P: PacketEdit>(
+    p: &mut P,
+    packet: &Packet,
+    hash: u64,
+    target: &Target<'_>,
+    proto: u8,
+) -> Result<(), Reason> {
+    let spread = u32::from_be_bytes(target.node.outer_source_v4) & 0xffff_0000 | hash as u32 & 0xffff;
     let header = ipv4::Header {
         version_ihl: 0x45,
         tos: packet.tos,
@@ -43,9 +49,9 @@ fn outer_v4<P: PacketEdit>(p: &mut P, packet: &Packet, choice: &Choice<'_>, prot
         ttl: ipv4::TTL_OWN,
         proto,
         src: spread,
-        dst: be32(&choice.backend.addr, 12),
+        dst: be32(&target.backend.addr, 12),
     };
-    let macs = super::macs(choice.backend);
+    let macs = super::macs(target.backend);
     p.grow_head(ipv4::LEN).ok_or(Reason::NoHeadroom)?;
     let mut put = || {
         p.put(eth::LEN, header.emit())?;
@@ -56,25 +62,31 @@ fn outer_v4<P: PacketEdit>(p: &mut P, packet: &Packet, choice: &Choice<'_>, prot
 }
 
 #[inline(always)]
-fn outer_v6<P: PacketEdit>(p: &mut P, packet: &Packet, choice: &Choice<'_>, proto: u8) -> Result<(), Reason> {
-    let prefix = &choice.node.outer_source_v6;
+fn outer_v6<P: PacketEdit>(
+    p: &mut P,
+    packet: &Packet,
+    hash: u64,
+    target: &Target<'_>,
+    proto: u8,
+) -> Result<(), Reason> {
+    let prefix = &target.node.outer_source_v6;
     let header = ipv6::Header {
-        first: ipv6::first_word(packet.tos, (choice.hash >> 12) as u32),
+        first: ipv6::first_word(packet.tos, (hash >> 12) as u32),
         payload_len: packet.len,
         next: proto,
         hop_limit: HOP_LIMIT,
         src: [0; 4],
         dst: [0; 4],
     };
-    let macs = super::macs(choice.backend);
+    let macs = super::macs(target.backend);
     p.grow_head(ipv6::LEN).ok_or(Reason::NoHeadroom)?;
     let mut put = || {
-        p.put(eth::LEN + ipv6::DST, choice.backend.addr)?;
+        p.put(eth::LEN + ipv6::DST, target.backend.addr)?;
         p.put(eth::MACS, macs)?;
         p.put(eth::TYPE, eth::IPV6.to_be_bytes())?;
         p.put(eth::LEN, header.emit_first())?;
         p.put(eth::LEN + ipv6::SRC, take::<12, 16>(prefix, 0))?;
-        p.put(eth::LEN + ipv6::SRC + 12, (choice.hash as u32).to_be_bytes())
+        p.put(eth::LEN + ipv6::SRC + 12, (hash as u32).to_be_bytes())
     };
     put().ok_or(Reason::RewriteFailed)
 }

@@ -12,7 +12,7 @@ use crate::{
     packet::PacketEdit,
     parse::Packet,
     reason::{Class, Reason},
-    select::{Choice, Reply, Verdict},
+    select::{Choice, Target, Verdict},
     tables::{NextHop, Route, Tables},
     wire::{eth, ipv4, ipv6, take},
 };
@@ -37,13 +37,24 @@ pub enum Exit {
     },
 }
 
+/// Where a forwarded packet leaves and whom it counts for; zeroes for others.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Egress {
+    /// Interface index.
+    pub ifindex: u32,
+    /// Backend id, 0 for none.
+    pub backend: u32,
+}
+
 impl Exit {
-    /// Passes or drops a packet unchanged, as the reason's class says.
+    /// The way out that a reason's class names.
     #[inline(always)]
-    pub const fn leave(reason: Reason) -> Self {
+    pub const fn new(reason: Reason, egress: Egress) -> Self {
         match reason.class() {
             Class::Pass => Self::Pass(reason),
-            Class::Drop | Class::Transmit | Class::Forward => Self::Drop(reason),
+            Class::Drop => Self::Drop(reason),
+            Class::Transmit => Self::Transmit(reason),
+            Class::Forward => Self::Forward { reason, ifindex: egress.ifindex, backend: egress.backend },
         }
     }
 
@@ -82,60 +93,80 @@ pub fn exceeded_mtu(packet: &Packet, backend: &Backend) -> Option<u16> {
 
 /// Sends a packet that fits ([`exceeded_mtu`]) to its backend.
 #[inline(always)]
-pub fn forward<P: PacketEdit>(p: &mut P, packet: &Packet, choice: &Choice<'_>) -> Exit {
-    let backend = choice.backend;
+pub fn forward<P: PacketEdit>(p: &mut P, packet: &Packet, choice: &Choice, target: &Target<'_>) -> Reason {
+    let backend = target.backend;
     let sent = match Forward::from_u8(backend.forward) {
         Some(Forward::Dsr) => {
             p.put(eth::MACS, macs(backend)).map(|()| Reason::ForwardedDsr).ok_or(Reason::RewriteFailed)
         }
-        Some(Forward::Ipip) => encap::ipip(p, packet, choice).map(|()| Reason::ForwardedIpip),
+        Some(Forward::Ipip) => encap::ipip(p, packet, choice.hash, target).map(|()| Reason::ForwardedIpip),
         Some(Forward::Nat) => nat::to_backend(p, packet, backend).map(|()| Reason::ForwardedNat),
         None => Err(Reason::BackendInvalid),
     };
     match sent {
-        Ok(reason) => Exit::Forward { reason, ifindex: backend.ifindex, backend: choice.id },
-        Err(reason) => Exit::Drop(reason),
+        Ok(reason) | Err(reason) => reason,
     }
 }
 
-/// Carries out any verdict.
+/// Carries out any verdict; says why, and where a forwarded packet leaves.
 #[inline(always)]
-pub fn apply<P: PacketEdit, T: Tables>(p: &mut P, packet: &Packet, verdict: &Verdict<'_>, tables: &T) -> Exit {
-    match verdict {
-        Verdict::Leave(reason) => Exit::leave(*reason),
+pub fn apply<P: PacketEdit, T: Tables>(p: &mut P, packet: &Packet, verdict: &Verdict, tables: &T) -> Exit {
+    let mut egress = Egress::default();
+    let reason = match verdict {
         Verdict::Echo => answer::echo(p, packet),
-        Verdict::Forward(choice) => match exceeded_mtu(packet, choice.backend) {
-            Some(mtu) => answer::too_big(p, packet, mtu),
-            None => forward(p, packet, choice),
-        },
-        Verdict::Reply(reply) => send_reply(p, packet, reply, tables),
+        Verdict::Forward(choice) => send_to_backend(p, packet, choice, tables, &mut egress),
+        Verdict::Reply { backend } => send_reply(p, packet, *backend, tables, &mut egress),
+    };
+    Exit::new(reason, egress)
+}
+
+#[inline(never)]
+fn send_to_backend<P: PacketEdit, T: Tables>(
+    p: &mut P,
+    packet: &Packet,
+    choice: &Choice,
+    tables: &T,
+    egress: &mut Egress,
+) -> Reason {
+    let (Some(node), Some(backend)) = (tables.node(), tables.backend(choice.backend)) else {
+        return Reason::BackendInvalid;
+    };
+    *egress = Egress { ifindex: backend.ifindex, backend: choice.backend };
+    match exceeded_mtu(packet, backend) {
+        Some(mtu) => answer::too_big(p, packet, mtu),
+        None => forward(p, packet, choice, &Target { node, backend }),
     }
 }
 
 /// Sends a backend's reply to the client, by the kernel's routes.
-#[inline(always)]
-fn send_reply<P: PacketEdit, T: Tables>(p: &mut P, packet: &Packet, reply: &Reply<'_>, tables: &T) -> Exit {
-    let dst = packet.addresses.dst();
-    if is_v4(&reply.service.addr) != is_v4(&dst) {
-        return Exit::Drop(Reason::BackendFamily);
-    }
-    let route = Route { src: reply.service.addr, dst, tos: packet.tos, proto: packet.proto, len: packet.len };
-    let (ifindex, macs) = match tables.next_hop(&route) {
-        NextHop::Resolved { ifindex, macs } => (ifindex, Some(macs)),
-        NextHop::NoNeighbour => (0, None),
-        NextHop::TooBig { mtu } => return answer::too_big(p, packet, mtu),
-        NextHop::NoRoute => return Exit::Drop(Reason::NatReplyNoRoute),
-        NextHop::ForwardingDisabled => return Exit::Drop(Reason::NatReplyForwardingDisabled),
-        NextHop::Unsupported => return Exit::Drop(Reason::NatReplyRouteUnsupported),
+#[inline(never)]
+fn send_reply<P: PacketEdit, T: Tables>(
+    p: &mut P,
+    packet: &Packet,
+    backend: u32,
+    tables: &T,
+    egress: &mut Egress,
+) -> Reason {
+    let Some(service) = tables.backend(backend).and_then(|backend| tables.service(backend.service)) else {
+        return Reason::BackendInvalid;
     };
-    if let Err(reason) = nat::from_backend(p, packet, reply) {
-        return Exit::Drop(reason);
+    let dst = packet.addresses.dst();
+    if is_v4(&service.addr) != is_v4(&dst) {
+        return Reason::BackendFamily;
     }
-    match macs {
-        Some(macs) => match p.put(eth::MACS, macs) {
-            Some(()) => Exit::Forward { reason: Reason::NatReply, ifindex, backend: 0 },
-            None => Exit::Drop(Reason::RewriteFailed),
-        },
-        None => Exit::Pass(Reason::NatReplyToKernel),
+    let route = Route { src: service.addr, dst, tos: packet.tos, proto: packet.proto, len: packet.len };
+    match tables.next_hop(&route) {
+        NextHop::Resolved { ifindex, macs } => {
+            egress.ifindex = ifindex;
+            if p.put(eth::MACS, macs).is_none() {
+                return Reason::RewriteFailed;
+            }
+            nat::from_backend(p, packet, service, Reason::NatReply)
+        }
+        NextHop::NoNeighbour => nat::from_backend(p, packet, service, Reason::NatReplyToKernel),
+        NextHop::TooBig { mtu } => answer::too_big(p, packet, mtu),
+        NextHop::NoRoute => Reason::NatReplyNoRoute,
+        NextHop::ForwardingDisabled => Reason::NatReplyForwardingDisabled,
+        NextHop::Unsupported => Reason::NatReplyRouteUnsupported,
     }
 }

@@ -5,11 +5,10 @@
 //! checksums included as far as they are quoted.
 
 use crate::{
-    abi::backend::Backend,
+    abi::{backend::Backend, service::Service},
     packet::PacketEdit,
-    parse::{Addresses, Packet, Part, Quoted, Transport},
+    parse::{Addresses, Family, Packet, Part, Transport},
     reason::Reason,
-    select::Reply,
     wire::{
         be16, be32,
         checksum::{change16, change32, update, update_udp},
@@ -55,24 +54,24 @@ pub fn to_backend<P: PacketEdit>(p: &mut P, packet: &Packet, backend: &Backend) 
     p.put(eth::MACS, macs).ok_or(Reason::RewriteFailed)
 }
 
-/// Translates the source of a backend's reply.
-///
-/// # Errors
-/// [`Reason::BackendFamily`] if the VIP is of the other family.
-#[inline(always)]
-pub fn from_backend<P: PacketEdit>(p: &mut P, packet: &Packet, reply: &Reply<'_>) -> Result<(), Reason> {
-    let end = End { side: Side::Source, addr: &reply.service.addr, port: reply.service.port };
-    translate(p, packet, end)
+/// Translates the source of a backend's reply; gives `done`, or the reason why it could not.
+#[inline(never)]
+pub fn from_backend<P: PacketEdit>(p: &mut P, packet: &Packet, service: &Service, done: Reason) -> Reason {
+    let end = End { side: Side::Source, addr: &service.addr, port: service.port };
+    match translate(p, packet, end) {
+        Ok(()) => done,
+        Err(reason) => reason,
+    }
 }
 
 #[inline(always)]
 fn translate<P: PacketEdit>(p: &mut P, packet: &Packet, end: End<'_>) -> Result<(), Reason> {
-    if super::is_v4(end.addr) != matches!(packet.addresses, Addresses::V4 { .. }) {
+    if super::is_v4(end.addr) != (packet.addresses.family == Family::V4) {
         return Err(Reason::BackendFamily);
     }
     let done = match (packet.transport, packet.part) {
-        (_, Part::Later(_)) => address(p, &packet.addresses, eth::LEN, end).map(|_| ()),
-        (Transport::Error(quoted), _) => error(p, packet, &quoted, end),
+        (_, Part::Later) => address(p, &packet.addresses, eth::LEN, end).map(|_| ()),
+        (Transport::Error, _) => error(p, packet, &end),
         _ => flow(p, packet, end),
     };
     done.ok_or(Reason::RewriteFailed)
@@ -81,11 +80,11 @@ fn translate<P: PacketEdit>(p: &mut P, packet: &Packet, end: End<'_>) -> Result<
 /// Replaces an address of the IP header at offset `l3`; gives what that adds to checksums over a pseudo header.
 #[inline(always)]
 fn address<P: PacketEdit>(p: &mut P, addresses: &Addresses, l3: usize, end: End<'_>) -> Option<u64> {
-    match *addresses {
-        Addresses::V4 { src, dst } => {
+    match addresses.family {
+        Family::V4 => {
             let (old, at) = match end.side {
-                Side::Source => (src, l3 + ipv4::SRC),
-                Side::Destination => (dst, l3 + ipv4::DST),
+                Side::Source => (addresses.src[3], l3 + ipv4::SRC),
+                Side::Destination => (addresses.dst[3], l3 + ipv4::DST),
             };
             let new = be32(end.addr, 12);
             let changes = change32(old, new);
@@ -94,10 +93,10 @@ fn address<P: PacketEdit>(p: &mut P, addresses: &Addresses, l3: usize, end: End<
             p.put_at(at, new.to_be_bytes())?;
             Some(changes)
         }
-        Addresses::V6 { src, dst } => {
+        Family::V6 => {
             let (old, at) = match end.side {
-                Side::Source => (src, l3 + ipv6::SRC),
-                Side::Destination => (dst, l3 + ipv6::DST),
+                Side::Source => (addresses.src, l3 + ipv6::SRC),
+                Side::Destination => (addresses.dst, l3 + ipv6::DST),
             };
             let new = ipv6::words(end.addr, 0);
             p.put_at(at, *end.addr)?;
@@ -140,13 +139,14 @@ fn flow<P: PacketEdit>(p: &mut P, packet: &Packet, end: End<'_>) -> Option<()> {
 }
 
 /// Translates an ICMP error and the packet that it quotes.
-#[inline(always)]
-fn error<P: PacketEdit>(p: &mut P, packet: &Packet, quoted: &Quoted, end: End<'_>) -> Option<()> {
-    let inner = End { side: end.side.other(), ..end };
-    let outer_changes = address(p, &packet.addresses, eth::LEN, end)?;
+#[inline(never)]
+fn error<P: PacketEdit>(p: &mut P, packet: &Packet, end: &End<'_>) -> Option<()> {
+    let quoted = &packet.quoted;
+    let inner = End { side: end.side.other(), ..*end };
+    let outer_changes = address(p, &packet.addresses, eth::LEN, *end)?;
 
     // Every change inside is under the ICMP checksum, changes of checksums among them.
-    let v4 = matches!(quoted.addresses, Addresses::V4 { .. });
+    let v4 = quoted.addresses.family == Family::V4;
     let old_ip_check = p.bytes_at::<2>(quoted.l3 + ipv4::CHECKSUM)?;
     let address_changes = address(p, &quoted.addresses, quoted.l3, inner)?;
     let new_ip_check = p.bytes_at::<2>(quoted.l3 + ipv4::CHECKSUM)?;
