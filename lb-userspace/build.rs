@@ -36,7 +36,9 @@ fn build() -> Result<(), String> {
     let manifest_dir = PathBuf::from(var("CARGO_MANIFEST_DIR")?);
     let out_dir = PathBuf::from(var("OUT_DIR")?);
     let root = manifest_dir.parent().ok_or("lb-userspace has no parent folder")?;
-    for path in ["Cargo.toml", "xdp-ebpf/Cargo.toml", "xdp-ebpf/src", "lb-core/Cargo.toml", "lb-core/src"] {
+    for path in
+        ["Cargo.toml", "xdp-ebpf/Cargo.toml", "xdp-ebpf/build.rs", "xdp-ebpf/src", "lb-core/Cargo.toml", "lb-core/src"]
+    {
         println!("cargo:rerun-if-changed={}", root.join(path).display());
     }
     println!("cargo:rerun-if-changed=build.rs");
@@ -93,10 +95,6 @@ fn build() -> Result<(), String> {
     let flags = [
         format!("--cfg=bpf_target_arch=\"{arch}\""),
         "-Ctarget-cpu=v3".to_owned(),
-        // Without it every field of a packet is read byte by byte.
-        "-Clink-arg=--cpu-features=+allows-misaligned-mem-access".to_owned(),
-        // Copies and fills as loads and stores; as calls, which the verifier refuses, they are otherwise.
-        "-Clink-arg=--disable-expand-memcpy-in-order".to_owned(),
         "-Cdebuginfo=2".to_owned(),
         "-Clink-arg=--btf".to_owned(),
     ];
