@@ -276,3 +276,22 @@ fn setup_help_can_do_without_the_agent() {
     fs::write(&file, "[node]\n").expect("a file");
     assert_eq!(weir(nowhere, &["backend", "setup-help", "web", "--config", path]).status.code(), Some(3));
 }
+
+#[test]
+fn doctor_fails_for_an_interface_that_does_not_exist() {
+    let nowhere = Path::new("/nonexistent/api.sock");
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("weir.toml");
+    let path = file.to_str().expect("UTF-8");
+    fs::write(&file, CONFIG.replace("eth0", "wcli-none")).expect("a file");
+    let out = weir(nowhere, &["doctor", "--config", path, "-o", "json"]);
+    assert_eq!(out.status.code(), Some(1), "{}", text(&out.stderr));
+    let findings: serde_json::Value = serde_json::from_slice(&out.stdout).expect("JSON");
+    let findings = findings.as_array().expect("a list");
+    let level = |check: &str| findings.iter().find(|f| f["check"] == check).map(|f| f["level"].clone());
+    assert_eq!(level("interface wcli-none"), Some("fail".into()));
+    assert_eq!(level("agent"), Some("warn".into()));
+    assert!(level("kernel").is_some());
+    fs::write(&file, "[node]\n").expect("a file");
+    assert_eq!(weir(nowhere, &["doctor", "--config", path]).status.code(), Some(3));
+}

@@ -4,7 +4,6 @@
 
 pub mod capability;
 pub mod dist;
-pub mod lab;
 pub mod setup;
 pub mod step;
 pub mod test;

@@ -240,3 +240,68 @@ impl Client {
         ClientError::TimedOut { socket: self.socket.clone(), what: what.into(), limit }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use tokio::{
+        io::{AsyncReadExt as _, AsyncWriteExt as _},
+        net::UnixListener,
+    };
+
+    use super::*;
+
+    /// What asking for the status gives when the server answers the first connection with `bytes` and then closes it,
+    /// or keeps it open.
+    async fn ask(bytes: &'static [u8], close: bool) -> ClientError {
+        let folder = tempfile::tempdir().unwrap();
+        let socket = folder.path().join("api.sock");
+        let listener = UnixListener::bind(&socket).unwrap();
+        let client = Client::new(&socket).with_answer_timeout(Duration::from_millis(200));
+        let server = async {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut request = [0; 1024];
+            let read = stream.read(&mut request).await.unwrap();
+            assert!(request[..read].starts_with(b"GET /v1/status HTTP/1.1\r\n"));
+            stream.write_all(bytes).await.unwrap();
+            if !close {
+                std::future::pending::<()>().await;
+            }
+            drop(stream);
+            std::future::pending().await
+        };
+        tokio::select! {
+            answer = client.status() => answer.unwrap_err(),
+            () = server => unreachable!("the server does not end"),
+        }
+    }
+
+    fn runtime() -> tokio::runtime::Runtime {
+        tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
+    }
+
+    #[test]
+    fn silence_ends_and_nonsense_is_an_error() {
+        runtime().block_on(async {
+            assert!(matches!(ask(b"", false).await, ClientError::TimedOut { .. }));
+            assert!(matches!(ask(b"HTTP/1.1 200 OK\r\n", false).await, ClientError::TimedOut { .. }));
+            assert!(matches!(ask(b"", true).await, ClientError::Broken { .. }));
+            assert!(matches!(ask(b"SSH-2.0-x\r\n\r\n", true).await, ClientError::Broken { .. }));
+            let cut = b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n{}";
+            assert!(matches!(ask(cut, true).await, ClientError::Broken { .. }));
+            let whole = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}";
+            assert!(matches!(ask(whole, true).await, ClientError::Unreadable { .. }));
+        });
+    }
+
+    #[test]
+    fn a_stale_socket_is_not_reachable() {
+        let folder = tempfile::tempdir().unwrap();
+        let socket = folder.path().join("api.sock");
+        drop(std::os::unix::net::UnixListener::bind(&socket).unwrap());
+        std::fs::set_permissions(&socket, std::fs::Permissions::from_mode(0o600)).unwrap();
+        let error = runtime().block_on(Client::new(&socket).status()).unwrap_err();
+        assert!(matches!(error, ClientError::NotReachable { .. }), "{error:?}");
+    }
+}

@@ -6,6 +6,7 @@
 mod backend;
 mod config;
 mod decap;
+mod doctor;
 pub mod exit;
 mod generate;
 mod health;
@@ -56,6 +57,8 @@ enum Command {
     Stats(stats::StatsArgs),
     /// Take packets out of IP-in-IP tunnels, on a backend whose kernel has none
     Decap(decap::DecapArgs),
+    /// Check this machine: kernel, privileges, interfaces, ways to backends; and say what to do
+    Doctor(doctor::Doctor),
     /// Print a completion script for a shell
     Completions(generate::Completions),
     /// Write the man pages into a folder
@@ -95,6 +98,7 @@ fn run(shell: &Shell, command: &Command) -> anyhow::Result<Exit> {
         Command::Status(args) => status::run(shell, args)?,
         Command::Stats(args) => stats::run(shell, args)?,
         Command::Decap(args) => decap::run(shell, args)?,
+        Command::Doctor(args) => return doctor::run(shell, args),
         Command::Completions(args) => generate::completions(shell, args, Cli::command())?,
         Command::Man(args) => generate::man(args, Cli::command())?,
     }

@@ -52,6 +52,8 @@ pub struct Facts {
     pub backends_v6: usize,
     /// Whether a VIP is IPv6.
     pub vips_v6: bool,
+    /// Whether generic XDP is acceptable.
+    pub generic: bool,
 }
 
 /// Looks at one interface; worst findings first.
@@ -74,7 +76,7 @@ pub fn check(facts: &Facts) -> Vec<Finding> {
             "check the cable, the switch port or the veth peer".into(),
         );
     }
-    if interface.mtu > NATIVE_MTU_MAX {
+    if interface.mtu > NATIVE_MTU_MAX && !facts.generic {
         let problem =
             format!("MTU {} of {name} is above {NATIVE_MTU_MAX}: most drivers refuse native XDP", interface.mtu);
         say(Severity::Error, problem, format!("ip link set {name} mtu {NATIVE_MTU_MAX}, or xdp_mode = \"generic\""));
@@ -94,7 +96,8 @@ pub fn check(facts: &Facts) -> Vec<Finding> {
     }
     if let Some(kind @ ("bridge" | "vlan" | "macvlan" | "ipvlan" | "vxlan" | "team")) = interface.kind.as_deref() {
         let problem = format!("{name} is a {kind}: there is no native XDP on it");
-        say(Severity::Error, problem, "name the interface below it, or set xdp_mode = \"generic\"".into());
+        let severity = if facts.generic { Severity::Warning } else { Severity::Error };
+        say(severity, problem, "name the interface below it, or set xdp_mode = \"generic\"".into());
     }
     if interface.kind.as_deref() == Some("veth") {
         let problem =
@@ -185,6 +188,7 @@ mod tests {
             backends_v4: 100,
             backends_v6: 100,
             vips_v6: true,
+            generic: false,
         }
     }
 

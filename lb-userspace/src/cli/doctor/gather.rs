@@ -1,0 +1,204 @@
+//! Collects what `weir doctor` judges: reads, asks, changes nothing.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
+
+use super::{
+    Finding,
+    host::{self, HostFacts, Pins},
+    network::{self, InterfaceFacts, NetworkFacts, PathFacts},
+};
+use crate::{
+    api::{self, client::ClientError},
+    cli::{
+        config,
+        shell::{Shell, block_on},
+    },
+    dataplane::{self, load},
+    model::Config,
+    net,
+    plan::sizes::MapSizes,
+};
+
+/// Folder of the pins unless a configuration says otherwise.
+const PIN_DIR_DEFAULT: &str = "/sys/fs/bpf/weir";
+
+/// Every check that can be made: the configuration is the file's, else the agent's, else there is none and only the host is
+/// checked.
+pub fn findings(shell: &Shell, file: Option<&Path>) -> anyhow::Result<Vec<Finding>> {
+    let status = shell.ask(async |client| Ok(client.status().await));
+    let status = status?.map_err(|error: ClientError| error.to_string());
+    let config = match file {
+        Some(path) => Some(config::load(path)?),
+        None if status.is_ok() => {
+            let text = shell.ask(async |client| client.config().await)?;
+            Some(config::parse(&text.text, &text.file)?)
+        }
+        None => None,
+    };
+    let pin_dir = config.as_ref().map_or_else(|| PathBuf::from(PIN_DIR_DEFAULT), |c| c.node.pin_dir.clone());
+    let pins = pins(&pin_dir, config.as_ref());
+    let agent = status.map(|status| status.version);
+    let asked = agent.is_ok();
+    let mut findings = host::check(&host(&pin_dir, pins, agent));
+    match &config {
+        Some(config) => {
+            let backends = if asked { shell.ask(async |client| client.backends().await)? } else { Vec::new() };
+            let services = if asked { shell.ask(async |client| client.services().await)? } else { Vec::new() };
+            let facts = NetworkFacts { interfaces: interfaces(config)?, paths: paths(&services, &backends) };
+            findings.extend(network::check(&facts, config));
+        }
+        None => findings.push(
+            Finding::warn("configuration", "none: interfaces and services were not checked")
+                .advice("name it: weir doctor --config FILE"),
+        ),
+    }
+    Ok(findings)
+}
+
+/// Whether what is pinned below `dir` can be adopted.
+fn pins(dir: &Path, config: Option<&Config>) -> Pins {
+    let pins = dataplane::pin::Pins::new(dir);
+    match pins.map("NODE").try_exists() {
+        Ok(false) => return Pins::None,
+        Ok(true) => {}
+        Err(error) => return Pins::Unknown(format!("cannot look below {}: {error}", dir.display())),
+    }
+    let Some(config) = config else {
+        return Pins::Unknown("a data plane is loaded; whether it fits depends on the configuration's limits".into());
+    };
+    match load::check_shapes(&pins, &MapSizes::of(&config.node.limits)) {
+        Ok(()) => Pins::Fits,
+        Err(error) => Pins::Unfit(error.to_string()),
+    }
+}
+
+fn interfaces(config: &Config) -> anyhow::Result<Vec<InterfaceFacts>> {
+    let pinned = dataplane::pin::Pins::new(&config.node.pin_dir).interfaces().unwrap_or_default();
+    let count = |v6| config.services.iter().flat_map(|s| &s.backends).filter(|b| b.address.is_ipv6() == v6).count();
+    let mut modes: Vec<_> = config.services.iter().map(|s| s.forward).collect();
+    modes.sort_unstable();
+    modes.dedup();
+    block_on(async {
+        let links = net::interface::Links::open()?;
+        let mut facts = Vec::new();
+        for name in &config.node.interfaces {
+            facts.push(match links.by_name(name).await {
+                Err(error) => {
+                    InterfaceFacts { name: name.clone(), missing: Some(error.to_string()), ..InterfaceFacts::default() }
+                }
+                Ok(interface) => InterfaceFacts {
+                    name: name.clone(),
+                    missing: None,
+                    ours: pinned.iter().any(|p| p.ifindex == interface.ifindex),
+                    forwarding: ["ipv4", "ipv6"].map(|family| sysctl(&format!("net/{family}/conf/{name}/forwarding"))),
+                    link: net::doctor::Facts {
+                        interface,
+                        settings: net::sysctl::read(name),
+                        offloads: net::offload::read(name).unwrap_or_default(),
+                        modes: modes.clone(),
+                        backends_v4: count(false),
+                        backends_v6: count(true),
+                        vips_v6: config.services.iter().any(|s| s.key.vip.is_ipv6()),
+                        generic: config.node.xdp_mode == crate::model::XdpMode::Generic,
+                    },
+                },
+            });
+        }
+        Ok(facts)
+    })
+}
+
+/// The way to each backend, as the agent resolved it.
+fn paths(services: &[api::Service], backends: &[api::Backend]) -> Vec<PathFacts> {
+    let path = |b: &api::Backend| {
+        Some(PathFacts {
+            backend: format!("{}/{}", b.service, b.name),
+            forward: services.iter().find(|s| s.name == b.service)?.forward,
+            address: b.address,
+            mtu: b.next_hop.mtu.filter(|_| b.next_hop.resolved),
+            cause: b.next_hop.cause.clone(),
+        })
+    };
+    backends.iter().filter_map(path).collect()
+}
+
+/// What the host says; `pin_dir` is the configuration's, `agent` what asking it gave.
+fn host(pin_dir: &Path, pins: Pins, agent: Result<String, String>) -> HostFacts {
+    HostFacts {
+        release: read("/proc/sys/kernel/osrelease").unwrap_or_default(),
+        btf: Path::new("/sys/kernel/btf/vmlinux").exists(),
+        jit: read("/proc/sys/net/core/bpf_jit_enable"),
+        capabilities: capabilities(),
+        memlock_bytes: read("/proc/self/limits").and_then(|limits| memlock(&limits)),
+        pin_dir: pin_dir.display().to_string(),
+        bpffs: on_bpffs(pin_dir),
+        pins,
+        agent,
+    }
+}
+
+/// A setting below `/proc/sys` as a number. This process's network namespace answers.
+fn sysctl(name: &str) -> Option<u32> {
+    read(&format!("/proc/sys/{name}"))?.parse().ok()
+}
+
+/// A small file without its final newline.
+fn read(path: &str) -> Option<String> {
+    fs::read_to_string(path).ok().map(|text| text.trim().to_owned())
+}
+
+fn capabilities() -> Result<Vec<String>, String> {
+    caps::read(None, caps::CapSet::Effective)
+        .map(|held| held.iter().map(ToString::to_string).collect())
+        .map_err(|e| format!("cannot read the capabilities of this process: {e}"))
+}
+
+/// The soft limit in the line of `/proc/self/limits`; `None` is unlimited.
+fn memlock(limits: &str) -> Option<u64> {
+    let line = limits.lines().find_map(|line| line.strip_prefix("Max locked memory"))?;
+    line.split_whitespace().next()?.parse().ok()
+}
+
+/// Whether `dir`, or the nearest folder above it that exists, lies on a bpf file system.
+fn on_bpffs(dir: &Path) -> bool {
+    let mut dir = PathBuf::from(dir);
+    loop {
+        if let Ok(stat) = statfs(&dir) {
+            return stat.filesystem_type() == BPF_FS_MAGIC;
+        }
+        if !dir.pop() {
+            return false;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_memlock_line_is_read() {
+        let line = "Limit   Soft Limit   Hard Limit   Units\nMax locked memory         8388608     8388608    bytes\n";
+        assert_eq!(memlock(line), Some(8_388_608));
+        assert_eq!(memlock("Max locked memory         unlimited   unlimited  bytes\n"), None);
+        assert_eq!(memlock(""), None);
+    }
+
+    #[test]
+    fn a_plain_folder_is_no_bpf_file_system() {
+        assert!(!on_bpffs(Path::new("/proc/self/nonexistent/below")));
+    }
+
+    #[test]
+    fn this_host_answers() {
+        let facts = host(Path::new("/sys/fs/bpf/weir"), Pins::None, Err("not asked".into()));
+        assert!(facts.release.contains('.'), "{}", facts.release);
+        assert!(facts.capabilities.is_ok());
+        assert!(sysctl("net/ipv4/conf/all/rp_filter").is_some());
+    }
+}
