@@ -2,9 +2,11 @@
 //!
 //! Layout below the pin folder, which must lie in a bpf file system:
 //!
-//!     maps/NAME                 every map of the data plane
-//!     interfaces/SLOT-IFINDEX/  program and link of one interface (names with dots cannot be pinned, indexes can)
-//!     loss/                     links and map of the loss counters
+//! ```text
+//! maps/NAME                 every map of the data plane
+//! interfaces/SLOT-IFINDEX/  program and link of one interface (names with dots cannot be pinned, indexes can)
+//! loss/                     links and map of the loss counters
+//! ```
 //!
 //! Owns: paths, the mount, removal. Refuses to know: what a pinned object contains.
 
