@@ -4,11 +4,17 @@
 //! health, netlink. Invariants: forwarding goes on without this process; what is pinned is compared in shape and version
 //! before it is trusted; a ring is never written while a service names it.
 
+pub mod apply;
 pub mod btf;
+pub mod engine;
+pub mod fake;
 pub mod load;
 pub mod loss;
 pub mod memory;
 pub mod pin;
+
+#[cfg(test)]
+mod engine_tests;
 
 use std::{collections::BTreeMap, time::Instant};
 

@@ -39,17 +39,25 @@ impl Arena {
         Some(Extent { line, slots })
     }
 
+    /// Whether every line of an extent is free.
+    pub fn is_free(&self, extent: Extent) -> bool {
+        self.piece(extent).is_some()
+    }
+
+    /// The free piece that holds all lines of an extent.
+    fn piece(&self, extent: Extent) -> Option<(u32, u32)> {
+        let (&line, &count) = self.free.range(..=extent.line).next_back()?;
+        let end = u64::from(extent.line) + u64::from(extent.lines());
+        (end <= u64::from(line) + u64::from(count)).then_some((line, count))
+    }
+
     /// Takes a certain extent; false if a line of it is taken or outside.
     pub fn claim(&mut self, extent: Extent) -> bool {
         let lines = extent.lines();
         if lines == 0 {
             return true;
         }
-        let Some((&line, &count)) = self.free.range(..=extent.line).next_back() else { return false };
-        let (end, piece_end) = (u64::from(extent.line) + u64::from(lines), u64::from(line) + u64::from(count));
-        if end > piece_end {
-            return false;
-        }
+        let Some((line, count)) = self.piece(extent) else { return false };
         self.cut(line, count, extent.line, lines);
         true
     }

@@ -527,10 +527,12 @@ impl Draft {
                 }
                 table.insert(key, new, ops)?;
             }
-            for (key, change) in &self.keys {
-                if let (Some(old), None) = (change.old, change.new) {
-                    table.remove(key, old, &mut removals);
-                }
+            // What names a service goes before the replies of its backends: while it is reachable, so are they.
+            let mut gone: Vec<(&Key, u32)> =
+                self.keys.iter().filter(|(_, c)| c.new.is_none()).filter_map(|(key, c)| Some((key, c.old?))).collect();
+            gone.sort_by_key(|(key, _)| key.kind);
+            for (key, old) in gone {
+                table.remove(key, old, &mut removals);
             }
         }
         let mut ops = self.backends;

@@ -1,1 +1,102 @@
-//! Tests of `diff`.
+//! What is wanted from a configuration, and the cost of one change among many. What plans do to the maps is tested where
+//! they are carried out (`dataplane::engine_tests`).
+
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    time::{Duration, Instant},
+};
+
+use super::{MapSizes, Op, Present, Secrets, Wanted, WantedBackend, WantedService, diff, wanted::backend_key};
+use crate::model::{Forward, Limits, Protocol, ServiceKey};
+
+const SECRETS: Secrets = Secrets { hash_key: [7; 12], ring_seed: 1 };
+
+fn service(n: u16, backends: u16, ring_size: u32) -> WantedService {
+    let [a, b] = n.to_be_bytes();
+    let key = ServiceKey { vip: Ipv4Addr::new(192, 0, a, b).into(), port: 80, protocol: Protocol::Tcp };
+    let address = |i: u16| IpAddr::from(Ipv4Addr::new(10, 0, (i >> 8) as u8, i as u8));
+    let mut backends: Vec<WantedBackend> = (0..backends)
+        .map(|i| WantedBackend { key: backend_key(&key, address(i), 80), weight: 1, up: true, next_hop: None })
+        .collect();
+    backends.sort_by_key(|b| b.key);
+    WantedService { name: format!("s{n}"), key, forward: Forward::Ipip, ring_size, fail_open: false, backends }
+}
+
+/// Prints the time: the target is 50 ms for plan and apply in a release build.
+#[test]
+fn one_change_among_1000_services_of_100_backends_touches_one_service() {
+    let limits = Limits { services_max: 1000, backends_max: 100_000, ring_slots_max: 4 << 20 };
+    let present = Present::empty(MapSizes::of(&limits), SECRETS);
+    let mut wanted = Wanted {
+        services: (0..1000).map(|n| service(n, 100, 1009)).collect(),
+        outer_source_v4: [198, 18, 0, 0],
+        outer_source_v6: [0; 16],
+    };
+    wanted.services[500].ring_size = 65_537;
+    let first = diff(&present, &wanted, 1).expect("plan");
+    assert_eq!((first.summary.services_added, first.summary.rings_built), (1000, 1000));
+
+    wanted.services[500].backends[50].weight = 0;
+    wanted.services[500].backends[50].up = false;
+    let start = Instant::now();
+    let second = diff(&first.next, &wanted, 2).expect("plan");
+    let took = start.elapsed();
+    println!("one change among 1,000 services of 100 backends: {took:?}");
+    assert!(
+        matches!(
+            second.ops[..],
+            [Op::BackendWord { word: 0, .. }, Op::PutRing { .. }, Op::ServiceRing { .. }, Op::NodeWord { .. }]
+        ),
+        "{:?}",
+        second.ops
+    );
+    assert!(took < Duration::from_secs(5), "{took:?}");
+}
+
+#[test]
+fn secrets_are_not_shown() {
+    let secrets = Secrets { hash_key: [0xdead_beef; 12], ring_seed: 0xfeed_f00d };
+    let present =
+        Present::empty(MapSizes::of(&Limits { services_max: 1, backends_max: 1, ring_slots_max: 16 }), secrets);
+    let shown = format!("{secrets:?} {present:?}");
+    for secret in ["deadbeef", "3735928559", "feedf00d", "4277004301"] {
+        assert!(!shown.contains(secret), "{shown}");
+    }
+}
+
+mod wanted_from_a_configuration {
+    use proptest::prelude::*;
+
+    use super::super::wanted::effective_weights;
+    use crate::model::AdminState::{self, Drain, Maint, Ready};
+
+    /// (state, configured weight, up) of each backend, the effective weights (None: absent), fail-open.
+    type Row<'a> = (&'a [(AdminState, u16, bool)], &'a [Option<u32>], bool);
+
+    #[test]
+    fn administrative_state_weight_and_health() {
+        let rows: [Row<'_>; 8] = [
+            (&[(Ready, 5, true), (Ready, 3, false)], &[Some(5), Some(0)], false),
+            (&[(Ready, 5, true), (Drain, 3, true), (Maint, 2, true)], &[Some(5), Some(0), None], false),
+            (&[(Ready, 0, true), (Ready, 3, false)], &[Some(0), Some(3)], true),
+            (&[(Ready, 5, false), (Ready, 3, false)], &[Some(5), Some(3)], true),
+            (&[(Ready, 5, false), (Drain, 3, true)], &[Some(5), Some(0)], true),
+            (&[(Drain, 5, false), (Drain, 3, true)], &[Some(0), Some(0)], false),
+            (&[(Ready, 0, false), (Maint, 3, true)], &[Some(0), None], false),
+            (&[], &[], false),
+        ];
+        for (backends, weights, fail_open) in rows {
+            assert_eq!(effective_weights(backends), (weights.to_vec(), fail_open), "{backends:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_service_with_a_ready_weight_always_takes_flows(backends in prop::collection::vec((prop::sample::select(vec![Ready, Drain, Maint]), 0u16..4, any::<bool>()), 0..6)) {
+            let (weights, fail_open) = effective_weights(&backends);
+            let could = backends.iter().any(|b| b.0 == Ready && b.1 > 0);
+            prop_assert_eq!(weights.iter().flatten().any(|w| *w > 0), could);
+            prop_assert!(could || !fail_open);
+        }
+    }
+}

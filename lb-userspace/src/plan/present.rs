@@ -198,6 +198,26 @@ impl Present {
         self.backend(service, address, port).map(|b| b.entry.flags & FLAG_UP != 0)
     }
 
+    /// Whether the maps were made with these secrets. Those of the maps stay in force either way: others would move flows.
+    pub fn has_secrets(&self, secrets: &Secrets) -> bool {
+        self.secrets == *secrets
+    }
+
+    /// Whether a service id is in use or in quarantine.
+    pub fn uses_service_id(&self, id: u32) -> bool {
+        self.service_ids.is_used(id)
+    }
+
+    /// Whether a backend id is in use or in quarantine.
+    pub fn uses_backend_id(&self, id: u32) -> bool {
+        self.backend_ids.is_used(id)
+    }
+
+    /// Whether no ring in use or in quarantine has a line of `extent`, and all of it lies in the arena.
+    pub fn has_free(&self, extent: Extent) -> bool {
+        self.arena.is_free(extent)
+    }
+
     /// How full the maps are.
     pub fn fill(&self) -> Fill {
         let slots = |lines: u32| u64::from(lines) * lb_core::abi::ring::LINE_SLOTS as u64;

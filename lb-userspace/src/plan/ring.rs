@@ -179,7 +179,7 @@ mod tests {
     const M: u32 = 65_537;
 
     fn key(n: u32) -> BackendKey {
-        let addr = lb_core::abi::mapped((0x0a00_0000 + n).to_be_bytes());
+        let addr = lb_core::abi::mapped(0x0a00_0000u32.wrapping_add(n).to_be_bytes());
         BackendKey { vip: lb_core::abi::mapped([192, 0, 2, 1]), addr, vip_port: 80, port: 80, proto: 6, pad: [0; 3] }
     }
 

@@ -71,18 +71,20 @@ fn service(
     up: &dyn Fn(&Service, &Backend) -> bool,
     next_hop: &dyn Fn(IpAddr) -> Option<NextHop>,
 ) -> WantedService {
-    let observed: Vec<(&Backend, bool)> =
-        service.backends.iter().filter(|b| b.admin_state != AdminState::Maint).map(|b| (b, up(service, b))).collect();
-    let takes_flows = |b: &Backend| b.admin_state == AdminState::Ready && b.weight > 0;
-    let fail_open =
-        observed.iter().any(|(b, _)| takes_flows(b)) && !observed.iter().any(|&(b, up)| takes_flows(b) && up);
-    let mut backends: Vec<WantedBackend> = observed
-        .into_iter()
-        .map(|(b, up)| WantedBackend {
-            key: backend_key(&service.key, b.address, b.port),
-            weight: if takes_flows(b) && (up || fail_open) { u32::from(b.weight) } else { 0 },
-            up,
-            next_hop: next_hop(b.address),
+    let observed: Vec<(AdminState, u16, bool)> = service
+        .backends
+        .iter()
+        .map(|b| (b.admin_state, b.weight, b.admin_state != AdminState::Maint && up(service, b)))
+        .collect();
+    let (weights, fail_open) = effective_weights(&observed);
+    let mut backends: Vec<WantedBackend> = service
+        .backends
+        .iter()
+        .zip(&observed)
+        .zip(weights)
+        .filter_map(|((b, &(_, _, up)), weight)| {
+            let key = backend_key(&service.key, b.address, b.port);
+            Some(WantedBackend { key, weight: weight?, up, next_hop: next_hop(b.address) })
         })
         .collect();
     backends.sort_unstable_by_key(|b| b.key);
@@ -95,6 +97,20 @@ fn service(
         fail_open,
         backends,
     }
+}
+
+/// The effective weights of a service's backends of (administrative state, configured weight, observed up); `None` is
+/// absent. And whether the service fails open.
+pub(super) fn effective_weights(backends: &[(AdminState, u16, bool)]) -> (Vec<Option<u32>>, bool) {
+    let takes_flows = |state: AdminState, weight: u16| state == AdminState::Ready && weight > 0;
+    let candidates = || backends.iter().filter(|&&(state, weight, _)| takes_flows(state, weight));
+    let fail_open = candidates().next().is_some() && !candidates().any(|&(_, _, up)| up);
+    let weights = backends.iter().map(|&(state, weight, up)| match state {
+        AdminState::Maint => None,
+        _ if takes_flows(state, weight) && (up || fail_open) => Some(u32::from(weight)),
+        _ => Some(0),
+    });
+    (weights.collect(), fail_open)
 }
 
 /// The stable identity of a backend of the service `key`.

@@ -1,0 +1,392 @@
+//! Plans carried out store by store: what a packet sees at every point, and what an agent finds that comes after a crash at
+//! every point.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, Ipv4Addr},
+    time::{Duration, Instant},
+};
+
+use lb_core::abi::{
+    backend::{Backend, FLAG_NEXT_HOP, FLAG_UP, FLAG_VALID},
+    lookup::{Bucket, Key, Kind},
+    node::{self, Node},
+    ring::{Extent, Slot},
+    service::{Forward, Service},
+};
+use proptest::prelude::*;
+
+use super::{
+    Error,
+    apply::{self, Map, Memory},
+    engine::{Engine, GRACE},
+    fake::Heap,
+};
+use crate::{
+    model::{Limits, NextHop, Protocol, ServiceKey},
+    plan::{
+        MapSizes, Op, PlanError, Present, Secrets, Wanted, WantedBackend, WantedService, diff,
+        lookup::Table,
+        wanted::{backend_key, octets},
+    },
+};
+
+const SECRETS: Secrets = Secrets { hash_key: [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8], ring_seed: 42 };
+
+fn sizes() -> MapSizes {
+    MapSizes::of(&Limits { services_max: 6, backends_max: 24, ring_slots_max: 2048 })
+}
+
+fn vip(n: u8) -> IpAddr {
+    Ipv4Addr::new(192, 0, 2, n).into()
+}
+
+fn key(vip_number: u8, port: u16) -> ServiceKey {
+    ServiceKey { vip: vip(vip_number), port, protocol: Protocol::Tcp }
+}
+
+fn hop(n: u8) -> Option<NextHop> {
+    (n > 0).then(|| NextHop {
+        ifindex: u32::from(n % 3) + 1,
+        mtu: 1500,
+        src_mac: [2, 0, 0, 0, 1, n % 3],
+        dst_mac: [2, 0, 0, 0, 2, n],
+    })
+}
+
+fn backend(service: &ServiceKey, n: u8, weight: u32, hop_number: u8) -> WantedBackend {
+    let address = Ipv4Addr::new(10, 0, service.port as u8, n).into();
+    let up = weight > 0;
+    WantedBackend { key: backend_key(service, address, service.port), weight, up, next_hop: hop(hop_number) }
+}
+
+/// A service of `(backend, weight, next hop)`.
+fn service(key: ServiceKey, forward: Forward, ring_size: u32, backends: &[(u8, u32, u8)]) -> WantedService {
+    let mut backends: Vec<WantedBackend> = backends.iter().map(|&(n, w, h)| backend(&key, n, w, h)).collect();
+    backends.sort_by_key(|b| b.key);
+    WantedService { name: format!("s{}", key.port), key, forward, ring_size, fail_open: false, backends }
+}
+
+fn wanted(services: impl IntoIterator<Item = WantedService>) -> Wanted {
+    let mut services: Vec<_> = services.into_iter().collect();
+    services.sort_by_key(|s| s.key);
+    Wanted { services, outer_source_v4: [198, 18, 0, 0], outer_source_v6: octets(vip(9)) }
+}
+
+fn engine() -> Engine<Heap> {
+    Engine::start(Heap::new(&sizes()), sizes(), SECRETS).expect("an empty heap")
+}
+
+/// The maps as a packet meets them.
+struct View<'a>(&'a Heap);
+
+impl View<'_> {
+    fn table(&self) -> Table {
+        let buckets = (0..self.0.entries(Map::Lookup)).map(|b| self.0.read::<Bucket>(Map::Lookup, b).expect("bucket"));
+        Table::from_buckets(SECRETS.hash_key, buckets.collect())
+    }
+
+    fn service(&self, id: u32) -> Service {
+        self.0.read(Map::Services, id).expect("service")
+    }
+
+    fn backend(&self, id: u32) -> Backend {
+        self.0.read(Map::Backends, id).expect("backend")
+    }
+
+    fn find_service(&self, table: &Table, key: &ServiceKey) -> Option<u32> {
+        let key =
+            Key { addr: octets(key.vip), port: key.port, proto: key.protocol.number(), kind: Kind::Service as u8 };
+        table.find(&key, |id| self.service(id).key() == key)
+    }
+
+    /// Every slot of every service names a valid backend of that service in the service's own mode.
+    fn no_packet_meets_an_invalid_id(&self) {
+        let table = self.table();
+        for entry in table.iter().filter(|e| e.kind == Kind::Service as u8) {
+            let service = self.service(entry.id);
+            let extent = Extent::unpack(service.ring);
+            for slot in self.0.ring(extent).expect("within the arena") {
+                let backend = self.backend(Slot(slot).current());
+                assert_ne!(Slot(slot).current(), 0);
+                assert_ne!(backend.flags & FLAG_VALID, 0, "slot {slot} of service {}", entry.id);
+                assert_eq!((backend.service, backend.forward), (entry.id, service.forward));
+                if backend.forward == Forward::Nat as u8 {
+                    let key = backend.reply_key();
+                    assert!(table.find(&key, |id| self.backend(id).reply_key() == key).is_some(), "reply of {slot}");
+                }
+            }
+        }
+    }
+
+    /// The maps hold `wanted`, all of it and nothing else.
+    fn holds(&self, present: &Present, wanted: &Wanted, revision: u64) {
+        let table = self.table();
+        let mut words = BTreeSet::new();
+        let (mut words_wanted, mut flags) = (0, 0);
+        for w in &wanted.services {
+            let id = self.find_service(&table, &w.key).unwrap_or_else(|| panic!("{} is not found", w.name));
+            let service = self.service(id);
+            assert_eq!(service.forward, w.forward as u8);
+            let vip_key = Key { addr: octets(w.key.vip), port: 0, proto: 0, kind: Kind::Vip as u8 };
+            assert!(table.find(&vip_key, |id| self.service(id).addr == vip_key.addr).is_some());
+            words.insert(w.key.vip);
+            words_wanted += 1;
+            flags |= if w.key.port == 0 { node::FLAG_ALL_PORTS } else { 0 };
+            if w.forward == Forward::Nat {
+                flags |= node::FLAG_NAT | if w.key.port == 0 { node::FLAG_NAT_ALL_PORTS } else { 0 };
+            }
+            let slots = self.0.ring(Extent::unpack(service.ring)).expect("ring");
+            let mut shares: BTreeMap<[u8; 16], u32> = BTreeMap::new();
+            for slot in &slots {
+                *shares.entry(self.backend(Slot(*slot).current()).addr).or_default() += 1;
+            }
+            let weighted: BTreeSet<_> = w.backends.iter().filter(|b| b.weight > 0).map(|b| b.key.addr).collect();
+            assert_eq!(shares.keys().copied().collect::<BTreeSet<_>>(), weighted, "{}", w.name);
+            assert_eq!(slots.len() as u32, if weighted.is_empty() { 0 } else { w.ring_size });
+            for b in &w.backends {
+                // A backend that went and came back has two valid entries for a while; one of them is named.
+                let address = crate::plan::wanted::address(b.key.addr);
+                let named = present.backend(&w.key, address, b.key.port).expect("a backend that is wanted");
+                let entry = &self.backend(named.id);
+                assert_eq!(*entry, named.entry);
+                assert_eq!(self.0.read(Map::BackendKeys, named.id), Some(b.key));
+                assert_eq!((entry.service, entry.addr), (id, b.key.addr));
+                assert_ne!(entry.flags & FLAG_VALID, 0);
+                assert_eq!(entry.flags & FLAG_UP != 0, b.up);
+                assert_eq!(entry.flags & FLAG_NEXT_HOP != 0, b.next_hop.is_some());
+                if let Some(hop) = b.next_hop {
+                    assert_eq!(
+                        (entry.ifindex, entry.mtu, entry.src_mac, entry.dst_mac),
+                        (hop.ifindex, hop.mtu, hop.src_mac, hop.dst_mac)
+                    );
+                }
+                if w.forward == Forward::Nat {
+                    words_wanted += 1;
+                    let key = entry.reply_key();
+                    assert!(table.find(&key, |id| self.backend(id) == *entry).is_some());
+                }
+            }
+        }
+        assert_eq!(table.entries() as usize, words_wanted + words.len(), "words that nothing wants");
+        let node: Node = self.0.read(Map::Node, 0).expect("node");
+        assert_eq!((node.revision, node.flags), (revision, flags));
+        assert_eq!(node.outer_source_v4, wanted.outer_source_v4);
+    }
+}
+
+fn step(engine: &mut Engine<Heap>, wanted: &Wanted, revision: u64, now: Instant) -> Vec<Op> {
+    let plan = diff(engine.present(), wanted, revision).expect("plan");
+    let ops = plan.ops.clone();
+    engine.apply(plan, now).expect("apply");
+    View(engine.memory()).holds(engine.present(), wanted, revision);
+    ops
+}
+
+#[test]
+fn what_did_not_change_costs_nothing_but_the_revision() {
+    let mut engine = engine();
+    let now = Instant::now();
+    let w = wanted([
+        service(key(1, 80), Forward::Ipip, 251, &[(1, 1, 1), (2, 3, 2)]),
+        service(key(1, 0), Forward::Nat, 251, &[(1, 1, 1)]),
+    ]);
+    step(&mut engine, &w, 1, now);
+    assert_eq!(step(&mut engine, &w, 2, now).len(), 1);
+    // Weights with a common factor ask for the same shares.
+    let scaled = wanted([service(key(1, 80), Forward::Ipip, 251, &[(1, 10, 1), (2, 30, 2)]), w.services[0].clone()]);
+    assert_eq!(step(&mut engine, &scaled, 3, now).len(), 1);
+}
+
+#[test]
+fn a_neighbour_that_changes_is_one_store_and_an_interface_hides_the_hop_meanwhile() {
+    let mut engine = engine();
+    let now = Instant::now();
+    let at = |hop| wanted([service(key(1, 80), Forward::Dsr, 251, &[(1, 1, hop)])]);
+    step(&mut engine, &at(1), 1, now);
+    let ops = step(&mut engine, &at(4), 2, now);
+    assert!(matches!(ops[..], [Op::BackendWord { word: 4, .. }, Op::NodeWord { .. }]), "{ops:?}");
+    let ops = step(&mut engine, &at(5), 3, now);
+    assert!(
+        matches!(ops.first(), Some(Op::BackendWord { word: 0, value, .. }) if *value as u32 & FLAG_NEXT_HOP == 0),
+        "{ops:?}"
+    );
+    assert!(
+        matches!(ops.iter().rev().nth(1), Some(Op::BackendWord { word: 0, value, .. }) if *value as u32 & FLAG_NEXT_HOP != 0),
+        "{ops:?}"
+    );
+    // Lost and found again: one store each, for the words stay.
+    assert_eq!(step(&mut engine, &at(0), 4, now).len(), 2);
+    assert_eq!(step(&mut engine, &at(5), 5, now).len(), 2);
+}
+
+#[test]
+fn removed_ids_and_lines_wait_for_their_grace() {
+    let mut engine = engine();
+    let now = Instant::now();
+    let first = wanted([service(key(1, 80), Forward::Ipip, 251, &[(1, 1, 1), (2, 1, 1)])]);
+    let second = wanted([service(key(1, 80), Forward::Ipip, 251, &[(1, 1, 1)])]);
+    step(&mut engine, &first, 1, now);
+    assert_eq!(engine.grace_until(), None);
+    let used = engine.present().fill().ring_slots;
+    step(&mut engine, &second, 2, now);
+    assert_eq!(engine.present().fill().ring_slots, 2 * used);
+    assert!(engine.present().uses_backend_id(2));
+    assert_eq!(engine.grace_until(), Some(now + GRACE));
+    assert_eq!(engine.settle(now + GRACE - Duration::from_millis(1)).expect("early"), 0);
+    assert_ne!(View(engine.memory()).backend(2).flags & FLAG_VALID, 0, "a packet in flight still meets it");
+    assert_eq!(engine.settle(now + GRACE).expect("settle"), 1);
+    assert_eq!(engine.present().fill().ring_slots, used);
+    assert!(!engine.present().uses_backend_id(2));
+    assert_eq!(View(engine.memory()).backend(2).flags, 0);
+    assert_eq!(engine.settle(now + GRACE * 9).expect("nothing left"), 0);
+}
+
+#[test]
+fn limits_are_told_and_change_nothing() {
+    let mut engine = engine();
+    let now = Instant::now();
+    let start = wanted([service(key(1, 80), Forward::Ipip, 1009, &[(1, 1, 1), (2, 1, 1)])]);
+    step(&mut engine, &start, 1, now);
+    let before = engine.memory().clone();
+    let error = |engine: &Engine<Heap>, w: Wanted| diff(engine.present(), &w, 2).expect_err("beyond a limit");
+
+    let many = wanted((1..=7).map(|p| service(key(1, p), Forward::Dsr, 251, &[])));
+    assert_eq!(error(&engine, many), PlanError::Services { wanted: 7, limit: 6 });
+    let backends: Vec<(u8, u32, u8)> = (1..=25).map(|n| (n, 1, 1)).collect();
+    let full = wanted([service(key(1, 80), Forward::Ipip, 1009, &backends)]);
+    assert_eq!(error(&engine, full), PlanError::Backends { wanted: 25, limit: 24 });
+    let even = wanted([service(key(1, 80), Forward::Ipip, 1008, &[(1, 1, 1)])]);
+    assert!(matches!(error(&engine, even), PlanError::RingSize { size: 1008, .. }));
+    // 2048 slots hold the ring of 1009 and no other of 1031.
+    let larger = wanted([service(key(1, 80), Forward::Ipip, 1031, &[(1, 1, 1)])]);
+    let e = error(&engine, larger);
+    assert!(
+        matches!(&e, PlanError::Arena { slots: 1031, limit: 2048, quarantined: 0, .. }) && !e.is_transient(),
+        "{e}"
+    );
+    let same = |port| service(key(1, port), Forward::Nat, 251, &[]);
+    let mut twins = [same(80), same(81)];
+    for twin in &mut twins {
+        let mut b = backend(&key(1, 90), 1, 1, 1);
+        b.key.vip_port = twin.key.port;
+        twin.backends.push(b);
+    }
+    assert!(matches!(error(&engine, wanted(twins)), PlanError::Twice { .. }));
+    assert_eq!(*engine.memory(), before);
+
+    // A ring that fits only once the old one's grace is over says so.
+    let other = wanted([service(key(1, 80), Forward::Ipip, 1009, &[(1, 1, 1)])]);
+    step(&mut engine, &other, 2, now);
+    let e = diff(engine.present(), &start, 3).expect_err("both rings are held");
+    assert!(e.is_transient(), "{e}");
+    engine.settle(now + GRACE).expect("settle");
+    step(&mut engine, &start, 3, now);
+}
+
+#[test]
+fn stale_plans_and_broken_rules_are_refused_and_foreign_writes_noticed() {
+    let mut engine = engine();
+    let now = Instant::now();
+    let w = wanted([service(key(1, 80), Forward::Ipip, 251, &[(1, 1, 1)])]);
+    let stale = diff(engine.present(), &w, 1).expect("plan");
+    step(&mut engine, &w, 1, now);
+    assert!(matches!(engine.apply(stale, now), Err(Error::Stale { base: 0, present: 1 })));
+
+    let before = engine.memory().clone();
+    let named = Extent::unpack(View(engine.memory()).service(1).ring);
+    for op in [
+        Op::PutRing { extent: named, slots: vec![1; 251].into() },
+        Op::PutRing { extent: Extent { line: 100, slots: 2 }, slots: vec![1, 0].into() },
+        Op::ServiceRing { id: 1, extent: Extent { line: 50, slots: 251 } },
+        Op::ClearBackend { id: 1 },
+        Op::ClearService { id: 1 },
+        Op::BackendWord { id: 0, word: 0, value: 1 },
+        Op::LookupWord { bucket: u32::MAX, word: 0, value: 1 },
+    ] {
+        let mut plan = diff(engine.present(), &w, 2).expect("plan");
+        plan.ops.insert(0, op.clone());
+        assert!(matches!(engine.apply(plan, now), Err(Error::Op { .. })), "{op:?}");
+    }
+    assert_eq!(*engine.memory(), before);
+
+    // Another writer between store and read back cannot be played here; what reading back compares can.
+    let plan = diff(engine.present(), &w, 3).expect("plan");
+    assert!(matches!(apply::verify(engine.memory(), &plan.ops), Err(Error::Mismatch { .. })));
+    engine.memory_mut().store(Map::Services, 1, 0, Extent { line: 900, slots: 251 }.pack());
+    assert!(matches!(Engine::start(engine.memory().clone(), sizes(), SECRETS), Err(Error::Contents(_))));
+}
+
+#[test]
+fn other_versions_are_refused() {
+    let mut heap = engine().memory().clone();
+    let word = heap.load(Map::Node, 0, 0).expect("node");
+    heap.store(Map::Node, 0, 0, word + 1);
+    let error = Engine::start(heap, sizes(), SECRETS).expect_err("another version");
+    assert!(error.to_string().contains("ABI version 2") && error.to_string().contains("--unload"), "{error}");
+}
+
+fn any_wanted() -> impl Strategy<Value = Wanted> {
+    let backends = prop::collection::btree_map(1u8..6, (0u32..4, 0u8..7), 0..5);
+    let forward = prop::sample::select(vec![Forward::Dsr, Forward::Ipip, Forward::Nat]);
+    let service_of = (forward, prop::sample::select(vec![3u32, 7, 31]), backends);
+    let keys = vec![(1u8, 80u16), (1, 81), (2, 80), (2, 0), (3, 82)];
+    prop::collection::btree_map(prop::sample::select(keys), service_of, 0..5).prop_map(|services| {
+        let mut seen = BTreeSet::new();
+        wanted(services.into_iter().map(|((v, p), (forward, size, backends))| {
+            // Two `nat` services must not share a backend; the port is part of the addresses here, so only 80 can clash.
+            let forward = if forward == Forward::Nat && !seen.insert(p) { Forward::Ipip } else { forward };
+            let backends: Vec<_> = backends.into_iter().map(|(n, (w, h))| (n, w, h)).collect();
+            service(key(v, p), forward, size, &backends)
+        }))
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(200))]
+
+    /// Every state between two stores is one that packets can meet, and one that an agent can adopt and lead to the goal.
+    #[test]
+    fn any_change_at_any_store(steps in prop::collection::vec((any_wanted(), any::<prop::sample::Index>(), any::<bool>()), 1..8)) {
+        let mut engine = engine();
+        let mut now = Instant::now();
+        for (revision, (w, crash, settle)) in (1u64..).zip(steps) {
+            let plan = match diff(engine.present(), &w, revision) {
+                Err(e) if e.is_transient() => {
+                    now += GRACE;
+                    engine.settle(now).expect("settle");
+                    diff(engine.present(), &w, revision).expect("plan after the grace")
+                }
+                plan => plan.expect("plan"),
+            };
+            let mut heap = engine.memory().clone();
+            let crash = crash.index(plan.ops.len() + 1);
+            for (at, op) in plan.ops.iter().enumerate() {
+                if at == crash {
+                    let mut after = Engine::start(heap.clone(), sizes(), SECRETS).expect("adopt after a crash");
+                    View(after.memory()).no_packet_meets_an_invalid_id();
+                    step(&mut after, &w, revision, now);
+                    // And once more from what that agent left.
+                    let mut again = Engine::start(after.memory().clone(), sizes(), SECRETS).expect("adopt again");
+                    step(&mut again, &w, revision + 1, now);
+                }
+                apply::write(&mut heap, std::slice::from_ref(op)).expect("store");
+                View(&heap).no_packet_meets_an_invalid_id();
+            }
+            engine.apply(plan, now).expect("apply");
+            prop_assert_eq!(engine.memory(), &heap);
+            View(engine.memory()).holds(engine.present(), &w, revision);
+            if settle {
+                now += GRACE;
+                engine.settle(now).expect("settle");
+                View(engine.memory()).holds(engine.present(), &w, revision);
+            }
+            // An agent that comes now finds nothing to do, least of all a ring to build.
+            let adopted = Engine::start(engine.memory().clone(), sizes(), SECRETS).expect("adopt");
+            prop_assert!(adopted.adopted());
+            let idle = diff(adopted.present(), &w, revision).expect("plan");
+            prop_assert_eq!(idle.summary.rings_built, 0);
+            prop_assert!(matches!(idle.ops[..], [Op::NodeWord { .. }]), "{:?}", idle.ops);
+        }
+    }
+}

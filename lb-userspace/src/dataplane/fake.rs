@@ -1,0 +1,148 @@
+//! A data plane on the heap, for tests of what stands above: the same rules, the same stores, no kernel.
+
+use std::time::Instant;
+
+use lb_core::abi::stats::Counter;
+
+use super::{
+    Applied, Counters, Dataplane, Error,
+    apply::{Map, Memory},
+    engine::Engine,
+};
+use crate::plan::{MapSizes, Plan, Present, Secrets};
+
+/// The maps as vectors of words.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Heap {
+    node: Vec<u64>,
+    lookup: Vec<u64>,
+    services: Vec<u64>,
+    rings: Vec<u64>,
+    backends: Vec<u64>,
+    backend_keys: Vec<u64>,
+}
+
+impl Heap {
+    /// Zeroed maps.
+    pub fn new(sizes: &MapSizes) -> Self {
+        let words = |map: Map, entries: u32| vec![0; entries as usize * map.words()];
+        Self {
+            node: words(Map::Node, 1),
+            lookup: words(Map::Lookup, sizes.lookup_buckets),
+            services: words(Map::Services, sizes.services),
+            rings: words(Map::Rings, sizes.ring_lines),
+            backends: words(Map::Backends, sizes.backends),
+            backend_keys: words(Map::BackendKeys, sizes.backends),
+        }
+    }
+
+    fn words(&self, map: Map) -> &Vec<u64> {
+        match map {
+            Map::Node => &self.node,
+            Map::Lookup => &self.lookup,
+            Map::Services => &self.services,
+            Map::Rings => &self.rings,
+            Map::Backends => &self.backends,
+            Map::BackendKeys => &self.backend_keys,
+        }
+    }
+}
+
+impl Memory for Heap {
+    fn entries(&self, map: Map) -> u32 {
+        (self.words(map).len() / map.words()) as u32
+    }
+
+    fn load(&self, map: Map, index: u32, word: usize) -> Option<u64> {
+        if word >= map.words() {
+            return None;
+        }
+        self.words(map).get(index as usize * map.words() + word).copied()
+    }
+
+    fn store(&mut self, map: Map, index: u32, word: usize, value: u64) -> bool {
+        let words = match map {
+            Map::Node => &mut self.node,
+            Map::Lookup => &mut self.lookup,
+            Map::Services => &mut self.services,
+            Map::Rings => &mut self.rings,
+            Map::Backends => &mut self.backends,
+            Map::BackendKeys => &mut self.backend_keys,
+        };
+        match words.get_mut(index as usize * map.words() + word) {
+            Some(at) if word < map.words() => {
+                *at = value;
+                true
+            }
+            _ => false,
+        }
+    }
+
+    fn synchronize(&self) {}
+}
+
+/// A data plane whose packets never come; tests set the counters.
+#[derive(Debug)]
+pub struct FakeDataplane {
+    engine: Engine<Heap>,
+    /// What [`Dataplane::backend_counters`] gives.
+    pub backends: Counters<u32>,
+    /// What [`Dataplane::reason_counters`] gives, by (slot, reason).
+    pub reasons: Counters<(u32, u32)>,
+    /// An error that the next `apply` gives instead of doing anything.
+    pub fail_next: Option<Error>,
+}
+
+impl FakeDataplane {
+    /// A data plane in which nothing is.
+    ///
+    /// # Errors
+    /// None that a fresh heap can cause.
+    pub fn new(sizes: MapSizes, secrets: Secrets) -> Result<Self, Error> {
+        Self::adopt(Heap::new(&sizes), sizes, secrets)
+    }
+
+    /// A data plane that takes over what an earlier one left.
+    ///
+    /// # Errors
+    /// [`Error::Contents`] where the heap contradicts itself.
+    pub fn adopt(heap: Heap, sizes: MapSizes, secrets: Secrets) -> Result<Self, Error> {
+        let engine = Engine::start(heap, sizes, secrets)?;
+        Ok(Self { engine, backends: Counters::new(), reasons: Counters::new(), fail_next: None })
+    }
+
+    /// What survives the agent.
+    pub fn heap(&self) -> &Heap {
+        self.engine.memory()
+    }
+}
+
+impl Dataplane for FakeDataplane {
+    fn present(&self) -> &Present {
+        self.engine.present()
+    }
+
+    fn apply(&mut self, plan: Plan) -> Result<Applied, Error> {
+        match self.fail_next.take() {
+            Some(error) => Err(error),
+            None => self.engine.apply(plan, Instant::now()),
+        }
+    }
+
+    fn settle(&mut self, now: Instant) -> Result<usize, Error> {
+        self.engine.settle(now)
+    }
+
+    fn grace_until(&self) -> Option<Instant> {
+        self.engine.grace_until()
+    }
+
+    fn backend_counters(&self, ids: &[u32]) -> Result<Counters<u32>, Error> {
+        Ok(ids.iter().map(|id| (*id, self.backends.get(id).copied().unwrap_or_default())).collect())
+    }
+
+    fn reason_counters(&self, slot: u32) -> Result<Counters<u32>, Error> {
+        let of_slot = self.reasons.iter().filter(|((s, _), _)| *s == slot);
+        Ok(of_slot.map(|((_, reason), counter): (_, &Counter)| (*reason, *counter)).collect())
+    }
+}
