@@ -3,6 +3,7 @@
 //! Refuses to depend on `lb-userspace`: building that needs the eBPF toolchain which [`setup`] installs.
 
 pub mod capability;
+pub mod demo;
 pub mod dist;
 pub mod setup;
 pub mod step;

@@ -5,7 +5,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use xtask::{dist, setup, test, tidy};
+use xtask::{demo, dist, lab, setup, test, tidy};
 
 #[derive(Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask", about = "Everything a developer of weir runs", version)]
@@ -18,6 +18,13 @@ struct Cli {
 enum Command {
     /// Find what is missing for building and for the lab, and install it, announcing each thing first
     Setup(setup::Args),
+    /// The main job, shown and judged: real connections balanced, a backend and the agent killed under load
+    Demo(demo::Args),
+    /// The lab for playing: network namespaces with a client, the node and its backends
+    Lab(lab::command::Args),
+    /// The datagram server of a backend
+    #[command(hide = true)]
+    LabEcho(lab::echo::Args),
     /// Run everything that is tested, in tiers with their times
     Test(test::Args),
     /// Make a release: one tarball for machines without Rust
@@ -30,6 +37,9 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let outcome = match cli.command {
         Command::Setup(args) => setup::run(&args),
+        Command::Demo(args) => demo::run(&args),
+        Command::Lab(args) => lab::command::run(&args),
+        Command::LabEcho(args) => lab::echo::run(&args),
         Command::Test(args) => test::run(&args),
         Command::Dist(args) => dist::run(&args),
         Command::Tidy => tidy::run(),
