@@ -3,5 +3,6 @@
 #![cfg(test)]
 
 mod craft;
+mod demo;
 mod lab;
 mod oracle;

@@ -5,6 +5,7 @@
 pub mod capability;
 pub mod demo;
 pub mod dist;
+pub mod lab;
 pub mod setup;
 pub mod step;
 pub mod test;

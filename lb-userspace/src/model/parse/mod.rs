@@ -282,6 +282,32 @@ mod tests {
         assert!(refused.config.is_none() && refused.count(Severity::Error) > 0, "{}", refused.summary());
     }
 
+    /// 1,000 services of 100 backends: what a large node has. Prints its time; `--nocapture` shows it.
+    #[test]
+    fn a_large_configuration_is_checked_in_one_go() {
+        let mut text = String::from("[node]\ninterface = \"eth0\"\n");
+        for n in 0..1000 {
+            let (high, low) = (n / 256, n % 256);
+            text.push_str(&format!(
+                "[[service]]\nname = \"s{n}\"\nvip = \"192.0.{high}.{low}\"\nport = 80\nforward = \"nat\"\n"
+            ));
+            text.push_str("algo_config = { ring_size = 10007 }\n[service.health_check]\ntype = \"http\"\n");
+            for b in 0..100 {
+                text.push_str(&format!(
+                    "[[service.backends]]\naddress = \"10.{high}.{low}.{b}\"\nport = 8080\nweight = 10\n"
+                ));
+            }
+        }
+        text.push_str("[node.limits]\nbackends_max = 100000\n");
+        let begin = std::time::Instant::now();
+        let checked = check("large.toml", &text);
+        let elapsed = begin.elapsed();
+        println!("{} bytes checked in {elapsed:?}", text.len());
+        assert!(checked.diagnostics.is_empty(), "{}", checked.summary());
+        let backends: usize = checked.config.iter().flat_map(|c| &c.services).map(|s| s.backends.len()).sum();
+        assert_eq!(backends, 100_000);
+    }
+
     #[test]
     fn entries_serialise_with_positions() {
         let text = "[node]\ninterface = \"eth0\"\nannounce = \"bgp\"\n";

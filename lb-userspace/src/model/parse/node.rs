@@ -142,7 +142,7 @@ fn listen(section: &Section<'_>, findings: &mut Findings) -> Option<SocketAddr> 
         return None;
     }
     let parsed = value.parse();
-    if let Err(_) = &parsed {
+    if parsed.is_err() {
         let message = format!("`listen` is not an address with a port: \"{}\"", shown(value));
         let port = value.strip_prefix(':').or_else(|| value.strip_prefix("*:")).unwrap_or(value);
         let hint = match port.parse::<u16>() {
