@@ -53,7 +53,7 @@ impl IdPool {
                 id = 1;
             }
             // Skip 64 ids at once where they are all in use.
-            if id % 64 == 0 && self.used.get(id as usize / 64) == Some(&u64::MAX) {
+            if id.is_multiple_of(64) && self.used.get(id as usize / 64) == Some(&u64::MAX) {
                 id += 64;
                 continue;
             }

@@ -34,7 +34,7 @@ impl Permutation {
         let mut hasher = SipHasher24::new_with_keys(seed, PERMUTATION_DOMAIN);
         hasher.write(bytes_of(key));
         let hash = hasher.finish();
-        let below = |bits: u64, n: u32| ((bits & 0xffff_ffff) * u64::from(n) >> 32) as u32;
+        let below = |bits: u64, n: u32| (((bits & 0xffff_ffff) * u64::from(n)) >> 32) as u32;
         Self { offset: below(hash >> 32, slots), skip: below(hash, slots.saturating_sub(1)) + 1 }
     }
 }
@@ -165,7 +165,7 @@ impl Board {
 
 /// Whether `n` is a prime number, by trial division; ring sizes are below 2^20.
 pub fn is_prime(n: u32) -> bool {
-    n >= 2 && (2u32..).take_while(|d| d.checked_mul(*d).is_some_and(|square| square <= n)).all(|d| n % d != 0)
+    n >= 2 && (2u32..).take_while(|d| d.checked_mul(*d).is_some_and(|square| square <= n)).all(|d| !n.is_multiple_of(d))
 }
 
 #[cfg(test)]
