@@ -1,7 +1,7 @@
 //! Packet to what the decisions need to know of it, or a reason to leave it.
 //!
-//! Two ways in: [`plain`] recognises unfragmented TCP and UDP without options or extension headers in a few compares and
-//! says nothing about the rest; [`any`] explains every packet. Both agree where both answer. Malformed network headers
+//! Two ways in: [`plain_v4`] and [`plain_v6`] recognise unfragmented TCP and UDP without options or extension headers in a few compares and
+//! say nothing about the rest; [`any`] explains every packet. Both agree where both answer. Malformed network headers
 //! are refused at once; malformed transport headers are only noted, because they matter for VIPs alone.
 
 use crate::{
@@ -163,38 +163,43 @@ impl Packet {
 const L4_V4: usize = eth::LEN + ipv4::LEN;
 const L4_V6: usize = eth::LEN + ipv6::LEN;
 
-/// Recognises a plain TCP or UDP packet; `None` is for [`any`] to judge.
+/// EtherType of a frame, host order; 0 for one shorter than an Ethernet header.
 #[inline(always)]
-pub fn plain<P: PacketView>(p: &P) -> Option<Packet> {
-    const HEAD_V4: usize = L4_V4 + transport::UDP_LEN;
-    const HEAD_V6: usize = L4_V6 + transport::UDP_LEN;
-    let head = p.bytes::<HEAD_V4>(0)?;
-    match be16(&head, eth::TYPE) {
-        eth::IPV4 => {
-            let ip = ipv4::Header::parse(&head, eth::LEN);
-            if ip.version_ihl != 0x45 || ip.fragment & (ipv4::MF | ipv4::OFFSET) != 0 {
-                return None;
-            }
-            if eth::LEN + ip.total_len as usize > p.len() {
-                return None;
-            }
-            plain_transport(p, ip.proto, L4_V4, ip.total_len as usize, ipv4::LEN, be16(&head, L4_V4 + 4))?;
-            let addresses = Addresses::v4(ip.src, ip.dst);
-            Some(whole_flow(addresses, ip.proto, be32(&head, L4_V4), ip.tos, ip.total_len, L4_V4))
-        }
-        eth::IPV6 => {
-            let head = p.bytes::<HEAD_V6>(0)?;
-            let ip = ipv6::Header::parse(&head, eth::LEN);
-            let len = ipv6::LEN + ip.payload_len as usize;
-            if ip.version() != 6 || eth::LEN + len > p.len() || len > u16::MAX as usize {
-                return None;
-            }
-            plain_transport(p, ip.next, L4_V6, len, ipv6::LEN, be16(&head, L4_V6 + 4))?;
-            let addresses = Addresses::v6(ip.src, ip.dst);
-            Some(whole_flow(addresses, ip.next, be32(&head, L4_V6), ip.traffic_class(), len as u16, L4_V6))
-        }
-        _ => None,
+pub fn ethertype<P: PacketView>(p: &P) -> u16 {
+    p.bytes::<2>(eth::TYPE).map_or(0, u16::from_be_bytes)
+}
+
+/// Recognises a plain TCP or UDP packet over IPv4; `None` is for [`any`] to judge.
+#[inline(always)]
+pub fn plain_v4<P: PacketView>(p: &P) -> Option<Packet> {
+    let head = p.bytes::<{ L4_V4 + transport::UDP_LEN }>(0)?;
+    let ip = ipv4::Header::parse(&head, eth::LEN);
+    if be16(&head, eth::TYPE) != eth::IPV4 || ip.version_ihl != 0x45 {
+        return None;
     }
+    if ip.fragment & (ipv4::MF | ipv4::OFFSET) != 0 || eth::LEN + ip.total_len as usize > p.len() {
+        return None;
+    }
+    plain_transport(p, ip.proto, L4_V4, ip.total_len as usize, ipv4::LEN, be16(&head, L4_V4 + 4))?;
+    let addresses = Addresses::v4(ip.src, ip.dst);
+    Some(whole_flow(addresses, ip.proto, be32(&head, L4_V4), ip.tos, ip.total_len, L4_V4))
+}
+
+/// As [`plain_v4`], IPv6.
+#[inline(always)]
+pub fn plain_v6<P: PacketView>(p: &P) -> Option<Packet> {
+    let head = p.bytes::<{ L4_V6 + transport::UDP_LEN }>(0)?;
+    let ip = ipv6::Header::parse(&head, eth::LEN);
+    let len = ipv6::LEN + ip.payload_len as usize;
+    if be16(&head, eth::TYPE) != eth::IPV6 || ip.version() != 6 {
+        return None;
+    }
+    if eth::LEN + len > p.len() || len > u16::MAX as usize {
+        return None;
+    }
+    plain_transport(p, ip.next, L4_V6, len, ipv6::LEN, be16(&head, L4_V6 + 4))?;
+    let addresses = Addresses::v6(ip.src, ip.dst);
+    Some(whole_flow(addresses, ip.next, be32(&head, L4_V6), ip.traffic_class(), len as u16, L4_V6))
 }
 
 #[inline(always)]

@@ -6,12 +6,14 @@ use crate::{
     rewrite::{self, Egress, Exit},
     select::{self, Verdict},
     tables::Tables,
+    wire::eth,
 };
 
-/// Forwards a plain packet of a service; `None`, and nothing changed, for every packet that needs a longer look.
+/// Forwards a plain packet of a service; `None`, and nothing changed, for every packet that needs a longer look. The caller
+/// says what it recognised, so that each family has code of its own.
 #[inline(always)]
-pub fn fast<P: PacketEdit, T: Tables>(p: &mut P, tables: &T) -> Option<Exit> {
-    let packet = parse::plain(p)?;
+pub fn fast<P: PacketEdit, T: Tables>(p: &mut P, plain: Option<Packet>, tables: &T) -> Option<Exit> {
+    let packet = plain?;
     let (choice, target) = select::settled(&packet, tables)?;
     if rewrite::exceeded_mtu(&packet, target.backend).is_some() {
         return None;
@@ -34,7 +36,12 @@ pub fn full<P: PacketEdit, T: Tables>(p: &mut P, tables: &T) -> Exit {
 
 /// Both, as the program does it.
 pub fn process<P: PacketEdit, T: Tables>(p: &mut P, tables: &T) -> Exit {
-    match fast(p, tables) {
+    let plain = match parse::ethertype(p) {
+        eth::IPV4 => parse::plain_v4(p),
+        eth::IPV6 => parse::plain_v6(p),
+        _ => None,
+    };
+    match fast(p, plain, tables) {
         Some(exit) => exit,
         None => full(p, tables),
     }

@@ -1,6 +1,6 @@
 //! What a packet is for: packet and tables to a verdict. Reads tables, never the packet's bytes.
 //!
-//! [`settled`] decides what [`crate::parse::plain`] recognised and a service takes, and says nothing about the rest;
+//! [`settled`] decides what [`crate::parse::plain_v4`] and its like recognised and a service takes, and says nothing about the rest;
 //! [`any`] decides everything. Both agree where both answer.
 
 use crate::{

@@ -21,8 +21,10 @@ use lb_core::{
     abi::stats::{Counter, REASONS_MAX},
     packet::PacketView,
     parse::{self, Packet},
+    pipeline,
     rewrite::{self, Egress, Exit},
     select,
+    wire::eth,
 };
 
 use crate::{kernel::Kernel, maps::Scratch, view::View};
@@ -33,31 +35,46 @@ static INTERFACE: u32 = 0;
 
 /// Entry point.
 ///
-/// VERIFIER: "combined stack size of 4 calls is 592. Too large": the short way is a call of its own, so that its stack is
-/// given back before the long way takes one.
+/// VERIFIER: "combined stack size of 4 calls is 592. Too large": the short ways are calls of their own, so that their stack
+/// is given back before the long way takes one.
 #[xdp]
 pub fn weir_lb(ctx: XdpContext) -> u32 {
-    match plain(ctx.ctx) {
+    let action = match parse::ethertype(&View::new(ctx.ctx)) {
+        eth::IPV4 => plain_v4(ctx.ctx),
+        eth::IPV6 => plain_v6(ctx.ctx),
+        _ => 0,
+    };
+    match action {
         0 => any(ctx.ctx),
         action => action,
     }
 }
 
-/// The short way, for plain TCP and UDP packets of a service. Gives the XDP action, or 0, and nothing changed, for every
-/// packet that needs a longer look.
+/// The short way over IPv4. Gives the XDP action, or 0, and nothing changed, for a packet that needs a longer look.
 #[inline(never)]
-fn plain(ctx: *mut xdp_md) -> u32 {
+fn plain_v4(ctx: *mut xdp_md) -> u32 {
+    let view = View::new(ctx);
+    let packet = parse::plain_v4(&view);
+    plain(ctx, view, packet)
+}
+
+/// As [`plain_v4`], IPv6.
+#[inline(never)]
+fn plain_v6(ctx: *mut xdp_md) -> u32 {
+    let view = View::new(ctx);
+    let packet = parse::plain_v6(&view);
+    plain(ctx, view, packet)
+}
+
+/// Plain TCP and UDP packets of a service.
+#[inline(always)]
+fn plain(ctx: *mut xdp_md, mut view: View, packet: Option<Packet>) -> u32 {
     let tables = Kernel::new(ctx);
-    let mut view = View::new(ctx);
     let received = view.len();
-    let Some(packet) = parse::plain(&view) else { return 0 };
-    let Some((choice, target)) = select::settled(&packet, &tables) else { return 0 };
-    if rewrite::exceeded_mtu(&packet, target.backend).is_some() {
-        return 0;
+    match pipeline::fast(&mut view, packet, &tables) {
+        Some(exit) => send(&tables, received, exit),
+        None => 0,
     }
-    let egress = Egress { ifindex: target.backend.ifindex, backend: choice.backend };
-    let reason = rewrite::forward(&mut view, &packet, &choice, &target);
-    send(&tables, received, Exit::new(reason, egress))
 }
 
 /// The long way, for any packet. Takes the context, from which it makes its own view: pointers into the packet do not
