@@ -3,6 +3,10 @@
 pub mod session;
 pub mod wire;
 
+mod modes;
+mod operate;
+mod scene;
+
 use std::{path::PathBuf, process::Command, sync::OnceLock};
 
 /// The programs that scenarios start.
