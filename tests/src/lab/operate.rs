@@ -138,7 +138,8 @@ fn packets_for_others_pass() {
         [web(0), service_to("all", (vip(2, false), 7000), "udp", "dsr", &[(Host::B1.address(false), 7000, 1)])];
     let Some(scene) = Scene::new("packets_for_others_pass", &Node::default(), &services.concat()) else { return };
     // The node's own address, and a port of the VIP without a service, are the kernel's to refuse, at once.
-    for to in [SocketAddr::new(Host::Lb.address(false), 9), SocketAddr::new(Host::Lb.address(true), 9), at(0, false, 9)] {
+    for to in [SocketAddr::new(Host::Lb.address(false), 9), SocketAddr::new(Host::Lb.address(true), 9), at(0, false, 9)]
+    {
         let refused = scene.lab.namespace(Host::Client).run(|| {
             Ok(TcpStream::connect_timeout(&to, Duration::from_secs(2)).expect_err("nobody listens there").kind())
         });
