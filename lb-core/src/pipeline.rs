@@ -18,8 +18,12 @@ pub fn fast<P: PacketEdit, T: Tables>(p: &mut P, plain: Option<Packet>, tables: 
     if rewrite::exceeded_mtu(&packet, target.backend).is_some() {
         return None;
     }
-    let egress = Egress { ifindex: target.backend.ifindex, backend: choice.backend };
-    Some(Exit::new(rewrite::forward(p, &packet, &choice, &target), egress))
+    let (ifindex, backend) = (target.backend.ifindex, choice.backend);
+    // The exit is made where its kind is known: a reason's class is a table, and looking it up a call.
+    Some(match rewrite::forward(p, &packet, &choice, &target) {
+        Ok(reason) => Exit::Forward { reason, ifindex, backend },
+        Err(reason) => Exit::Drop(reason),
+    })
 }
 
 /// Handles any packet.

@@ -87,24 +87,30 @@ pub fn exceeded_mtu(packet: &Packet, backend: &Backend) -> Option<u16> {
         Some(Forward::Ipip) => ipv6::LEN as u16,
         Some(Forward::Dsr | Forward::Nat) | None => 0,
     };
-    let mtu = backend.mtu.saturating_sub(overhead);
-    (packet.len > mtu).then_some(mtu)
+    // A sum on the way that packets take, the difference only on the other one.
+    let fits = packet.len as u32 + overhead as u32 <= backend.mtu as u32;
+    (!fits).then(|| backend.mtu.saturating_sub(overhead))
 }
 
 /// Sends a packet that fits ([`exceeded_mtu`]) to its backend.
+///
+/// # Errors
+/// The reason for which it was not forwarded but dropped.
 #[inline(always)]
-pub fn forward<P: PacketEdit>(p: &mut P, packet: &Packet, choice: &Choice, target: &Target<'_>) -> Reason {
+pub fn forward<P: PacketEdit>(
+    p: &mut P,
+    packet: &Packet,
+    choice: &Choice,
+    target: &Target<'_>,
+) -> Result<Reason, Reason> {
     let backend = target.backend;
-    let sent = match Forward::from_u8(backend.forward) {
+    match Forward::from_u8(backend.forward) {
         Some(Forward::Dsr) => {
             p.put(eth::MACS, macs(backend)).map(|()| Reason::ForwardedDsr).ok_or(Reason::RewriteFailed)
         }
         Some(Forward::Ipip) => encap::ipip(p, packet, choice.hash, target).map(|()| Reason::ForwardedIpip),
         Some(Forward::Nat) => nat::to_backend(p, packet, backend).map(|()| Reason::ForwardedNat),
         None => Err(Reason::BackendInvalid),
-    };
-    match sent {
-        Ok(reason) | Err(reason) => reason,
     }
 }
 
@@ -134,7 +140,9 @@ fn send_to_backend<P: PacketEdit, T: Tables>(
     *egress = Egress { ifindex: backend.ifindex, backend: choice.backend };
     match exceeded_mtu(packet, backend) {
         Some(mtu) => answer::too_big(p, packet, mtu),
-        None => forward(p, packet, choice, &Target { node, backend }),
+        None => match forward(p, packet, choice, &Target { node, backend }) {
+            Ok(reason) | Err(reason) => reason,
+        },
     }
 }
 
