@@ -8,6 +8,7 @@ mod config;
 mod decap;
 mod doctor;
 pub mod exit;
+mod explain;
 mod generate;
 mod health;
 #[cfg(test)]
@@ -57,6 +58,8 @@ enum Command {
     Stats(stats::StatsArgs),
     /// Take packets out of IP-in-IP tunnels, on a backend whose kernel has none
     Decap(decap::DecapArgs),
+    /// Show what becomes of a packet, step by step, by the maps as they are now
+    Explain(explain::Explain),
     /// Check this machine: kernel, privileges, interfaces, ways to backends; and say what to do
     Doctor(doctor::Doctor),
     /// Print a completion script for a shell
@@ -98,6 +101,7 @@ fn run(shell: &Shell, command: &Command) -> anyhow::Result<Exit> {
         Command::Status(args) => status::run(shell, args)?,
         Command::Stats(args) => stats::run(shell, args)?,
         Command::Decap(args) => decap::run(shell, args)?,
+        Command::Explain(args) => explain::run(shell, args)?,
         Command::Doctor(args) => return doctor::run(shell, args),
         Command::Completions(args) => generate::completions(shell, args, Cli::command())?,
         Command::Man(args) => generate::man(args, Cli::command())?,

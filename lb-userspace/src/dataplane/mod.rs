@@ -12,6 +12,7 @@ pub mod load;
 pub mod loss;
 pub mod memory;
 pub mod pin;
+pub mod snapshot;
 
 #[cfg(test)]
 mod engine_tests;

@@ -1,2 +1,292 @@
-//! x
+//! `weir explain`: what becomes of a packet, step by step, by the code that runs in the kernel over a copy of its maps.
+//!
+//! [`craft`] and [`capture`] make frames, [`trace`] follows one, [`layers`] shows what changed; this file asks and prints.
+
 mod capture;
+mod craft;
+mod layers;
+mod trace;
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    net::IpAddr,
+    path::PathBuf,
+    time::Duration,
+};
+
+use clap::Args;
+use lb_core::{
+    abi::backend::{FLAG_NEXT_HOP, FLAG_VALID},
+    host::Snapshot,
+    reason::Reason,
+    tables::NextHop,
+};
+
+use self::trace::{Trace, trace};
+use super::{
+    exit::{Exit, Failure},
+    service::endpoint,
+    shell::{Format, Shell, block_on, json},
+    table::{Cell, Column, Tone, block, table},
+};
+use crate::{
+    dataplane::{pin::Pins, snapshot},
+    net::{Cause, Resolution, Resolver},
+};
+
+/// Folder of the pins unless the agent says otherwise.
+const PIN_DIR_DEFAULT: &str = "/sys/fs/bpf/weir";
+/// Time that the kernel's route to a client may take to find.
+const ROUTE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// `weir explain`.
+#[derive(Args, Clone, Debug)]
+pub struct Explain {
+    /// Protocol of the packet
+    #[arg(required_unless_present = "pcap", conflicts_with = "pcap", requires = "destination", value_name = "PROTO")]
+    protocol: Option<craft::Protocol>,
+    /// Where it comes from: 192.0.2.7:40000, [2001:db8::7]:40000
+    #[arg(conflicts_with = "pcap", value_name = "SRC")]
+    source: Option<craft::Endpoint>,
+    /// Where it goes to: 203.0.113.1:80, [2001:db8::1]:80
+    #[arg(conflicts_with = "pcap", value_name = "DST")]
+    destination: Option<craft::Endpoint>,
+    /// Packets of a capture (pcap or pcapng) instead: a line for each, or one in full
+    #[arg(long, value_name = "FILE")]
+    pcap: Option<PathBuf>,
+    /// Which packet of the capture, from 1
+    #[arg(long, value_name = "N", requires = "pcap", value_parser = clap::value_parser!(u32).range(1..))]
+    packet: Option<u32>,
+    /// Folder of the pinned maps; the agent's unless given, /sys/fs/bpf/weir if no agent answers
+    #[arg(long, value_name = "DIR")]
+    pin_dir: Option<PathBuf>,
+}
+
+/// Runs `weir explain`.
+pub fn run(shell: &Shell, args: &Explain) -> anyhow::Result<()> {
+    let frames = frames(args)?;
+    // An agent helps with names and the folder of the pins, but explaining must work without.
+    let status = shell.ask(async |client| Ok(client.status().await.ok()))?;
+    let services = match &status {
+        Some(_) => shell.ask(async |client| Ok(client.services().await.unwrap_or_default()))?,
+        None => Vec::new(),
+    };
+    let names: HashMap<u32, String> = services.into_iter().map(|s| (s.id, s.name)).collect();
+    let dir = args.pin_dir.clone().or(status.map(|s| s.pin_dir.into())).unwrap_or_else(|| PIN_DIR_DEFAULT.into());
+    let mut maps = snapshot::read(&Pins::new(&dir)).map_err(|error| {
+        let hint = format!(
+            "start the agent first; run this as root on the load balancer; name the pins with --pin-dir (now {})",
+            dir.display()
+        );
+        Failure::new(Exit::Failure, error.to_string()).hint(hint)
+    })?;
+    learn_routes(&mut maps, &frames)?;
+    let mut traces = Vec::new();
+    for (number, frame) in &frames {
+        let mut trace = explain(&frame.bytes, &mut maps, |id| names.get(&id).cloned());
+        trace.number = *number;
+        trace.egress_interface = trace.egress_ifindex.and_then(interface_name);
+        if frame.bytes.len() < frame.wire_len {
+            trace.note = Some(format!(
+                "the capture holds {} of {} bytes: capture whole packets (tcpdump -s 0), or lengths seem wrong",
+                frame.bytes.len(),
+                frame.wire_len
+            ));
+        }
+        traces.push(trace);
+    }
+    match (traces.as_slice(), shell.format) {
+        ([one], Format::Table) => shell.print(&render(one, shell.colour)),
+        ([one], Format::Json) => shell.print(&json(one)?),
+        (many, Format::Table) => shell.print(&list(many, shell.colour)),
+        (many, Format::Json) => shell.print(&json(&many)?),
+    }
+}
+
+/// The frames that are meant, with their numbers where they have one.
+fn frames(args: &Explain) -> anyhow::Result<Vec<(Option<usize>, capture::Frame)>> {
+    if let Some(path) = &args.pcap {
+        let frames = capture::read(path)?;
+        let count = frames.len();
+        let mut numbered: Vec<_> = frames.into_iter().enumerate().map(|(i, frame)| (Some(i + 1), frame)).collect();
+        if let Some(packet) = args.packet {
+            numbered.retain(|(number, _)| *number == Some(packet as usize));
+        }
+        if numbered.is_empty() {
+            let message = format!("{} has {count} packets, not the one asked for", path.display());
+            return Err(Failure::new(Exit::Failure, message).into());
+        }
+        return Ok(numbered);
+    }
+    let (Some(protocol), Some(source), Some(destination)) = (args.protocol, args.source, args.destination) else {
+        return Err(
+            Failure::new(Exit::Usage, "a protocol, a source and a destination are needed, or --pcap FILE").into()
+        );
+    };
+    let bytes =
+        craft::frame(protocol, source.0, destination.0).map_err(|message| Failure::new(Exit::Usage, message))?;
+    Ok(vec![(None, capture::Frame { wire_len: bytes.len(), bytes })])
+}
+
+/// Traces a frame. A backend that cannot be sent to ends the decision before it names the backend; the steps are then taken
+/// from the same decision with that one fact changed, the result is not.
+fn explain(frame: &[u8], maps: &mut Snapshot, name: impl Fn(u32) -> Option<String>) -> Trace {
+    let mut found = trace(frame, maps, &name);
+    let unusable = [Reason::BackendUnresolved.name(), Reason::BackendInvalid.name()];
+    if found.backend.is_none() && unusable.contains(&found.reason) {
+        let real = maps.backends.clone();
+        for backend in &mut maps.backends {
+            backend.flags |= FLAG_NEXT_HOP | FLAG_VALID;
+        }
+        let would = trace(frame, maps, &name);
+        maps.backends = real;
+        found.service = would.service;
+        found.slot = would.slot;
+        found.backend = would.backend.map(|b| trace::Backend { next_hop_mac: None, ..b });
+    }
+    found
+}
+
+/// Asks the kernel for the ways to the clients of replies, which the program asks for at each packet.
+fn learn_routes(maps: &mut Snapshot, frames: &[(Option<usize>, capture::Frame)]) -> anyhow::Result<()> {
+    let clients: BTreeSet<IpAddr> =
+        frames.iter().filter_map(|(_, frame)| trace::reply_to(&frame.bytes, maps)).collect();
+    if clients.is_empty() {
+        return Ok(());
+    }
+    let found = block_on(async {
+        let resolver = Resolver::start()?;
+        let mut table = resolver.table();
+        resolver.set_destinations(clients.clone());
+        // What has not settled when the time is up is taken as it is then.
+        let _ =
+            tokio::time::timeout(ROUTE_TIMEOUT, table.wait_for(|t| clients.iter().all(|c| settled(t.get(c))))).await;
+        let found = table.borrow().clone();
+        Ok(found)
+    })?;
+    for client in clients {
+        let key = match client {
+            IpAddr::V4(v4) => v4.to_ipv6_mapped().octets(),
+            IpAddr::V6(v6) => v6.octets(),
+        };
+        if let Some(next_hop) = found.get(&client).map(next_hop) {
+            maps.next_hops.insert(key, next_hop);
+        }
+    }
+    Ok(())
+}
+
+fn settled(resolution: Option<&Resolution>) -> bool {
+    !matches!(resolution, None | Some(Resolution::Unresolved(Cause::Pending | Cause::NeighbourIncomplete { .. })))
+}
+
+/// A resolution in the words of the program's route lookup.
+fn next_hop(resolution: &Resolution) -> NextHop {
+    match resolution {
+        Resolution::Resolved { next_hop, .. } => {
+            let mut macs = [0; 12];
+            for (to, from) in macs.iter_mut().zip(next_hop.dst_mac.iter().chain(&next_hop.src_mac)) {
+                *to = *from;
+            }
+            NextHop::Resolved { ifindex: next_hop.ifindex, macs }
+        }
+        Resolution::Unresolved(Cause::NeighbourIncomplete { .. } | Cause::NeighbourFailed { .. } | Cause::Pending) => {
+            NextHop::NoNeighbour
+        }
+        Resolution::Unresolved(Cause::NotEthernet { .. }) => NextHop::Unsupported,
+        Resolution::Unresolved(_) => NextHop::NoRoute,
+    }
+}
+
+fn interface_name(index: u32) -> Option<String> {
+    nix::net::if_::if_indextoname(index).ok().and_then(|name| name.into_string().ok())
+}
+
+fn tone(trace: &Trace) -> Tone {
+    match trace.action {
+        "drop" => Tone::Bad,
+        "pass" => Tone::Warn,
+        _ => Tone::Good,
+    }
+}
+
+/// One packet in full.
+fn render(t: &Trace, colour: bool) -> String {
+    let mut pairs: Vec<(&str, Cell)> = vec![("packet", format!("{}, {} bytes", t.packet, t.bytes).into())];
+    pairs.push((
+        "parse",
+        match &t.parsed {
+            Some(p) => format!("{}, protocol {}, {} bytes of IP, {}", p.kind, p.protocol, p.length, p.part).into(),
+            None => Cell::toned("not followed", tone(t)),
+        },
+    ));
+    if let Some(s) = &t.service {
+        let name = s.name.as_deref().unwrap_or("service");
+        pairs.push((
+            "service",
+            format!("{name} (id {}): {} protocol {}, {}", s.id, endpoint(s.vip, s.port), s.protocol, s.forward).into(),
+        ));
+    }
+    if let Some(slot) = t.slot {
+        pairs.push(("slot", format!("{} of {}", slot.index, slot.of).into()));
+    }
+    if let Some(b) = &t.backend {
+        let health = if b.up { "up" } else { "down or not checked" };
+        pairs.push(("backend", format!("{} (id {}), {health}", b.name, b.id).into()));
+    }
+    for (i, change) in t.changes.iter().enumerate() {
+        let text = match (&change.before, &change.after) {
+            (Some(before), Some(after)) => format!("{}  {before} -> {after}", change.field),
+            (None, Some(after)) => format!("+ {}  {after}", change.field),
+            (Some(before), None) => format!("- {}  {before}", change.field),
+            (None, None) => continue,
+        };
+        pairs.push((if i == 0 { "rewrite" } else { "" }, text.into()));
+    }
+    if let (Some(b), true) = (&t.backend, t.action == "forward" || t.reason == Reason::BackendUnresolved.name()) {
+        pairs.push(match &b.next_hop_mac {
+            Some(mac) => ("next hop", format!("{mac}, MTU {}", b.mtu).into()),
+            None => ("next hop", Cell::toned("unknown: `weir backend list` says why", Tone::Bad)),
+        });
+    }
+    if let Some(index) = t.egress_ifindex {
+        let name = t.egress_interface.as_deref().unwrap_or("interface that is gone");
+        pairs.push(("egress", format!("{name} (index {index})").into()));
+    }
+    pairs.push(("result", Cell::toned(format!("{}, counted as {}", t.action, t.reason), tone(t))));
+    pairs.push(("", t.help.into()));
+    if let Some(note) = &t.note {
+        pairs.push(("note", Cell::toned(note.as_str(), Tone::Warn)));
+    }
+    block(&pairs, colour)
+}
+
+/// Many packets, a line each.
+fn list(traces: &[Trace], colour: bool) -> String {
+    let columns = [
+        Column::Right("NUMBER"),
+        Column::Left("PACKET"),
+        Column::Left("SERVICE"),
+        Column::Right("SLOT"),
+        Column::Left("BACKEND"),
+        Column::Left("ACTION"),
+        Column::Left("REASON"),
+    ];
+    let dash = || "-".to_owned();
+    let row = |t: &Trace| {
+        let service = t.service.as_ref().map(|s| s.name.clone().unwrap_or_else(|| endpoint(s.vip, s.port)));
+        vec![
+            t.number.map_or_else(dash, |n| n.to_string()).into(),
+            t.packet.as_str().into(),
+            service.unwrap_or_else(dash).into(),
+            t.slot.map_or_else(dash, |s| s.index.to_string()).into(),
+            t.backend.as_ref().map_or_else(dash, |b| b.name.clone()).into(),
+            Cell::toned(t.action, tone(t)),
+            t.reason.into(),
+        ]
+    };
+    table(&columns, traces.iter().map(row).collect(), colour)
+}
+
+#[cfg(test)]
+mod tests;

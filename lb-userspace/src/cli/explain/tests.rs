@@ -1,0 +1,179 @@
+//! Explanations over maps made by hand: one service, one backend, in each mode.
+
+use std::net::SocketAddr;
+
+use bytemuck::Zeroable;
+use lb_core::{
+    abi::{
+        ABI_VERSION,
+        backend::{Backend, FLAG_UP},
+        lookup::{Bucket, Entry, Key, Kind},
+        mapped,
+        node::{FLAG_NAT, Node},
+        ring::{Extent, LINE_SLOTS, Line, Slot},
+        service::{Forward, Service},
+    },
+    hash,
+};
+
+use super::*;
+
+const VIP: [u8; 4] = [203, 0, 113, 1];
+const BACKEND: [u8; 4] = [10, 0, 0, 11];
+
+fn put(maps: &mut Snapshot, key: &Key, id: u32) {
+    let (first, _, tag) = hash::lookup_buckets(hash::lookup(&maps.node.hash_key, key), maps.node.lookup_mask);
+    let bucket = &mut maps.lookup[first as usize];
+    let free = bucket.entries.iter().position(|word| *word == 0).expect("room");
+    bucket.entries[free] = Entry { tag, kind: key.kind, id }.pack();
+}
+
+/// Service 1 at the VIP's port 80, its 251 slots all of backend 1.
+fn maps(forward: Forward) -> Snapshot {
+    let node = Node {
+        abi_version: ABI_VERSION,
+        flags: FLAG_NAT,
+        hash_key: [7; 12],
+        lookup_mask: 15,
+        outer_source_v4: [198, 18, 0, 0],
+        ..Node::zeroed()
+    };
+    let service = Service {
+        ring: Extent { line: 0, slots: 251 }.pack(),
+        addr: mapped(VIP),
+        port: 80,
+        proto: 6,
+        forward: forward as u8,
+        ..Service::zeroed()
+    };
+    let backend = Backend {
+        flags: FLAG_VALID | FLAG_UP | FLAG_NEXT_HOP,
+        service: 1,
+        addr: mapped(BACKEND),
+        ifindex: 5,
+        mtu: 1500,
+        port: if forward == Forward::Nat { 8080 } else { 80 },
+        dst_mac: [2, 0, 0, 0, 0, 11],
+        src_mac: [2, 0, 0, 0, 0, 99],
+        forward: forward as u8,
+        proto: 6,
+        ..Backend::zeroed()
+    };
+    let mut maps = Snapshot {
+        node,
+        lookup: vec![Bucket::zeroed(); 16],
+        services: vec![Service::zeroed(), service],
+        lines: vec![Line { slots: [Slot::settled(1).0; LINE_SLOTS] }; 16],
+        backends: vec![Backend::zeroed(), backend],
+        ..Snapshot::default()
+    };
+    put(&mut maps, &service.key(), 1);
+    put(&mut maps, &Key { addr: mapped(VIP), port: 0, proto: 0, kind: Kind::Vip as u8 }, 1);
+    put(&mut maps, &backend.reply_key(), 1);
+    maps
+}
+
+fn tcp(from: &str, to: &str) -> Vec<u8> {
+    let (from, to): (SocketAddr, SocketAddr) = (from.parse().unwrap(), to.parse().unwrap());
+    craft::frame(craft::Protocol::Tcp, from, to).unwrap()
+}
+
+fn steps(maps: &mut Snapshot, frame: &[u8]) -> Trace {
+    explain(frame, maps, |id| (id == 1).then(|| "web".into()))
+}
+
+fn change<'t>(t: &'t Trace, field: &str) -> Option<(Option<&'t str>, Option<&'t str>)> {
+    t.changes.iter().find(|c| c.field == field).map(|c| (c.before.as_deref(), c.after.as_deref()))
+}
+
+#[test]
+fn ipip_shows_every_step() {
+    let mut t = steps(&mut maps(Forward::Ipip), &tcp("192.0.2.7:40000", "203.0.113.1:80"));
+    t.egress_interface = Some("eth1".into());
+    assert_eq!(t.reason, "forwarded_ipip");
+    assert_eq!(change(&t, "ipv4.destination"), Some((None, Some("10.0.0.11"))));
+    assert_eq!(change(&t, "ethernet.destination"), Some((Some("02:00:00:00:00:02"), Some("02:00:00:00:00:0b"))));
+    assert_eq!((t.egress_ifindex, t.slot.map(|s| s.of)), (Some(5), Some(251)));
+    let text = render(&t, false);
+    for line in [
+        "packet    tcp 192.0.2.7:40000 -> 203.0.113.1:80, 54 bytes\n",
+        "service   web (id 1): 203.0.113.1:80 protocol 6, ipip\n",
+        " of 251\n",
+        "backend   10.0.0.11:80 (id 1), up\n",
+        "          + ipv4.destination  10.0.0.11\n",
+        "next hop  02:00:00:00:00:0b, MTU 1500\n",
+        "egress    eth1 (index 5)\n",
+        "result    forward, counted as forwarded_ipip\n",
+    ] {
+        assert!(text.contains(line), "{line}{text}");
+    }
+}
+
+#[test]
+fn dsr_changes_macs_only_and_nat_the_destination() {
+    let frame = tcp("192.0.2.7:40000", "203.0.113.1:80");
+    let t = steps(&mut maps(Forward::Dsr), &frame);
+    let fields: Vec<_> = t.changes.iter().map(|c| c.field.as_str()).collect();
+    assert_eq!((t.reason, fields), ("forwarded_dsr", vec!["ethernet.destination", "ethernet.source"]));
+    let t = steps(&mut maps(Forward::Nat), &frame);
+    assert_eq!(t.reason, "forwarded_nat");
+    assert_eq!(change(&t, "ipv4.destination"), Some((Some("203.0.113.1"), Some("10.0.0.11"))));
+    assert_eq!(change(&t, "tcp.destination_port"), Some((Some("80"), Some("8080"))));
+}
+
+#[test]
+fn a_reply_goes_by_the_kernels_route() {
+    let mut maps = maps(Forward::Nat);
+    let frame = tcp("10.0.0.11:8080", "192.0.2.7:40000");
+    assert_eq!(trace::reply_to(&frame, &maps), Some([192, 0, 2, 7].into()));
+    assert_eq!(steps(&mut maps, &frame).reason, "nat_reply_no_route");
+    maps.next_hops.insert(mapped([192, 0, 2, 7]), NextHop::Resolved { ifindex: 3, macs: [9; 12] });
+    let t = steps(&mut maps, &frame);
+    assert_eq!((t.reason, t.egress_ifindex), ("nat_reply", Some(3)));
+    assert_eq!(change(&t, "ipv4.source"), Some((Some("10.0.0.11"), Some("203.0.113.1"))));
+    assert_eq!(t.backend.map(|b| b.id), Some(1));
+}
+
+#[test]
+fn an_unresolved_backend_is_named_all_the_same() {
+    let mut maps = maps(Forward::Ipip);
+    maps.backends[1].flags &= !FLAG_NEXT_HOP;
+    let t = steps(&mut maps, &tcp("192.0.2.7:40000", "203.0.113.1:80"));
+    assert_eq!((t.action, t.reason), ("drop", "backend_unresolved"));
+    assert_eq!(t.service.as_ref().and_then(|s| s.name.as_deref()), Some("web"));
+    assert!(t.changes.is_empty());
+    assert!(render(&t, false).contains("next hop  unknown"), "{}", render(&t, false));
+    assert_eq!(maps.backends[1].flags & FLAG_NEXT_HOP, 0, "the maps are as they were");
+}
+
+#[test]
+fn what_is_left_alone_has_its_reason() {
+    let mut maps = maps(Forward::Ipip);
+    for (to, action, reason) in [("203.0.113.1:81", "pass", "vip_no_service"), ("203.0.113.2:80", "pass", "not_vip")] {
+        let t = steps(&mut maps, &tcp("192.0.2.7:40000", to));
+        assert_eq!((t.action, t.reason, t.changes.len()), (action, reason, 0));
+    }
+    let t = steps(&mut maps, &tcp("192.0.2.7:40000", "203.0.113.1:80")[..20]);
+    assert_eq!((t.action, t.reason, t.parsed), ("drop", "ipv4_truncated", None));
+    maps.services[1].ring = 0;
+    assert_eq!(steps(&mut maps, &tcp("192.0.2.7:1", "203.0.113.1:80")).reason, "no_backend");
+}
+
+#[test]
+fn a_capture_is_a_table() {
+    let mut maps = maps(Forward::Dsr);
+    let mut traces =
+        [tcp("192.0.2.7:40000", "203.0.113.1:80"), vec![0; 4]].map(|frame| steps(&mut maps, &frame)).to_vec();
+    for (i, trace) in traces.iter_mut().enumerate() {
+        trace.number = Some(i + 1);
+        trace.slot = None;
+    }
+    assert_eq!(
+        list(&traces, false),
+        "\
+NUMBER  PACKET                                   SERVICE  SLOT  BACKEND       ACTION   REASON
+     1  tcp 192.0.2.7:40000 -> 203.0.113.1:80    web         -  10.0.0.11:80  forward  forwarded_dsr
+     2  frame of 4 bytes, neither IPv4 nor IPv6  -           -  -             drop     frame_truncated
+"
+    );
+}
