@@ -295,3 +295,27 @@ fn doctor_fails_for_an_interface_that_does_not_exist() {
     fs::write(&file, "[node]\n").expect("a file");
     assert_eq!(weir(nowhere, &["doctor", "--config", path]).status.code(), Some(3));
 }
+
+#[test]
+fn explain_says_what_it_needs() {
+    let nowhere = Path::new("/nonexistent/api.sock");
+    let folder = tempfile::tempdir().expect("a folder");
+    let pins = folder.path().to_str().expect("UTF-8");
+    let out = weir(nowhere, &["explain", "tcp", "192.0.2.7:40000", "203.0.113.1:80", "--pin-dir", pins]);
+    assert_eq!(out.status.code(), Some(1));
+    assert!(text(&out.stderr).contains("no data plane is loaded"), "{}", text(&out.stderr));
+    for wrong in [
+        &["explain"][..],
+        &["explain", "tcp", "192.0.2.7:40000"],
+        &["explain", "tcp", "192.0.2.7", "203.0.113.1:80"],
+        &["explain", "tcp", "192.0.2.7:1", "[::1]:80"],
+        &["explain", "sctp", "192.0.2.7:1", "203.0.113.1:80"],
+        &["explain", "tcp", "192.0.2.7:1", "203.0.113.1:80", "--pcap", "x.pcap"],
+        &["explain", "--pcap", "x.pcap", "--packet", "0"],
+    ] {
+        assert_eq!(weir(nowhere, wrong).status.code(), Some(2), "{wrong:?}");
+    }
+    let out = weir(nowhere, &["explain", "--pcap", "/nonexistent.pcap"]);
+    assert_eq!(out.status.code(), Some(1));
+    assert!(text(&out.stderr).contains("cannot open /nonexistent.pcap"));
+}
