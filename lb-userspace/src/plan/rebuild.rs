@@ -105,12 +105,17 @@ pub fn rebuild(sizes: MapSizes, contents: Contents<'_>) -> Result<Adopted, Rebui
     let mut repairs = Vec::new();
 
     let mut services = read_services(&contents, &table, &mut present)?;
+    let replies = |table: &Table| -> HashSet<u32> {
+        table.iter().filter(|e| e.kind == Kind::Reply as u8).map(|e| e.id).collect()
+    };
+    let with_reply = replies(&table);
     let named = read_rings(&contents, &mut services, &mut present)?;
-    read_backends(&contents, &mut services, &named, &mut present, &mut repairs)?;
+    read_backends(&contents, &mut services, &named, &with_reply, &mut present, &mut repairs)?;
     drop_stale_words(&contents, &mut table, &services, &mut present, &mut repairs)?;
 
-    // A `nat` backend may lack its reply word if a change was stopped: the next plan puts it in, so it is no contradiction.
-    let with_reply: HashSet<u32> = table.iter().filter(|e| e.kind == Kind::Reply as u8).map(|e| e.id).collect();
+    restore_replies(&contents, &mut table, &services, &mut repairs);
+    // A word that another backend in use holds stays: the next plan decides whose it is.
+    let with_reply = replies(&table);
     let mut keys: Vec<(Key, u32)> = services.values().map(|s| (s.entry.key(), s.id)).collect();
     let backends = services.values().flat_map(|s| &s.backends);
     keys.extend(backends.filter(|b| with_reply.contains(&b.id)).map(|b| (b.entry.reply_key(), b.id)));
@@ -193,6 +198,7 @@ fn read_backends(
     contents: &Contents<'_>,
     services: &mut BTreeMap<u32, PresentService>,
     named: &HashMap<u32, u32>,
+    with_reply: &HashSet<u32>,
     present: &mut Present,
     repairs: &mut Vec<Op>,
 ) -> Result<(), RebuildError> {
@@ -225,8 +231,9 @@ fn read_backends(
         return Err(contradiction(format!("the ring of service {service} names backend {id}, which does not exist")));
     }
     for service in services.values_mut() {
-        // Of two entries with one key, one was being removed: the other is in the ring, or newer. Ring first, then any.
-        service.backends.sort_by_key(|b| (b.key, !named.contains_key(&b.id), b.id));
+        // Of two entries with one key, one was being removed. A ring or a reply word names the other; where neither does,
+        // no packet reaches either of them.
+        service.backends.sort_by_key(|b| (b.key, !named.contains_key(&b.id), !with_reply.contains(&b.id), b.id));
         let mut kept: Option<BackendKey> = None;
         service.backends.retain(|b| {
             let first = kept != Some(b.key);
@@ -281,4 +288,25 @@ fn drop_stale_words(
         }
     }
     Ok(())
+}
+
+/// Puts in the reply words that `nat` backends lack because a change that was to take them over was stopped.
+fn restore_replies(
+    contents: &Contents<'_>,
+    table: &mut Table,
+    services: &BTreeMap<u32, PresentService>,
+    repairs: &mut Vec<Op>,
+) {
+    let backends = services.values().flat_map(|s| &s.backends).filter(|b| b.entry.forward == Forward::Nat as u8);
+    for backend in backends {
+        let key = backend.entry.reply_key();
+        let held = table.holds(&key, backend.id)
+            || table
+                .find(&key, |id| contents.backends.get(id as usize).is_some_and(|b| b.reply_key() == key))
+                .is_some();
+        if !held && table.insert(&key, backend.id, repairs).is_err() {
+            // The table had room for it before; if not, its replies wait for a plan that finds room.
+            return;
+        }
+    }
 }
