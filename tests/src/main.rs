@@ -6,4 +6,3 @@ mod craft;
 mod demo;
 mod lab;
 mod oracle;
-mod packet;

@@ -1,7 +1,39 @@
 //! The agent: keeps the maps of the data plane true to the configuration and to what it observes.
+//!
+//! | module | what |
+//! |---|---|
+//! | [`run`](mod@run) | the order of start and stop, `--unload` |
+//! | [`event_loop`] | one task that takes one cause at a time |
+//! | [`node`] | the one way by which a change reaches the maps |
+//! | [`state`] | pure: what is known, and what follows from it |
+//! | [`reload`] | pure: what becomes of a configuration text |
+//! | [`overrides`] | what an operator changed at run time |
+//! | [`pace`] | pure: when to plan |
+//! | [`tally`] | pure: counters that do not fall |
+//! | [`view`], [`reason`] | the node in the words of the API |
+//! | [`unified`] | pure: two texts compared |
+//! | [`api`] | the Unix socket and the metrics' listener |
+//! | [`network`] | requests to netlink |
+//! | [`secret`], [`lock`], [`privilege`], [`systemd`] | what a daemon needs |
+//!
+//! Invariant: a change walks one way, whatever its cause: state, plan, data plane.
 
 pub mod api;
+pub mod event_loop;
 pub mod lock;
+pub mod network;
+pub mod node;
 pub mod overrides;
 pub mod pace;
 pub mod privilege;
+pub mod reason;
+pub mod reload;
+pub mod run;
+pub mod secret;
+pub mod state;
+pub mod systemd;
+pub mod tally;
+pub mod unified;
+pub mod view;
+
+pub use run::{CONFIG_DEFAULT, Options, StartError, run, unload};

@@ -3,6 +3,7 @@
 //! Owns: arguments, rendering, exit codes. Refuses to know: how an answer came about; it asks the agent through
 //! [`crate::api::client`], or a pure module. Completions and man pages are made from the same definitions.
 
+mod agent;
 mod backend;
 mod config;
 mod decap;
@@ -40,6 +41,8 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Run the agent, which loads the data plane and keeps it true to the configuration
+    Agent(agent::AgentArgs),
     /// Services: what clients connect to
     #[command(subcommand)]
     Service(service::ServiceCommand),
@@ -94,6 +97,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
 
 fn run(shell: &Shell, command: &Command) -> anyhow::Result<Exit> {
     match command {
+        Command::Agent(args) => return agent::run(args),
         Command::Service(command) => service::run(shell, command)?,
         Command::Backend(command) => backend::run(shell, command)?,
         Command::Config(command) => return config::run(shell, command),

@@ -190,8 +190,9 @@ impl Links {
     ///
     /// # Errors
     /// What the kernel said.
-    pub async fn all(&self) -> Result<Vec<Interface>, Error> {
-        all(&self.0.handle).await
+    pub fn all(&self) -> impl Future<Output = Result<Vec<Interface>, Error>> + Send + use<> {
+        let handle = self.0.handle.clone();
+        async move { all(&handle).await }
     }
 }
 

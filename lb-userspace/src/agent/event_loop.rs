@@ -1,0 +1,591 @@
+//! The event loop: one task that owns all state and takes one cause at a time.
+//!
+//! Owns: the order of causes, pacing, reloads, answers to calls. Refuses to know: how a change reaches the maps ([`Node`]).
+//!
+//! Invariants: nothing here waits for anything but the next cause, the grace of an earlier change, or the disk; every queue that it reads is
+//! bounded; a failure of one cause never ends the loop.
+
+use std::{
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant, SystemTime},
+};
+
+use tokio::{
+    signal::unix::{Signal, SignalKind, signal},
+    sync::mpsc,
+};
+
+use super::{
+    api::{Call, Refusal},
+    network::{Network, Views},
+    node::{Node, PublishError, Published},
+    overrides::{self, BackendId, Change},
+    pace::Pace,
+    reload::{self, Candidate},
+    state::State,
+    systemd,
+    view::{Process, no_backend, no_service},
+};
+use crate::{
+    api,
+    health::{self, Checker},
+    model::{self, Announce, BackendRef, WEIGHT_MAX},
+    store::{FileStore, StoreError, Text, Watch},
+    telemetry::metrics::{Metrics, ReloadOutcome, Snapshot},
+};
+use axum::http::StatusCode;
+
+/// Pause between the news of a change and reading the file, so that one save is one reload.
+const FILE_PAUSE: Duration = Duration::from_millis(50);
+/// Events of the checker that are taken at once.
+const EVENTS_AT_ONCE: usize = 512;
+/// How long a scrape's figures serve the next one.
+const SNAPSHOT_AGE: Duration = Duration::from_millis(200);
+/// Pause before a change that the maps refused is tried again.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// What the loop is made of.
+pub struct Parts {
+    /// The node.
+    pub node: Node,
+    /// About the process.
+    pub process: Process,
+    /// The configuration file.
+    pub store: FileStore,
+    /// The text that is in force.
+    pub text: Text,
+    /// News of the file; without it, signals and the API still reload.
+    pub watch: Option<Watch>,
+    /// Where overrides are kept.
+    pub overrides_file: PathBuf,
+    /// Name of the machine, for nodes that do not name themselves.
+    pub host_name: String,
+    /// Metrics.
+    pub metrics: Arc<Metrics>,
+    /// Requests to the network.
+    pub network: Box<dyn Network>,
+    /// What the network tells.
+    pub views: Views,
+    /// Health checks.
+    pub checker: Checker,
+    /// Their results.
+    pub events: mpsc::Receiver<health::Event>,
+    /// Calls from the API.
+    pub calls: mpsc::Receiver<Call>,
+}
+
+/// The loop.
+pub struct EventLoop {
+    parts: Parts,
+    pace: Pace,
+    read_at: Option<Instant>,
+    snapshot: Option<(Instant, Arc<Snapshot>)>,
+}
+
+/// Who asked for a reload.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Cause {
+    Saved,
+    Signal,
+}
+
+/// Why a reload or an apply did not happen.
+enum ReloadError {
+    Store(StoreError),
+    Refused(reload::Refused),
+    Publish(PublishError),
+}
+
+impl From<PublishError> for ReloadError {
+    fn from(error: PublishError) -> Self {
+        Self::Publish(error)
+    }
+}
+
+impl From<StoreError> for ReloadError {
+    fn from(error: StoreError) -> Self {
+        Self::Store(error)
+    }
+}
+
+impl ReloadError {
+    fn message(&self) -> String {
+        match self {
+            Self::Store(error) => error.to_string(),
+            Self::Refused(refused) => refused.message().to_owned(),
+            Self::Publish(error) => error.to_string(),
+        }
+    }
+
+    fn diagnostics(&self) -> Vec<api::Diagnostic> {
+        match self {
+            Self::Refused(refused) => refused.diagnostics().to_vec(),
+            _ => Vec::new(),
+        }
+    }
+}
+
+impl From<ReloadError> for Refusal {
+    fn from(error: ReloadError) -> Self {
+        match error {
+            ReloadError::Refused(refused) => refused.into(),
+            ReloadError::Store(_) | ReloadError::Publish(PublishError::Plan(_)) => {
+                Self::new(StatusCode::CONFLICT, error.message()).hint("nothing was changed")
+            }
+            ReloadError::Publish(PublishError::Data(_)) => {
+                Self::new(StatusCode::INTERNAL_SERVER_ERROR, error.message())
+            }
+        }
+    }
+}
+
+async fn at(due: Option<Instant>) {
+    match due {
+        Some(due) => tokio::time::sleep_until(due.into()).await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn next(signal: &mut Signal) {
+    if signal.recv().await.is_none() {
+        std::future::pending::<()>().await;
+    }
+}
+
+async fn news(watch: &mut Option<Watch>) {
+    match watch {
+        Some(watch) => watch.changed().await,
+        None => std::future::pending().await,
+    }
+}
+
+impl EventLoop {
+    /// A loop around its parts; [`EventLoop::spread`] was not called yet.
+    pub fn new(parts: Parts) -> Self {
+        Self { parts, pace: Pace::default(), read_at: None, snapshot: None }
+    }
+
+    /// Tells everybody outside what the state asks of them.
+    pub fn spread(&mut self) {
+        let parts = &mut self.parts;
+        let state = &parts.node.state;
+        parts.checker.set_targets(state.targets());
+        parts.network.set_destinations(state.addresses());
+        if state.config().node.announce == Announce::Address {
+            parts.network.set_vips(state.vips());
+        }
+    }
+
+    /// Waits until every address has a next hop, at most `limit`. Used before the first publication of a fresh data plane.
+    pub async fn first_resolution(&mut self, limit: Duration) {
+        let deadline = tokio::time::Instant::now() + limit;
+        while !self.parts.node.state.all_answered() {
+            match tokio::time::timeout_at(deadline, self.parts.views.table.changed()).await {
+                Ok(Ok(())) => _ = self.take_table(),
+                _ => return,
+            }
+        }
+    }
+
+    /// The first publication.
+    ///
+    /// # Errors
+    /// [`PublishError`].
+    pub async fn first_publication(&mut self) -> Result<Published, PublishError> {
+        let state = self.parts.node.state.clone();
+        let published = self.parts.node.publish(state, false).await?;
+        self.parts.metrics.applied(published.took);
+        let message = format!("revision {}: {}", published.revision, published.words());
+        self.record(api::ReloadOutcome::Applied, message, Vec::new());
+        self.pace.ran(Instant::now());
+        Ok(published)
+    }
+
+    /// Runs until a signal says to stop; returns its name.
+    ///
+    /// # Errors
+    /// Signals cannot be waited for.
+    pub async fn run(mut self) -> std::io::Result<&'static str> {
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let mut hangup = signal(SignalKind::hangup())?;
+        let watchdog = systemd::watchdog_interval();
+        let mut alive_at = watchdog.map(|_| Instant::now());
+        loop {
+            let grace = self.parts.node.grace_until();
+            tokio::select! {
+                biased;
+                () = next(&mut terminate) => return Ok("SIGTERM"),
+                () = next(&mut interrupt) => return Ok("SIGINT"),
+                () = at(alive_at) => {
+                    systemd::alive();
+                    alive_at = watchdog.map(|interval| Instant::now() + interval);
+                }
+                () = next(&mut hangup) => {
+                    systemd::reloading();
+                    self.reload(Cause::Signal).await;
+                    systemd::ready(&self.status_line());
+                }
+                () = at(self.pace.due()) => self.publish_observed().await,
+                Some(event) = self.parts.events.recv() => self.take_events(event),
+                changed = self.parts.views.table.changed() => match changed {
+                    Ok(()) => if self.take_table() { self.pace.request(Instant::now()) },
+                    // The resolver ended: what is known stays in force.
+                    Err(_) => tokio::time::sleep(RETRY).await,
+                },
+                () = at(self.read_at) => {
+                    self.read_at = None;
+                    self.reload(Cause::Saved).await;
+                }
+                () = news(&mut self.parts.watch) => {
+                    self.read_at.get_or_insert(Instant::now() + FILE_PAUSE);
+                }
+                Some(call) = self.parts.calls.recv() => self.answer(call).await,
+                () = at(grace) => {
+                    if let Err(error) = self.parts.node.settle() {
+                        tracing::error!(%error, "cannot give back what earlier changes took out of use");
+                        tokio::time::sleep(RETRY).await;
+                    }
+                }
+            }
+        }
+    }
+
+    fn status_line(&self) -> String {
+        let status = self.parts.node.status(&self.parts.process, &[]);
+        let c = status.counts;
+        format!(
+            "revision {}, {} services, {} of {} backends up; last reload {:?}",
+            status.revision, c.services, c.backends_up, c.backends, status.last_reload.outcome
+        )
+    }
+
+    fn take_table(&mut self) -> bool {
+        let table = Arc::clone(&self.parts.views.table.borrow_and_update());
+        let before = self.parts.node.state.unresolved();
+        let changed = self.parts.node.state.resolved(table.iter().map(|(a, r)| (*a, r.clone())));
+        let now = self.parts.node.state.unresolved();
+        if changed && now != before {
+            tracing::info!(unresolved = now, "next hops changed");
+        }
+        changed
+    }
+
+    fn take_events(&mut self, first: health::Event) {
+        let mut changed = self.take_event(&first);
+        for _ in 1..EVENTS_AT_ONCE {
+            let Ok(event) = self.parts.events.try_recv() else { break };
+            changed |= self.take_event(&event);
+        }
+        if changed {
+            self.pace.request(Instant::now());
+        }
+    }
+
+    fn take_event(&mut self, event: &health::Event) -> bool {
+        let Parts { node, metrics, .. } = &mut self.parts;
+        let kind = match event.target.check.probe {
+            model::Probe::Http { .. } => "http",
+            model::Probe::Tcp => "tcp",
+        };
+        metrics.probed(kind, event.latency);
+        for (service, backend) in node.state.users(&event.target) {
+            let name = api::backend_name(backend.address, backend.port);
+            metrics.checked(&service.name, &name, event.outcome.word());
+            if let Some(transition) = event.transition {
+                let up = transition.to == health::State::Up;
+                metrics.transition(&service.name, &name, up);
+                let (service, reason) = (&service.name, event.outcome.word());
+                if up {
+                    tracing::info!(%service, backend = %name, reason, "backend is up: {}", event.outcome);
+                } else {
+                    tracing::warn!(%service, backend = %name, reason, "backend is down: {}", event.outcome);
+                }
+            }
+        }
+        node.state.observe(event)
+    }
+
+    /// Publishes what was observed: health and next hops. The revision stays, it belongs to the configuration.
+    async fn publish_observed(&mut self) {
+        let before: Vec<String> = self.fail_open();
+        let state = self.parts.node.state.clone();
+        match self.parts.node.publish(state, false).await {
+            Ok(published) => {
+                self.parts.metrics.applied(published.took);
+                self.pace.ran(Instant::now());
+                if published.ops > 0 {
+                    tracing::info!("maps follow health and next hops: {}", published.words());
+                }
+                let now = self.fail_open();
+                for service in now.iter().filter(|s| !before.contains(s)) {
+                    tracing::warn!(%service, "no backend is up: the service fails open, all ready backends take traffic");
+                }
+            }
+            Err(error) => {
+                tracing::error!(%error, "the maps cannot follow health and next hops; trying again");
+                self.pace.ran(Instant::now());
+                self.pace.request(Instant::now() + RETRY);
+            }
+        }
+    }
+
+    fn fail_open(&self) -> Vec<String> {
+        let state = &self.parts.node.state;
+        state.effective().services.iter().filter(|s| state.fail_open(s)).map(|s| s.name.clone()).collect()
+    }
+
+    fn record(&mut self, outcome: api::ReloadOutcome, message: String, diagnostics: Vec<api::Diagnostic>) {
+        let now = SystemTime::now();
+        let metric = match outcome {
+            api::ReloadOutcome::Applied => ReloadOutcome::Applied,
+            api::ReloadOutcome::Unchanged => ReloadOutcome::Unchanged,
+            api::ReloadOutcome::Refused => ReloadOutcome::Refused,
+        };
+        let unix = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        self.parts.metrics.reloaded(metric, unix);
+        self.parts.node.record_reload(outcome, message, diagnostics, now);
+    }
+
+    /// Reads the file anew because of a save or a signal.
+    async fn reload(&mut self, cause: Cause) {
+        let text = match self.parts.store.read() {
+            Ok(text) => text,
+            Err(error) => return self.refused(&error.into()),
+        };
+        let refused = self.parts.node.reload.outcome == api::ReloadOutcome::Refused;
+        if cause == Cause::Saved && text == self.parts.text && !refused {
+            return;
+        }
+        let file = self.parts.process.config_file.clone();
+        match self.apply(text, &file, false).await {
+            Ok(applied) if applied.outcome == api::ApplyOutcome::Unchanged => {
+                tracing::info!("the configuration was read again: nothing changed");
+            }
+            Ok(_) => {}
+            Err(error) => self.refused(&error),
+        }
+        systemd::status(&self.status_line());
+    }
+
+    /// Says loudly that a configuration was refused.
+    fn refused(&mut self, error: &ReloadError) {
+        let message = error.message();
+        let revision = self.parts.node.revision();
+        tracing::error!("configuration refused, revision {revision} stays in force: {message}");
+        match error {
+            ReloadError::Refused(reload::Refused::Invalid { rendered, .. }) => {
+                rendered.lines().for_each(|line| tracing::error!("{line}"));
+            }
+            ReloadError::Refused(reload::Refused::Fixed { remedy, .. }) => tracing::error!("{remedy}"),
+            _ => {}
+        }
+        self.record(api::ReloadOutcome::Refused, message, error.diagnostics());
+    }
+
+    /// Puts `text` in force; with `replace` it becomes the file's text before the maps change.
+    async fn apply(&mut self, text: Text, file_name: &str, replace: bool) -> Result<api::Applied, ReloadError> {
+        let started = Instant::now();
+        let parts = &mut self.parts;
+        let candidate = reload::consider(parts.node.state.config(), file_name, &text.text, &parts.host_name)
+            .map_err(ReloadError::Refused)?;
+        let Candidate { config, diff, warnings } = candidate;
+        let changes = diff.sentences();
+        let mut state = parts.node.state.clone();
+        let dropped = state.set_config(config);
+        let gone: Vec<BackendRef> = names(&parts.node.state).filter(|n| state.config().backend(n).is_none()).collect();
+        let outcome = if diff.is_empty() {
+            // Comments or the order changed: nothing for the maps, but the file is written where that was asked for.
+            if replace {
+                parts.store.replace(&text.text)?;
+            }
+            parts.node.state = state;
+            self.record(api::ReloadOutcome::Unchanged, "nothing changed".into(), warnings.clone());
+            api::ApplyOutcome::Unchanged
+        } else {
+            let (store, new_text) = (parts.store.clone(), text.text.clone());
+            let commit = move || if replace { Ok(store.replace(&new_text)?) } else { Ok::<(), ReloadError>(()) };
+            let published = parts.node.publish_with(state, true, commit).await?;
+            parts.metrics.applied(published.took);
+            for name in &gone {
+                let backend = api::backend_name(name.address, name.port);
+                parts.metrics.forget(&name.service, &backend, &health::Outcome::WORDS);
+            }
+            for d in &dropped {
+                tracing::info!(backend = %d.backend.address, port = d.backend.port, "override dropped: {}", d.why);
+            }
+            if !dropped.is_empty() {
+                self.keep_overrides();
+            }
+            let words = published.words();
+            tracing::info!("revision {} applied: {words}", published.revision);
+            changes.iter().for_each(|change| tracing::info!("{change}"));
+            let message = format!("revision {} applied: {words}", published.revision);
+            self.record(api::ReloadOutcome::Applied, message, warnings.clone());
+            self.pace.ran(Instant::now());
+            self.spread();
+            api::ApplyOutcome::Applied
+        };
+        self.snapshot = None;
+        self.parts.text = text;
+        Ok(api::Applied {
+            outcome,
+            revision: self.parts.node.revision(),
+            changes,
+            duration_ms: u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
+            diagnostics: warnings,
+        })
+    }
+
+    fn keep_overrides(&self) {
+        let parts = &self.parts;
+        if let Err(error) = overrides::save(&parts.overrides_file, parts.node.state.overrides()) {
+            let file = parts.overrides_file.display();
+            tracing::error!(%error, "cannot keep the overrides in {file}: a restart will forget them");
+        }
+    }
+
+    /// Carries out an operator's change of a backend.
+    async fn admin(&mut self, service: &str, backend: &str, change: api::AdminChange) -> Result<api::Backend, Refusal> {
+        if change.weight.is_some_and(|w| w > WEIGHT_MAX) {
+            return Err(Refusal::new(StatusCode::BAD_REQUEST, format!("a weight is 0 to {WEIGHT_MAX}")));
+        }
+        let state = &self.parts.node.state;
+        let found = state.config().service(service).ok_or_else(|| no_service(service))?;
+        let configured = found
+            .backends
+            .iter()
+            .find(|b| api::backend_name(b.address, b.port) == backend)
+            .ok_or_else(|| no_backend(&format!("{service}/{backend}")))?;
+        let name = found.backend_ref(configured);
+        let id = BackendId::new(found.key, configured);
+        let mut overrides = state.overrides().clone();
+        let change = Change { reset: change.reset, admin_state: change.admin_state, weight: change.weight };
+        if overrides.change(id, configured, change) {
+            let mut next = state.clone();
+            next.set_overrides(overrides.clone());
+            // What the operator asked for is kept before it takes effect, so that a crash does not undo it.
+            overrides::save(&self.parts.overrides_file, &overrides).map_err(|e| {
+                let file = self.parts.overrides_file.display();
+                Refusal::new(StatusCode::CONFLICT, format!("cannot keep the change in {file}: {e}"))
+            })?;
+            match self.parts.node.publish(next, true).await {
+                Ok(published) => {
+                    self.parts.metrics.applied(published.took);
+                    let words = published.words();
+                    tracing::info!("revision {} applied: {name} {}: {words}", published.revision, said(change));
+                    self.pace.ran(Instant::now());
+                    self.snapshot = None;
+                    self.spread();
+                }
+                Err(error) => {
+                    self.keep_overrides();
+                    return Err(ReloadError::from(error).into());
+                }
+            }
+        }
+        self.parts.node.backend(&name)
+    }
+
+    fn diff(&self, request: api::DiffRequest) -> Result<api::ConfigDiff, Refusal> {
+        let parts = &self.parts;
+        let (text, file) = self.asked(request.text, request.file)?;
+        let in_force = parts.node.state.config();
+        let (config, diagnostics) = reload::check(&file, &text.text, &parts.host_name).map_err(Refusal::from)?;
+        let diff = model::diff(in_force, &config);
+        Ok(api::ConfigDiff {
+            revision: parts.node.revision(),
+            changed: !diff.is_empty(),
+            changes: diff.sentences(),
+            unified: super::unified::unified(&model::emit(in_force), &model::emit(&config)),
+            diagnostics,
+        })
+    }
+
+    /// The text of a request, or the file's.
+    fn asked(&self, text: Option<String>, file: Option<String>) -> Result<(Text, String), Refusal> {
+        let own = || self.parts.process.config_file.clone();
+        match text {
+            Some(text) => Ok((Text::new(text), file.unwrap_or_else(own))),
+            None => {
+                let text = self.parts.store.read().map_err(ReloadError::from)?;
+                Ok((text, own()))
+            }
+        }
+    }
+
+    async fn answer_apply(&mut self, request: api::ApplyRequest) -> Result<api::Applied, Refusal> {
+        let replace = request.text.is_some();
+        let (text, file) = self.asked(request.text, request.file)?;
+        let applied = self.apply(text, &file, replace).await;
+        systemd::status(&self.status_line());
+        applied.map_err(|error| {
+            if replace {
+                // What was handed in is refused to who handed it in; the file, and how it was read, stay as they were.
+                tracing::warn!("a configuration was refused to the API: {}", error.message());
+            } else {
+                self.refused(&error);
+            }
+            error.into()
+        })
+    }
+
+    fn snapshot(&mut self) -> Result<Arc<Snapshot>, Refusal> {
+        if let Some((at, snapshot)) = &self.snapshot
+            && at.elapsed() < SNAPSHOT_AGE
+        {
+            return Ok(Arc::clone(snapshot));
+        }
+        let interfaces = self.parts.views.interfaces.borrow().clone();
+        let snapshot = Arc::new(self.parts.node.snapshot(&interfaces)?);
+        self.snapshot = Some((Instant::now(), Arc::clone(&snapshot)));
+        Ok(snapshot)
+    }
+
+    async fn answer(&mut self, call: Call) {
+        let interfaces = self.parts.views.interfaces.borrow().clone();
+        let node = &mut self.parts.node;
+        // Whoever asked may have gone: then nobody takes the answer, which is fine.
+        match call {
+            Call::Status(to) => _ = to.send(Ok(node.status(&self.parts.process, &interfaces))),
+            Call::Services(to) => _ = to.send(node.services()),
+            Call::Service(name, to) => _ = to.send(node.service(&name)),
+            Call::Backends(to) => _ = to.send(node.backends()),
+            Call::Health(to) => _ = to.send(Ok(node.health())),
+            Call::NextHops(to) => _ = to.send(Ok(node.next_hops())),
+            Call::Stats(to) => _ = to.send(node.stats(&interfaces)),
+            Call::Config(to) => {
+                let text = api::ConfigText {
+                    revision: node.revision(),
+                    file: self.parts.process.config_file.clone(),
+                    text: model::emit(node.state.config()),
+                };
+                _ = to.send(Ok(text));
+            }
+            Call::Alive(to) => _ = to.send(Ok(node.revision())),
+            Call::Admin(service, backend, change, to) => _ = to.send(self.admin(&service, &backend, change).await),
+            Call::Diff(request, to) => _ = to.send(self.diff(request)),
+            Call::Apply(request, to) => _ = to.send(self.answer_apply(request).await),
+            Call::Snapshot(to) => _ = to.send(self.snapshot()),
+        }
+    }
+}
+
+fn names(state: &State) -> impl Iterator<Item = BackendRef> {
+    state.config().services.iter().flat_map(|s| s.backends.iter().map(|b| s.backend_ref(b)))
+}
+
+fn said(change: Change) -> String {
+    let mut parts = Vec::new();
+    if change.reset {
+        parts.push("reset".to_owned());
+    }
+    if let Some(state) = change.admin_state {
+        parts.push(format!("admin_state {state}"));
+    }
+    if let Some(weight) = change.weight {
+        parts.push(format!("weight {weight}"));
+    }
+    parts.join(", ")
+}

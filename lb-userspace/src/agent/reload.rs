@@ -1,0 +1,135 @@
+//! From a configuration text to the decision what becomes of it.
+//!
+//! Pure. Invariant: a text that is refused, for whatever reason, is refused whole.
+
+use axum::http::StatusCode;
+
+use super::api::Refusal;
+use crate::{
+    api,
+    model::{self, Checked, Config, ConfigDiff, diff::Needs},
+};
+
+/// A configuration that may take effect.
+#[derive(Clone, Debug)]
+pub struct Candidate {
+    /// It.
+    pub config: Config,
+    /// What differs from the one in force.
+    pub diff: ConfigDiff,
+    /// Warnings about the text.
+    pub warnings: Vec<api::Diagnostic>,
+}
+
+/// Why a text does not take effect.
+#[derive(Clone, Debug)]
+pub enum Refused {
+    /// It has errors.
+    Invalid {
+        /// One sentence with file and first error.
+        message: String,
+        /// Errors and warnings.
+        diagnostics: Vec<api::Diagnostic>,
+        /// The findings for people, with source lines.
+        rendered: String,
+    },
+    /// It changes what cannot change while the agent, or the data plane, runs.
+    Fixed {
+        /// One sentence: which fields.
+        message: String,
+        /// What to do.
+        remedy: String,
+    },
+}
+
+impl Refused {
+    /// One sentence.
+    pub fn message(&self) -> &str {
+        match self {
+            Self::Invalid { message, .. } | Self::Fixed { message, .. } => message,
+        }
+    }
+
+    /// The findings.
+    pub fn diagnostics(&self) -> &[api::Diagnostic] {
+        match self {
+            Self::Invalid { diagnostics, .. } => diagnostics,
+            Self::Fixed { .. } => &[],
+        }
+    }
+}
+
+impl From<Refused> for Refusal {
+    fn from(refused: Refused) -> Self {
+        match refused {
+            Refused::Invalid { message, diagnostics, .. } => {
+                Self::new(StatusCode::UNPROCESSABLE_ENTITY, message).diagnostics(diagnostics)
+            }
+            Refused::Fixed { message, remedy } => Self::new(StatusCode::CONFLICT, message).hint(remedy),
+        }
+    }
+}
+
+/// Checks `text`, called `file_name` in findings, for a node called `host_name` unless it names itself.
+///
+/// # Errors
+/// [`Refused::Invalid`].
+pub fn check(file_name: &str, text: &str, host_name: &str) -> Result<(Config, Vec<api::Diagnostic>), Refused> {
+    let mut checked = model::check(file_name, text);
+    let diagnostics = findings(&checked, text);
+    match checked.config.take() {
+        Some(config) => Ok((config.named(host_name), diagnostics)),
+        None => Err(Refused::Invalid {
+            message: first_error(&checked, &diagnostics),
+            rendered: checked.render(text, false),
+            diagnostics,
+        }),
+    }
+}
+
+/// Checks `text` and compares it with the configuration `in_force`.
+///
+/// # Errors
+/// [`Refused`].
+pub fn consider(in_force: &Config, file_name: &str, text: &str, host_name: &str) -> Result<Candidate, Refused> {
+    let (config, warnings) = check(file_name, text, host_name)?;
+    let diff = model::diff(in_force, &config);
+    match fixed(&diff) {
+        Some(refused) => Err(refused),
+        None => Ok(Candidate { config, diff, warnings }),
+    }
+}
+
+/// The refusal of changes that an apply cannot make.
+fn fixed(diff: &ConfigDiff) -> Option<Refused> {
+    let fields: Vec<_> = diff.node.iter().filter(|change| change.needs != Needs::Apply).collect();
+    if fields.is_empty() {
+        return None;
+    }
+    let shown = |value: &Option<String>| value.clone().unwrap_or_else(|| "unset".into());
+    let list: Vec<String> =
+        fields.iter().map(|f| format!("node.{} ({} to {})", f.field, shown(&f.from), shown(&f.to))).collect();
+    let message = format!("cannot change while the agent runs: {}", list.join(", "));
+    let remedy = match diff.needs() {
+        Needs::Reload => {
+            "nothing was changed; to change it: `weir agent --unload` with the old file (forwarding stops), then start \
+             the agent with the new one"
+        }
+        Needs::AgentRestart | Needs::Apply => {
+            "nothing was changed; to change it, restart the agent with the new file (forwarding goes on meanwhile)"
+        }
+    };
+    Some(Refused::Fixed { message, remedy: remedy.into() })
+}
+
+fn findings(checked: &Checked, text: &str) -> Vec<api::Diagnostic> {
+    api::diagnostics(checked, text)
+}
+
+fn first_error(checked: &Checked, diagnostics: &[api::Diagnostic]) -> String {
+    let first = diagnostics.iter().find(|d| d.severity == api::Severity::Error);
+    match first {
+        Some(d) => format!("{} (first: line {}: {})", checked.summary(), d.line, d.message),
+        None => checked.summary(),
+    }
+}

@@ -1,0 +1,284 @@
+//! Starting and stopping: the order in which the parts of the agent come to life, and how everything is removed.
+//!
+//! Invariants: nothing is touched before the configuration was read and found good; whatever forwarded before goes on when
+//! a start fails; privileges are given up before the first thread and the first request from outside.
+
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, SocketAddr},
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, anyhow};
+
+use super::{
+    api::{
+        call::Calls,
+        metrics, routes,
+        serve::{Listener, serve},
+        socket,
+    },
+    event_loop::{EventLoop, Parts},
+    lock::Lock,
+    network::Live,
+    node::{Carrier, Node},
+    overrides::{self, BackendId, Overrides},
+    privilege, reload, secret,
+    state::State,
+    systemd,
+    view::Process,
+};
+use crate::{
+    dataplane::{
+        Dataplane,
+        kernel::KernelDataplane,
+        load::{How, load},
+        loss::Losses,
+        pin::Pins,
+    },
+    health::Checker,
+    model::{Announce, Config, Node as NodeConfig},
+    net::Announcer,
+    plan::{MapSizes, Secrets},
+    store::{FileStore, Text},
+    telemetry::metrics::Metrics,
+};
+
+/// Where the configuration lies unless told otherwise.
+pub const CONFIG_DEFAULT: &str = "/etc/weir/weir.toml";
+/// How long the first publication of a fresh data plane waits for next hops.
+const FIRST_RESOLUTION: Duration = Duration::from_secs(2);
+/// Time for one request to the API: an apply builds every ring.
+const API_TIMEOUT: Duration = Duration::from_secs(60);
+/// Time for one scrape.
+const METRICS_TIMEOUT: Duration = Duration::from_secs(15);
+/// Name of the file of overrides in the state folder.
+const OVERRIDES_FILE: &str = "overrides.json";
+
+/// What the agent is told on the command line.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The configuration file.
+    pub config: PathBuf,
+}
+
+/// Why the agent does not run, where the caller must tell cases apart.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The configuration has errors; the findings follow the sentence.
+    #[error("{message}\n\n{rendered}")]
+    Config {
+        /// One sentence.
+        message: String,
+        /// The findings with source lines.
+        rendered: String,
+    },
+    /// Anything else.
+    #[error(transparent)]
+    Other(#[from] anyhow::Error),
+}
+
+/// Reads and checks the configuration.
+fn configuration(store: &FileStore, host_name: &str) -> Result<(Config, Text), StartError> {
+    let text = store.read().map_err(|e| {
+        anyhow!(e).context("the agent needs a configuration: write one, or name another file with --config FILE")
+    })?;
+    let file_name = store.path().display().to_string();
+    match reload::check(&file_name, &text.text, host_name) {
+        Ok((config, warnings)) => {
+            warnings.iter().for_each(|w| tracing::warn!("{}", w.rendered));
+            Ok((config, text))
+        }
+        Err(reload::Refused::Invalid { message, rendered, .. }) => Err(StartError::Config { message, rendered }),
+        Err(reload::Refused::Fixed { message, .. }) => Err(anyhow!(message).into()),
+    }
+}
+
+fn host_name() -> String {
+    nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok()).unwrap_or_default()
+}
+
+fn runtime_dir(node: &NodeConfig) -> &Path {
+    node.api_socket.parent().unwrap_or(Path::new("/"))
+}
+
+/// A data plane with what belongs to it.
+struct Opened {
+    data: KernelDataplane,
+    carriers: Vec<Carrier>,
+    losses: Option<Losses>,
+}
+
+fn open(node: &NodeConfig) -> anyhow::Result<Opened> {
+    let seed_file = node.seed_file.as_deref();
+    let resolved = secret::resolve(seed_file, &node.state_dir)?;
+    let pins = Pins::new(&node.pin_dir);
+    let sizes = MapSizes::of(&node.limits);
+    let attached = load(&pins, &node.interfaces, node.xdp_mode, &sizes)?;
+    let data = KernelDataplane::open(&pins, sizes, resolved.0)?;
+    let source = if data.adopted() {
+        let held = data.present().node();
+        let adopted = Secrets { hash_key: held.hash_key, ring_seed: held.ring_seed };
+        secret::confirm(resolved, adopted, seed_file, &node.pin_dir)?
+    } else {
+        resolved.1
+    };
+    for a in &attached {
+        match a.how {
+            How::Native => tracing::info!(interface = %a.name, program = a.program_id, "attached, native XDP"),
+            How::Generic => {
+                tracing::warn!(interface = %a.name, program = a.program_id, "attached in generic mode, which is slow");
+            }
+            How::Kept => tracing::info!(interface = %a.name, program = a.program_id, "taken over"),
+            How::Upgraded => {
+                tracing::info!(interface = %a.name, program = a.program_id, "taken over, program upgraded")
+            }
+        }
+    }
+    let losses =
+        Losses::attach(&pins).inspect_err(|why| tracing::warn!("losses after the verdict are not counted: {why}")).ok();
+    let revision = data.present().revision();
+    let what = if data.adopted() { "taken over" } else { "loaded" };
+    tracing::info!(revision, pin_dir = %node.pin_dir.display(), seed = source.word(), "data plane {what}");
+    // The links are pinned: dropping the handles detaches nothing.
+    Ok(Opened { data, carriers: attached.iter().map(Carrier::from).collect(), losses })
+}
+
+fn saved_overrides(file: &Path, config: &Config) -> Overrides {
+    let mut saved = overrides::load(file).unwrap_or_else(|error| {
+        tracing::error!(%error, "cannot read {}: overrides of earlier runs are not in force", file.display());
+        Overrides::default()
+    });
+    for d in saved.reconcile(config) {
+        tracing::info!(backend = %d.backend.address, port = d.backend.port, "override dropped: {}", d.why);
+    }
+    if !saved.is_empty() {
+        tracing::warn!("{} backends are overridden at run time, see `weir backend list`", saved.len());
+    }
+    saved
+}
+
+fn vips_held(data: &impl Dataplane) -> BTreeSet<IpAddr> {
+    data.present().services().map(|(key, _)| key.vip).collect()
+}
+
+/// Runs the agent until a signal stops it. Needs a current-thread tokio runtime that has started no other thread yet.
+///
+/// # Errors
+/// [`StartError`]; whatever forwarded before goes on.
+pub async fn run(options: Options) -> Result<(), StartError> {
+    let started = Instant::now();
+    let host_name = host_name();
+    let store = FileStore::new(&options.config);
+    let (config, text) = configuration(&store, &host_name)?;
+    let node_config = config.node.clone();
+    let _lock = Lock::acquire(runtime_dir(&node_config), &node_config.pin_dir).map_err(anyhow::Error::from)?;
+    std::fs::create_dir_all(&node_config.state_dir)
+        .with_context(|| format!("cannot make {} (state_dir)", node_config.state_dir.display()))?;
+
+    let Opened { data, carriers, losses } = open(&node_config)?;
+    let adopted = data.adopted();
+    let overrides_file = node_config.state_dir.join(OVERRIDES_FILE);
+    let saved = saved_overrides(&overrides_file, &config);
+    let inherited = |id: &BackendId| data.present().inherited_up(&id.service, id.address, id.port);
+    let state = State::new(config, saved, &inherited);
+
+    // Everything that needs a capability which is not kept opens here.
+    let announcer = match (node_config.announce, node_config.interfaces.first()) {
+        (Announce::Address, Some(first)) => {
+            let started = Announcer::start(first, vips_held(&data)).await;
+            Some(started.with_context(|| format!("cannot announce VIPs on {first}"))?)
+        }
+        _ => None,
+    };
+    let api = socket::listen(&node_config.api_socket, node_config.api_group.as_deref()).map_err(anyhow::Error::from)?;
+    let scrapes = match node_config.metrics_listen {
+        Some(address) => Some(listen(address).await?),
+        None => None,
+    };
+    let dropped = privilege::give_up().map_err(anyhow::Error::from)?;
+    tracing::debug!(dropped, "capabilities given up");
+
+    let (network, views) =
+        Live::start(node_config.interfaces.clone(), announcer).await.context("cannot follow the network")?;
+    let watch = store.watch().inspect_err(|error| {
+        tracing::error!(%error, "changes of the file are not noticed; `systemctl reload` and `weir config apply` work");
+    });
+    let (checker, events) = Checker::start(Default::default());
+    let (calls, inbox) = Calls::new();
+    let metrics = Arc::new(Metrics::new());
+    let mut event_loop = EventLoop::new(Parts {
+        node: Node::new(state, Box::new(data), carriers, losses),
+        process: Process { started, adopted, config_file: store.path().display().to_string() },
+        store,
+        text,
+        watch: watch.ok(),
+        overrides_file,
+        host_name,
+        metrics: Arc::clone(&metrics),
+        network: Box::new(network),
+        views,
+        checker,
+        events,
+        calls: inbox,
+    });
+    event_loop.spread();
+    if !adopted {
+        event_loop.first_resolution(FIRST_RESOLUTION).await;
+    }
+    let published = event_loop.first_publication().await.map_err(anyhow::Error::from)?;
+    tracing::info!("revision {} in force: {}", published.revision, published.words());
+
+    tokio::spawn(serve(Listener::Unix(api), routes::router(calls.clone()), API_TIMEOUT));
+    if let Some(scrapes) = scrapes {
+        tokio::spawn(serve(Listener::Tcp(scrapes), metrics::router(calls, metrics), METRICS_TIMEOUT));
+    }
+    systemd::ready(&format!("revision {} in force", published.revision));
+    tracing::info!(api = %node_config.api_socket.display(), "ready");
+    let signal = event_loop.run().await.context("cannot wait for signals")?;
+    systemd::stopping("forwarding goes on without the agent");
+    let _ = std::fs::remove_file(&node_config.api_socket);
+    tracing::info!(
+        "{signal}: the agent stops; forwarding stays in place, without health checks. To stop forwarding: weir agent --unload"
+    );
+    Ok(())
+}
+
+async fn listen(address: SocketAddr) -> anyhow::Result<tokio::net::TcpListener> {
+    let listener = tokio::net::TcpListener::bind(address).await;
+    listener.with_context(|| format!("cannot serve metrics on {address}; change or remove `metrics.listen`"))
+}
+
+/// Removes everything that the agent put in place: links, programs, maps, VIP addresses, socket. What is missing already is fine.
+///
+/// # Errors
+/// [`StartError`]; what could be removed is removed.
+pub async fn unload(options: Options) -> Result<(), StartError> {
+    let store = FileStore::new(&options.config);
+    let (config, _) = configuration(&store, &host_name())?;
+    let node = &config.node;
+    let _lock = Lock::acquire(runtime_dir(node), &node.pin_dir).map_err(anyhow::Error::from)?;
+    let pins = Pins::new(&node.pin_dir);
+    // The addresses first: a VIP that nobody forwards any more should not be answered for either.
+    let mut withdrawn = 0;
+    if let Some(first) = node.interfaces.first() {
+        let vips = config.services.iter().map(|s| s.key.vip).collect();
+        match Announcer::start(first, vips).await {
+            Ok(announcer) => match announcer.withdraw().await {
+                Ok(changes) => withdrawn = changes.removed.len(),
+                Err(error) => tracing::warn!(%error, "cannot withdraw the VIPs from {first}"),
+            },
+            Err(error) => tracing::warn!(%error, "cannot look for VIPs on {first}"),
+        }
+    }
+    let existed = pins.remove_all().map_err(anyhow::Error::from)?;
+    let _ = std::fs::remove_file(&node.api_socket);
+    if existed || withdrawn > 0 {
+        tracing::info!(withdrawn, pin_dir = %node.pin_dir.display(), "unloaded: forwarding has stopped");
+    } else {
+        tracing::info!(pin_dir = %node.pin_dir.display(), "nothing was loaded");
+    }
+    Ok(())
+}

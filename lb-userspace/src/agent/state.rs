@@ -1,0 +1,299 @@
+//! What the agent knows, and what follows from it.
+//!
+//! Owns: the configuration in force, overrides, observed health and next hops, and the translation between a backend and the
+//! probe that it shares with others. Refuses to know: clocks, sockets, maps.
+//!
+//! Pure. Invariants: `effective` is always configuration plus overrides; there is one [`Observed`] per target of `effective`, no
+//! more and no fewer, so health of what left the configuration is forgotten.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, SocketAddr},
+    time::{Duration, SystemTime},
+};
+
+use super::overrides::{BackendId, Dropped, Overrides};
+use crate::{
+    health::{self, Candidate, Outcome, Target},
+    model::{AdminState, Backend, Config, Service, ServiceKey},
+    net::Resolution,
+    plan::{self, Wanted},
+};
+
+/// Health of one target as observed.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Observed {
+    /// Judged state.
+    pub state: health::State,
+    /// When it was last another one.
+    pub since: Option<SystemTime>,
+    /// The last result.
+    pub last: Option<LastResult>,
+    /// Results in a row that speak against `state`.
+    pub against: u32,
+    /// How many of those change it.
+    pub against_max: u32,
+    /// Changes of state since the agent started.
+    pub transitions: u64,
+}
+
+/// The last result of a probe.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LastResult {
+    /// What it found.
+    pub outcome: Outcome,
+    /// When.
+    pub at: SystemTime,
+    /// How long it took.
+    pub latency: Duration,
+}
+
+/// A backend within the configuration: index of its service, index within the service.
+pub type Place = (usize, usize);
+
+/// What the agent knows.
+#[derive(Clone, Debug)]
+pub struct State {
+    config: Config,
+    overrides: Overrides,
+    effective: Config,
+    health: BTreeMap<Target, Observed>,
+    users: BTreeMap<Target, Vec<Place>>,
+    next_hops: BTreeMap<IpAddr, Resolution>,
+}
+
+/// What asks a backend for its health: `None` without a check, or while it is in maintenance.
+pub fn target(service: &Service, backend: &Backend) -> Option<Target> {
+    let check = service.health_check.as_ref().filter(|_| backend.admin_state != AdminState::Maint)?;
+    let address = SocketAddr::new(backend.address, check.port.unwrap_or(backend.port));
+    // The port stands in the address; two services that reach it in different words share one probe.
+    Some(Target { address, check: health_check_without_port(check) })
+}
+
+fn health_check_without_port(check: &crate::model::HealthCheck) -> crate::model::HealthCheck {
+    crate::model::HealthCheck { port: None, ..check.clone() }
+}
+
+impl State {
+    /// The state at the start. `inherited` is the health that a data plane which was taken over holds, if any.
+    pub fn new(config: Config, overrides: Overrides, inherited: &dyn Fn(&BackendId) -> Option<bool>) -> Self {
+        let mut state = Self {
+            effective: config.clone(),
+            config,
+            overrides,
+            health: BTreeMap::new(),
+            users: BTreeMap::new(),
+            next_hops: BTreeMap::new(),
+        };
+        state.refresh(inherited);
+        state
+    }
+
+    /// The configuration as the file has it.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// The configuration with overrides in force; services and backends are at the same places as in [`State::config`].
+    pub fn effective(&self) -> &Config {
+        &self.effective
+    }
+
+    /// The overrides.
+    pub fn overrides(&self) -> &Overrides {
+        &self.overrides
+    }
+
+    /// Puts a new configuration in force. Overrides that it outdates are dropped and returned.
+    pub fn set_config(&mut self, config: Config) -> Vec<Dropped> {
+        let dropped = self.overrides.reconcile(&config);
+        let before = self.known_health();
+        self.config = config;
+        self.refresh(&|id| before.get(id).copied());
+        dropped
+    }
+
+    /// Puts other overrides in force.
+    pub fn set_overrides(&mut self, overrides: Overrides) {
+        let before = self.known_health();
+        self.overrides = overrides;
+        self.refresh(&|id| before.get(id).copied());
+    }
+
+    /// Judged health of every backend that has one.
+    fn known_health(&self) -> BTreeMap<BackendId, bool> {
+        let mut known = BTreeMap::new();
+        for (target, places) in &self.users {
+            let up = match self.health.get(target).map(|o| o.state) {
+                Some(health::State::Up) => true,
+                Some(health::State::Down) => false,
+                Some(health::State::Unknown) | None => continue,
+            };
+            for place in places {
+                if let Some((service, backend)) = at(&self.effective, *place) {
+                    known.insert(BackendId::new(service.key, backend), up);
+                }
+            }
+        }
+        known
+    }
+
+    /// Computes what follows from configuration and overrides. A target that is new starts with what is known of one of
+    /// its backends: a changed check does not forget that a backend is down.
+    fn refresh(&mut self, known: &dyn Fn(&BackendId) -> Option<bool>) {
+        self.effective = self.overrides.apply(&self.config);
+        let mut users: BTreeMap<Target, Vec<Place>> = BTreeMap::new();
+        for (s, service) in self.effective.services.iter().enumerate() {
+            for (b, backend) in service.backends.iter().enumerate() {
+                if let Some(target) = target(service, backend) {
+                    users.entry(target).or_default().push((s, b));
+                }
+            }
+        }
+        let mut before = std::mem::take(&mut self.health);
+        for (target, places) in &users {
+            let observed = before.remove(target).unwrap_or_else(|| {
+                let inherited = places.iter().find_map(|place| {
+                    let (service, backend) = at(&self.effective, *place)?;
+                    known(&BackendId::new(service.key, backend))
+                });
+                Observed::starting(inherited)
+            });
+            self.health.insert(target.clone(), observed);
+        }
+        self.users = users;
+        let addresses = self.addresses();
+        self.next_hops.retain(|address, _| addresses.contains(address));
+    }
+
+    /// What the checker shall probe, each with the state that a new target starts from.
+    pub fn targets(&self) -> BTreeMap<Target, Option<bool>> {
+        let up = |o: &Observed| match o.state {
+            health::State::Up => Some(true),
+            health::State::Down => Some(false),
+            health::State::Unknown => None,
+        };
+        self.health.iter().map(|(target, observed)| (target.clone(), up(observed))).collect()
+    }
+
+    /// Addresses of all backends that packets may go to.
+    pub fn addresses(&self) -> BTreeSet<IpAddr> {
+        self.backends().filter(|(_, b)| b.admin_state != AdminState::Maint).map(|(_, b)| b.address).collect()
+    }
+
+    /// Addresses that clients connect to.
+    pub fn vips(&self) -> BTreeSet<IpAddr> {
+        self.effective.services.iter().map(|s| s.key.vip).collect()
+    }
+
+    /// Every backend with its service, overrides in force.
+    pub fn backends(&self) -> impl Iterator<Item = (&Service, &Backend)> {
+        self.effective.services.iter().flat_map(|s| s.backends.iter().map(move |b| (s, b)))
+    }
+
+    /// Takes a result. Returns whether it changes what is judged; a result of a target that is gone changes nothing.
+    pub fn observe(&mut self, event: &health::Event) -> bool {
+        let Some(observed) = self.health.get_mut(&*event.target) else { return false };
+        let changed = observed.state != event.state;
+        if changed {
+            observed.since = Some(event.at);
+        }
+        observed.transitions += u64::from(event.transition.is_some());
+        observed.state = event.state;
+        observed.last = Some(LastResult { outcome: event.outcome.clone(), at: event.at, latency: event.latency });
+        (observed.against, observed.against_max) = (event.against, event.against_max);
+        changed
+    }
+
+    /// The backends that a target speaks for.
+    pub fn users(&self, target: &Target) -> impl Iterator<Item = (&Service, &Backend)> {
+        self.users.get(target).into_iter().flatten().filter_map(|place| at(&self.effective, *place))
+    }
+
+    /// What is observed of a backend; `None` if nothing asks it.
+    pub fn observed(&self, service: &Service, backend: &Backend) -> Option<&Observed> {
+        self.health.get(&target(service, backend)?)
+    }
+
+    /// Whether a backend counts as up: judged so, or not asked.
+    pub fn up(&self, service: &Service, backend: &Backend) -> bool {
+        self.observed(service, backend).is_none_or(|o| o.state == health::State::Up)
+    }
+
+    /// Whether health left the service no backend, so that all that are ready take traffic.
+    pub fn fail_open(&self, service: &Service) -> bool {
+        let candidates: Vec<Candidate> = service
+            .backends
+            .iter()
+            .map(|b| Candidate {
+                weight: b.weight,
+                admin_state: b.admin_state,
+                health: self.observed(service, b).map(|o| o.state),
+            })
+            .collect();
+        health::effective(&candidates).fail_open
+    }
+
+    /// Takes resolutions of addresses. Returns whether a next hop changed; a changed cause of a failure does not count.
+    pub fn resolved(&mut self, resolutions: impl IntoIterator<Item = (IpAddr, Resolution)>) -> bool {
+        let wanted = self.addresses();
+        let mut changed = false;
+        for (address, resolution) in resolutions {
+            if !wanted.contains(&address) {
+                continue;
+            }
+            let before = self.next_hops.get(&address).and_then(Resolution::next_hop);
+            changed |= before != resolution.next_hop();
+            self.next_hops.insert(address, resolution);
+        }
+        changed
+    }
+
+    /// What is known about the way to an address.
+    pub fn next_hop(&self, address: IpAddr) -> Option<&Resolution> {
+        self.next_hops.get(&address)
+    }
+
+    /// Whether every address has an answer, good or bad, other than "not looked up yet".
+    pub fn all_answered(&self) -> bool {
+        self.addresses().iter().all(|a| self.next_hops.get(a).is_some_and(|r| r.next_hop().is_some()))
+    }
+
+    /// Addresses without next hop.
+    pub fn unresolved(&self) -> usize {
+        self.addresses().iter().filter(|a| self.next_hops.get(a).and_then(Resolution::next_hop).is_none()).count()
+    }
+
+    /// What the maps shall hold. `held` is the next hop that the maps hold already: it stays in use until the network
+    /// says something about the address, so that a restart of the agent interrupts nothing.
+    pub fn wanted(&self, held: &dyn Fn(IpAddr) -> Option<crate::model::NextHop>) -> Wanted {
+        plan::wanted(&self.effective, &|service, backend| self.up(service, backend), &|address| match self
+            .next_hops
+            .get(&address)
+        {
+            Some(resolution) => resolution.next_hop(),
+            None => held(address),
+        })
+    }
+
+    /// The service with that key, overrides in force.
+    pub fn service(&self, key: &ServiceKey) -> Option<&Service> {
+        self.effective.services.iter().find(|s| s.key == *key)
+    }
+}
+
+fn at(config: &Config, (service, backend): Place) -> Option<(&Service, &Backend)> {
+    let service = config.services.get(service)?;
+    Some((service, service.backends.get(backend)?))
+}
+
+impl Observed {
+    fn starting(up: Option<bool>) -> Self {
+        let state = match up {
+            Some(true) => health::State::Up,
+            Some(false) => health::State::Down,
+            None => health::State::Unknown,
+        };
+        Self { state, since: None, last: None, against: 0, against_max: 0, transitions: 0 }
+    }
+}
