@@ -14,7 +14,6 @@ pub mod load;
 pub mod loss;
 pub mod memory;
 pub mod pin;
-pub mod snapshot;
 
 #[cfg(test)]
 mod engine_tests;

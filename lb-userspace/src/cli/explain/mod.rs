@@ -6,8 +6,10 @@ mod capture;
 mod craft;
 mod layers;
 mod trace;
+mod watched;
 
 use std::{
+    cell::RefCell,
     collections::{BTreeSet, HashMap},
     net::IpAddr,
     path::PathBuf,
@@ -16,13 +18,14 @@ use std::{
 
 use clap::Args;
 use lb_core::{
-    abi::backend::{FLAG_NEXT_HOP, FLAG_VALID},
-    host::Snapshot,
     reason::Reason,
-    tables::NextHop,
+    tables::{NextHop, Route},
 };
 
-use self::trace::{Trace, trace};
+use self::{
+    trace::{Trace, trace},
+    watched::Watched,
+};
 use super::{
     exit::{Exit, Failure},
     service::endpoint,
@@ -30,7 +33,7 @@ use super::{
     table::{Cell, Column, Tone, block, table},
 };
 use crate::{
-    dataplane::{pin::Pins, snapshot},
+    dataplane::{live::LiveTables, pin::Pins},
     net::{Cause, Resolution, Resolver},
 };
 
@@ -73,17 +76,14 @@ pub fn run(shell: &Shell, args: &Explain) -> anyhow::Result<()> {
     };
     let names: HashMap<u32, String> = services.into_iter().map(|s| (s.id, s.name)).collect();
     let dir = args.pin_dir.clone().or(status.map(|s| s.pin_dir.into())).unwrap_or_else(|| PIN_DIR_DEFAULT.into());
-    let mut maps = snapshot::read(&Pins::new(&dir)).map_err(|error| {
-        let hint = format!(
-            "start the agent first; run this as root on the load balancer; name the pins with --pin-dir (now {})",
-            dir.display()
-        );
-        Failure::new(Exit::Failure, error.to_string()).hint(hint)
-    })?;
-    learn_routes(&mut maps, &frames)?;
+    let routes = RefCell::new(HashMap::new());
+    let maps = open(&Pins::new(&dir), |route| routes.borrow().get(&route.dst).copied().unwrap_or(NextHop::NoRoute))?;
+    let clients = frames.iter().filter_map(|(_, frame)| trace::reply_to(&frame.bytes, &maps)).collect();
+    routes.replace(routes_to(&clients)?);
+    let tables = Watched::new(&maps);
     let mut traces = Vec::new();
     for (number, frame) in &frames {
-        let mut trace = explain(&frame.bytes, &mut maps, |id| names.get(&id).cloned());
+        let mut trace = trace(&frame.bytes, &tables, |id| names.get(&id).cloned());
         trace.number = *number;
         trace.egress_interface = trace.egress_ifindex.and_then(interface_name);
         if frame.bytes.len() < frame.wire_len {
@@ -128,31 +128,25 @@ fn frames(args: &Explain) -> anyhow::Result<Vec<(Option<usize>, capture::Frame)>
     Ok(vec![(None, capture::Frame { wire_len: bytes.len(), bytes })])
 }
 
-/// Traces a frame. A backend that cannot be sent to ends the decision before it names the backend; the steps are then taken
-/// from the same decision with that one fact changed, the result is not.
-fn explain(frame: &[u8], maps: &mut Snapshot, name: impl Fn(u32) -> Option<String>) -> Trace {
-    let mut found = trace(frame, maps, &name);
-    let unusable = [Reason::BackendUnresolved.name(), Reason::BackendInvalid.name()];
-    if found.backend.is_none() && unusable.contains(&found.reason) {
-        let real = maps.backends.clone();
-        for backend in &mut maps.backends {
-            backend.flags |= FLAG_NEXT_HOP | FLAG_VALID;
-        }
-        let would = trace(frame, maps, &name);
-        maps.backends = real;
-        found.service = would.service;
-        found.slot = would.slot;
-        found.backend = would.backend.map(|b| trace::Backend { next_hop_mac: None, ..b });
+/// The pinned maps, or what is missing.
+fn open<F: Fn(&Route) -> NextHop>(pins: &Pins, route: F) -> anyhow::Result<LiveTables<F>> {
+    let dir = pins.dir().display();
+    if matches!(pins.map("NODE").try_exists(), Ok(false)) {
+        let hint = "start the agent first, or name the folder of its pins with --pin-dir";
+        return Err(Failure::new(Exit::Failure, format!("no data plane is loaded: nothing is pinned below {dir}"))
+            .hint(hint)
+            .into());
     }
-    found
+    LiveTables::open(pins, route).map_err(|error| {
+        let message = format!("cannot read the maps below {dir}: {error}");
+        Failure::new(Exit::Failure, message).hint("run this as root, with the release that the agent runs").into()
+    })
 }
 
-/// Asks the kernel for the ways to the clients of replies, which the program asks for at each packet.
-fn learn_routes(maps: &mut Snapshot, frames: &[(Option<usize>, capture::Frame)]) -> anyhow::Result<()> {
-    let clients: BTreeSet<IpAddr> =
-        frames.iter().filter_map(|(_, frame)| trace::reply_to(&frame.bytes, maps)).collect();
+/// Asks the kernel for the ways to the clients of replies, which the program asks for at each packet; by 16-byte form.
+fn routes_to(clients: &BTreeSet<IpAddr>) -> anyhow::Result<HashMap<[u8; 16], NextHop>> {
     if clients.is_empty() {
-        return Ok(());
+        return Ok(HashMap::new());
     }
     let found = block_on(async {
         let resolver = Resolver::start()?;
@@ -164,16 +158,11 @@ fn learn_routes(maps: &mut Snapshot, frames: &[(Option<usize>, capture::Frame)])
         let found = table.borrow().clone();
         Ok(found)
     })?;
-    for client in clients {
-        let key = match client {
-            IpAddr::V4(v4) => v4.to_ipv6_mapped().octets(),
-            IpAddr::V6(v6) => v6.octets(),
-        };
-        if let Some(next_hop) = found.get(&client).map(next_hop) {
-            maps.next_hops.insert(key, next_hop);
-        }
-    }
-    Ok(())
+    let octets = |client: &IpAddr| match client {
+        IpAddr::V4(v4) => v4.to_ipv6_mapped().octets(),
+        IpAddr::V6(v6) => v6.octets(),
+    };
+    Ok(clients.iter().filter_map(|c| Some((octets(c), next_hop(found.get(c)?)))).collect())
 }
 
 fn settled(resolution: Option<&Resolution>) -> bool {

@@ -6,7 +6,7 @@ use bytemuck::Zeroable;
 use lb_core::{
     abi::{
         ABI_VERSION,
-        backend::{Backend, FLAG_UP},
+        backend::{Backend, FLAG_NEXT_HOP, FLAG_UP, FLAG_VALID},
         lookup::{Bucket, Entry, Key, Kind},
         mapped,
         node::{FLAG_NAT, Node},
@@ -14,6 +14,7 @@ use lb_core::{
         service::{Forward, Service},
     },
     hash,
+    host::Snapshot,
 };
 
 use super::*;
@@ -78,8 +79,8 @@ fn tcp(from: &str, to: &str) -> Vec<u8> {
     craft::frame(craft::Protocol::Tcp, from, to).unwrap()
 }
 
-fn steps(maps: &mut Snapshot, frame: &[u8]) -> Trace {
-    explain(frame, maps, |id| (id == 1).then(|| "web".into()))
+fn steps(maps: &Snapshot, frame: &[u8]) -> Trace {
+    trace(frame, &Watched::new(maps), |id| (id == 1).then(|| "web".into()))
 }
 
 fn change<'t>(t: &'t Trace, field: &str) -> Option<(Option<&'t str>, Option<&'t str>)> {
@@ -88,7 +89,7 @@ fn change<'t>(t: &'t Trace, field: &str) -> Option<(Option<&'t str>, Option<&'t 
 
 #[test]
 fn ipip_shows_every_step() {
-    let mut t = steps(&mut maps(Forward::Ipip), &tcp("192.0.2.7:40000", "203.0.113.1:80"));
+    let mut t = steps(&maps(Forward::Ipip), &tcp("192.0.2.7:40000", "203.0.113.1:80"));
     t.egress_interface = Some("eth1".into());
     assert_eq!(t.reason, "forwarded_ipip");
     assert_eq!(change(&t, "ipv4.destination"), Some((None, Some("10.0.0.11"))));
@@ -112,10 +113,10 @@ fn ipip_shows_every_step() {
 #[test]
 fn dsr_changes_macs_only_and_nat_the_destination() {
     let frame = tcp("192.0.2.7:40000", "203.0.113.1:80");
-    let t = steps(&mut maps(Forward::Dsr), &frame);
+    let t = steps(&maps(Forward::Dsr), &frame);
     let fields: Vec<_> = t.changes.iter().map(|c| c.field.as_str()).collect();
     assert_eq!((t.reason, fields), ("forwarded_dsr", vec!["ethernet.destination", "ethernet.source"]));
-    let t = steps(&mut maps(Forward::Nat), &frame);
+    let t = steps(&maps(Forward::Nat), &frame);
     assert_eq!(t.reason, "forwarded_nat");
     assert_eq!(change(&t, "ipv4.destination"), Some((Some("203.0.113.1"), Some("10.0.0.11"))));
     assert_eq!(change(&t, "tcp.destination_port"), Some((Some("80"), Some("8080"))));
@@ -126,9 +127,9 @@ fn a_reply_goes_by_the_kernels_route() {
     let mut maps = maps(Forward::Nat);
     let frame = tcp("10.0.0.11:8080", "192.0.2.7:40000");
     assert_eq!(trace::reply_to(&frame, &maps), Some([192, 0, 2, 7].into()));
-    assert_eq!(steps(&mut maps, &frame).reason, "nat_reply_no_route");
+    assert_eq!(steps(&maps, &frame).reason, "nat_reply_no_route");
     maps.next_hops.insert(mapped([192, 0, 2, 7]), NextHop::Resolved { ifindex: 3, macs: [9; 12] });
-    let t = steps(&mut maps, &frame);
+    let t = steps(&maps, &frame);
     assert_eq!((t.reason, t.egress_ifindex), ("nat_reply", Some(3)));
     assert_eq!(change(&t, "ipv4.source"), Some((Some("10.0.0.11"), Some("203.0.113.1"))));
     assert_eq!(t.backend.map(|b| b.id), Some(1));
@@ -138,32 +139,31 @@ fn a_reply_goes_by_the_kernels_route() {
 fn an_unresolved_backend_is_named_all_the_same() {
     let mut maps = maps(Forward::Ipip);
     maps.backends[1].flags &= !FLAG_NEXT_HOP;
-    let t = steps(&mut maps, &tcp("192.0.2.7:40000", "203.0.113.1:80"));
+    let t = steps(&maps, &tcp("192.0.2.7:40000", "203.0.113.1:80"));
     assert_eq!((t.action, t.reason), ("drop", "backend_unresolved"));
     assert_eq!(t.service.as_ref().and_then(|s| s.name.as_deref()), Some("web"));
     assert!(t.changes.is_empty());
     assert!(render(&t, false).contains("next hop  unknown"), "{}", render(&t, false));
-    assert_eq!(maps.backends[1].flags & FLAG_NEXT_HOP, 0, "the maps are as they were");
+    assert_eq!(t.slot.map(|s| s.of), Some(251));
 }
 
 #[test]
 fn what_is_left_alone_has_its_reason() {
     let mut maps = maps(Forward::Ipip);
     for (to, action, reason) in [("203.0.113.1:81", "pass", "vip_no_service"), ("203.0.113.2:80", "pass", "not_vip")] {
-        let t = steps(&mut maps, &tcp("192.0.2.7:40000", to));
+        let t = steps(&maps, &tcp("192.0.2.7:40000", to));
         assert_eq!((t.action, t.reason, t.changes.len()), (action, reason, 0));
     }
-    let t = steps(&mut maps, &tcp("192.0.2.7:40000", "203.0.113.1:80")[..20]);
+    let t = steps(&maps, &tcp("192.0.2.7:40000", "203.0.113.1:80")[..20]);
     assert_eq!((t.action, t.reason, t.parsed), ("drop", "ipv4_truncated", None));
     maps.services[1].ring = 0;
-    assert_eq!(steps(&mut maps, &tcp("192.0.2.7:1", "203.0.113.1:80")).reason, "no_backend");
+    assert_eq!(steps(&maps, &tcp("192.0.2.7:1", "203.0.113.1:80")).reason, "no_backend");
 }
 
 #[test]
 fn a_capture_is_a_table() {
-    let mut maps = maps(Forward::Dsr);
-    let mut traces =
-        [tcp("192.0.2.7:40000", "203.0.113.1:80"), vec![0; 4]].map(|frame| steps(&mut maps, &frame)).to_vec();
+    let maps = maps(Forward::Dsr);
+    let mut traces = [tcp("192.0.2.7:40000", "203.0.113.1:80"), vec![0; 4]].map(|frame| steps(&maps, &frame)).to_vec();
     for (i, trace) in traces.iter_mut().enumerate() {
         trace.number = Some(i + 1);
         trace.slot = None;
@@ -176,4 +176,18 @@ NUMBER  PACKET                                   SERVICE  SLOT  BACKEND       AC
      2  frame of 4 bytes, neither IPv4 nor IPv6  -           -  -             drop     frame_truncated
 "
     );
+}
+
+#[test]
+fn fragments_of_one_capture_find_each_other() {
+    let maps = maps(Forward::Dsr);
+    let mut first = tcp("192.0.2.7:40000", "203.0.113.1:80");
+    first[20] = 0x20;
+    let mut later = first.clone();
+    later[21] = 3;
+    later[20] = 0;
+    let tables = Watched::new(&maps);
+    let reasons = [&first, &later].map(|frame| trace(frame, &tables, |_| None).reason);
+    assert_eq!(reasons, ["forwarded_dsr"; 2]);
+    assert_eq!(steps(&maps, &later).reason, "fragment_overtook");
 }

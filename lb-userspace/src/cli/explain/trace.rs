@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv6Addr};
 
 use lb_core::{
     abi::{backend, ring::Extent, service},
-    host,
+    hash, host,
     parse::{self, Packet, Part, Transport},
     pipeline,
     reason::{Class, Reason},
@@ -16,7 +16,10 @@ use lb_core::{
 };
 use serde::Serialize;
 
-use super::layers::{Change, changes, summary};
+use super::{
+    layers::{Change, changes, summary},
+    watched::Watched,
+};
 use crate::api::backend_name;
 
 /// A frame's way.
@@ -141,13 +144,15 @@ pub fn reply_to<T: Tables>(frame: &[u8], tables: &T) -> Option<IpAddr> {
 }
 
 /// The way of `frame` through `tables`.
-pub fn trace<T: Tables>(frame: &[u8], tables: &T, name: impl Fn(u32) -> Option<String>) -> Trace {
+pub fn trace<T: Tables>(frame: &[u8], tables: &Watched<'_, T>, name: impl Fn(u32) -> Option<String>) -> Trace {
     let mut packet = Packet::unknown();
     let mut verdict = Verdict::Echo;
     let mut edited = host::Frame::new(frame);
     let parse = parse::any(&edited, &mut packet);
     // The decision is asked for twice: here for its steps, then as the program takes it, which has the last word.
+    tables.take_backend();
     let decided = parse.and_then(|()| select::any(&packet, tables, &mut verdict));
+    let asked = tables.take_backend();
     let exit = pipeline::process(&mut edited, tables);
     let reason = exit.reason();
     let mut out = Trace {
@@ -184,6 +189,12 @@ pub fn trace<T: Tables>(frame: &[u8], tables: &T, name: impl Fn(u32) -> Option<S
             out.service = tables.backend(id).and_then(|b| service(tables, b.service, &name));
             out.backend = backend(tables, id);
         }
+        // The ring named it, but it cannot be sent to: the verdict is silent about whom.
+        (Err(Reason::BackendUnresolved | Reason::BackendInvalid), _) => {
+            out.backend = asked.and_then(|id| backend(tables, id));
+            out.service = asked.and_then(|id| tables.backend(id)).and_then(|b| service(tables, b.service, &name));
+            out.slot = out.service.as_ref().and_then(|s| slot(tables, s.id, &packet));
+        }
         (Ok(()), Verdict::Echo) | (Err(_), _) => {}
     }
     if !matches!(exit, Exit::Drop(_)) {
@@ -196,6 +207,14 @@ pub fn trace<T: Tables>(frame: &[u8], tables: &T, name: impl Fn(u32) -> Option<S
         out.note = Some("the first fragment was looked for in the maps as they were a moment ago".into());
     }
     out
+}
+
+/// The slot of a packet's own flow.
+fn slot<T: Tables>(tables: &T, service: u32, packet: &Packet) -> Option<Slot> {
+    let ring = Extent::unpack(tables.load_u64(&tables.service(service)?.ring));
+    let hash = select::flow_hash(tables.node()?, &packet.addresses, packet.ports, packet.proto);
+    (packet.transport == Transport::Flow && ring.slots > 0)
+        .then(|| Slot { index: ring.slot_of(hash::slot_bits(hash)), of: ring.slots })
 }
 
 fn parsed(packet: &Packet) -> Parsed {

@@ -1,0 +1,82 @@
+//! Tables that remember what was asked of them: a decision that ends in a refusal does not say how far it came.
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::BTreeMap,
+};
+
+use lb_core::{
+    abi::{
+        backend::Backend,
+        fragment::{Fragment, FragmentKey},
+        lookup::Bucket,
+        node::Node,
+        ring::Line,
+        service::Service,
+    },
+    tables::{NextHop, Route, Tables},
+};
+
+/// Tables over `inner`. Fragments that pass are remembered here, so that those of one capture find each other and the maps
+/// stay as they are.
+pub struct Watched<'t, T> {
+    inner: &'t T,
+    backend: Cell<Option<u32>>,
+    fragments: RefCell<BTreeMap<FragmentKey, Fragment>>,
+}
+
+impl<'t, T: Tables> Watched<'t, T> {
+    /// Watches `inner`.
+    pub fn new(inner: &'t T) -> Self {
+        Self { inner, backend: Cell::new(None), fragments: RefCell::default() }
+    }
+
+    /// The backend that was asked for last since the last call of this.
+    pub fn take_backend(&self) -> Option<u32> {
+        self.backend.take()
+    }
+}
+
+impl<T: Tables> Tables for Watched<'_, T> {
+    fn node(&self) -> Option<&Node> {
+        self.inner.node()
+    }
+
+    fn bucket(&self, index: u32) -> Option<&Bucket> {
+        self.inner.bucket(index)
+    }
+
+    fn service(&self, id: u32) -> Option<&Service> {
+        self.inner.service(id)
+    }
+
+    fn line(&self, index: u32) -> Option<&Line> {
+        self.inner.line(index)
+    }
+
+    fn backend(&self, id: u32) -> Option<&Backend> {
+        self.backend.set(Some(id));
+        self.inner.backend(id)
+    }
+
+    fn load_u64(&self, word: &u64) -> u64 {
+        self.inner.load_u64(word)
+    }
+
+    fn load_u32(&self, word: &u32) -> u32 {
+        self.inner.load_u32(word)
+    }
+
+    fn fragment(&self, key: &FragmentKey) -> Option<Fragment> {
+        let seen = self.fragments.borrow().get(key).copied();
+        seen.or_else(|| self.inner.fragment(key))
+    }
+
+    fn remember_fragment(&self, key: &FragmentKey, fragment: &Fragment) {
+        self.fragments.borrow_mut().insert(*key, *fragment);
+    }
+
+    fn next_hop(&self, route: &Route) -> NextHop {
+        self.inner.next_hop(route)
+    }
+}
