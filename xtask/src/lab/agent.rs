@@ -67,11 +67,15 @@ name = \"lab\"
 interfaces = [{interfaces}]
 xdp_mode = \"native\"
 announce = \"{}\"
-metrics_listen = \"127.0.0.1:9650\"
-api_socket = \"{folder}/api.sock\"
 pin_dir = \"{}\"
 state_dir = \"{folder}/state\"
 seed_file = \"{}\"
+
+[node.metrics]
+listen = \"127.0.0.1:9650\"
+
+[node.api]
+socket = \"{folder}/api.sock\"
 
 {services}",
             node.announce,
