@@ -9,24 +9,27 @@ use std::{
     time::{Duration, Instant},
 };
 
-use aya::programs::{TestRun, TestRunOptions, Xdp};
-use aya_obj::programs::XdpAttachType;
-use lb_core::{
-    abi::{ABI_VERSION, mapped, ring::LINE_SLOTS},
-    reason::Reason,
-    tables::{NextHop as RouteAnswer, Tables},
+use aya::{
+    EbpfLoader,
+    programs::{
+        TestRun, TestRunOptions, Xdp,
+        links::{FdLink, PinnedLink},
+        xdp::XdpLink,
+    },
 };
+use aya_obj::programs::XdpAttachType;
+use lb_core::{abi::mapped, reason::Reason};
 use lb_userspace::{
     dataplane::{
         Dataplane, Error,
         apply::{Map, Memory},
         engine::GRACE,
         kernel::{Access, KernelDataplane, Maps},
-        live::LiveTables,
-        load::{LoadError, load},
+        load::{How, LoadError, load},
         pin::{PinnedInterface, Pins},
     },
     model::{Forward, Limits, NextHop, Protocol, ServiceKey, XdpMode},
+    object::WEIR_DECAP,
     plan::{MapSizes, Secrets, Wanted, WantedBackend, WantedService, diff, wanted::backend_key},
 };
 
@@ -191,14 +194,6 @@ fn fills_counts_and_is_adopted() {
         let plan = diff(plane.present(), &wanted(1..=4, ifindex), 8).expect("plan");
         assert_eq!((plan.summary.rings_built, plan.ops.len()), (0, 1), "{:?}", plan.ops);
         plane.apply(plan).expect("apply");
-
-        let tables = LiveTables::open(pins, |_| RouteAnswer::NoRoute).expect("live tables");
-        assert_eq!(tables.node().map(|n| (n.abi_version, n.revision)), Some((ABI_VERSION, 8)));
-        assert_eq!(tables.service(1).map(|s| s.addr), Some(mapped(VIP.octets())));
-        assert_eq!(tables.backend(ids[0]).map(|b| b.port), Some(80));
-        assert_eq!(tables.backend_key(ids[0]).map(|k| k.vip), Some(mapped(VIP.octets())));
-        assert!(tables.line(0).is_some_and(|line| line.slots.len() == LINE_SLOTS));
-        assert!(tables.line(u32::MAX).is_none() && tables.bucket(u32::MAX).is_none());
     });
 }
 
@@ -277,5 +272,41 @@ fn no_packet_meets_an_invalid_id_while_rings_are_replaced() {
         assert!(changes > 20 && packets > 1000, "{changes} changes, {packets} packets");
         let reasons = plane.reason_counters(0).expect("reason counters");
         assert_eq!(reasons.get(&(Reason::ForwardedDsr as u32)).map(|c| c.packets), Some(packets));
+    });
+}
+
+/// Another release's program on the pinned link is replaced through that link, and the maps go on as they are.
+#[test]
+fn another_program_is_upgraded_through_the_link() {
+    if !root() {
+        return;
+    }
+    let place = Place::new("upgrade");
+    place.within(|pins| {
+        let ifindex = nix::net::if_::if_nametoindex("da0").expect("da0");
+        let mut plane = open(pins);
+        apply(&mut plane, &wanted(1..=4, ifindex), 3);
+        drop(plane);
+        let pinned = pins.interfaces().expect("pins");
+        let path = pins.interface(&pinned[0]).join("link");
+        let link = || FdLink::from(PinnedLink::from_pin(&path).expect("pinned link"));
+        let before = link().info().expect("link");
+
+        // Any other XDP program stands for the older release.
+        let mut object = EbpfLoader::new().load(WEIR_DECAP).expect("another object");
+        let other: &mut Xdp = object.program_mut("weir_decap").expect("program").try_into().expect("XDP");
+        other.load().expect("load the other program");
+        let id = other.attach_to_link(XdpLink::try_from(link()).expect("XDP link")).expect("swap");
+        drop(other.take_link(id).expect("link"));
+        assert_ne!(link().info().expect("link").program_id(), before.program_id());
+
+        let attached = load(pins, &["da0".to_owned()], XdpMode::Native, &sizes()).expect("load");
+        assert_eq!(attached[0].how, How::Upgraded);
+        let after = link().info().expect("link");
+        assert_eq!(after.id(), before.id(), "the link is the same one");
+        assert_eq!(after.program_id(), attached[0].program_id);
+        let plane = KernelDataplane::open(pins, sizes(), SECRETS).expect("adopt");
+        assert!(plane.adopted() && plane.present().revision() == 3);
+        assert!(matches!(run(&program(pins), 1), 3 | 4));
     });
 }

@@ -6,3 +6,4 @@ mod craft;
 mod demo;
 mod lab;
 mod oracle;
+mod packet;
