@@ -1,0 +1,126 @@
+//! The pinned maps as lb-core's tables: what `weir explain` decides over.
+//!
+//! Each entry is copied when it is first read and stays as it was, so that one explanation does not contradict itself.
+//! Owns: the copies. Refuses to know: packets, and routes (the caller brings the kernel's answer). Writes nothing.
+
+use std::cell::OnceCell;
+
+use aya::maps::{HashMap, Map as AyaMap, MapData};
+use bytemuck::Pod;
+use lb_core::{
+    abi::{
+        backend::{Backend, BackendKey},
+        fragment::{self, Fragment, FragmentKey},
+        lookup::Bucket,
+        node::Node,
+        ring::Line,
+        service::Service,
+    },
+    tables::{NextHop, Route, Tables},
+};
+
+use super::{
+    Error,
+    apply::{Map, Memory},
+    kernel::{Access, Maps},
+    pin::Pins,
+};
+
+/// Entries that are copied when they are first read.
+struct Copies<T>(Vec<OnceCell<Box<T>>>);
+
+impl<T: Pod> Copies<T> {
+    fn new(entries: u32) -> Self {
+        Self((0..entries).map(|_| OnceCell::new()).collect())
+    }
+
+    fn get(&self, maps: &Maps, map: Map, index: u32) -> Option<&T> {
+        let cell = self.0.get(index as usize)?;
+        if let Some(value) = cell.get() {
+            return Some(value);
+        }
+        let value = maps.read(map, index)?;
+        Some(cell.get_or_init(|| Box::new(value)))
+    }
+}
+
+/// The pinned maps, read only.
+pub struct LiveTables<F> {
+    maps: Maps,
+    node: Copies<Node>,
+    lookup: Copies<Bucket>,
+    services: Copies<Service>,
+    rings: Copies<Line>,
+    backends: Copies<Backend>,
+    fragments: Option<HashMap<MapData, [u64; 5], [u32; 2]>>,
+    route: F,
+}
+
+impl<F: Fn(&Route) -> NextHop> LiveTables<F> {
+    /// The maps below `pins`; `route` answers for the kernel's routes.
+    ///
+    /// # Errors
+    /// [`Error::Kernel`] if a map is missing (no data plane is loaded) or cannot be mapped.
+    pub fn open(pins: &Pins, route: F) -> Result<Self, Error> {
+        let maps = Maps::open(pins, Access::Read)?;
+        let fragments = MapData::from_pin(pins.map(fragment::SHAPE.name)).ok();
+        let fragments = fragments.and_then(|map| HashMap::try_from(AyaMap::LruHashMap(map)).ok());
+        Ok(Self {
+            node: Copies::new(maps.entries(Map::Node)),
+            lookup: Copies::new(maps.entries(Map::Lookup)),
+            services: Copies::new(maps.entries(Map::Services)),
+            rings: Copies::new(maps.entries(Map::Rings)),
+            backends: Copies::new(maps.entries(Map::Backends)),
+            maps,
+            fragments,
+            route,
+        })
+    }
+
+    /// Who a backend id is.
+    pub fn backend_key(&self, id: u32) -> Option<BackendKey> {
+        self.maps.read(Map::BackendKeys, id)
+    }
+}
+
+impl<F: Fn(&Route) -> NextHop> Tables for LiveTables<F> {
+    fn node(&self) -> Option<&Node> {
+        self.node.get(&self.maps, Map::Node, 0)
+    }
+
+    fn bucket(&self, index: u32) -> Option<&Bucket> {
+        self.lookup.get(&self.maps, Map::Lookup, index)
+    }
+
+    fn service(&self, id: u32) -> Option<&Service> {
+        self.services.get(&self.maps, Map::Services, id)
+    }
+
+    fn line(&self, index: u32) -> Option<&Line> {
+        self.rings.get(&self.maps, Map::Rings, index)
+    }
+
+    fn backend(&self, id: u32) -> Option<&Backend> {
+        self.backends.get(&self.maps, Map::Backends, id)
+    }
+
+    fn load_u64(&self, word: &u64) -> u64 {
+        *word
+    }
+
+    fn load_u32(&self, word: &u32) -> u32 {
+        *word
+    }
+
+    fn fragment(&self, key: &FragmentKey) -> Option<Fragment> {
+        let [backend, kind] = self.fragments.as_ref()?.get(&bytemuck::cast(*key), 0).ok()?;
+        Some(Fragment { backend, kind })
+    }
+
+    /// An explanation leaves no trace.
+    fn remember_fragment(&self, _: &FragmentKey, _: &Fragment) {}
+
+    fn next_hop(&self, route: &Route) -> NextHop {
+        (self.route)(route)
+    }
+}
