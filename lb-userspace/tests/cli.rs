@@ -132,6 +132,7 @@ fn an_agent_that_is_not_there_is_named() {
         let error = text(&out.stderr);
         assert!(error.contains("agent not running?") && error.contains("none.sock"), "{error}");
         assert!(error.contains("hint: start it with"), "{error}");
+        assert_eq!(error.matches("os error").count(), 1, "said once: {error}");
     }
     let out = weir(&socket, &["-o", "json", "status"]);
     let error: serde_json::Value = serde_json::from_slice(&out.stderr).expect("JSON on standard error");

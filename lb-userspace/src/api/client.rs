@@ -30,12 +30,12 @@ pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
     /// Nobody listens.
-    #[error("agent not running? cannot connect to {}: {source}", .socket.display())]
+    #[error("agent not running? cannot connect to {}: {cause}", .socket.display())]
     NotReachable {
         /// The socket.
         socket: PathBuf,
-        /// What `connect` said.
-        source: io::Error,
+        /// What `connect` said; part of the sentence, so not a source that is printed again.
+        cause: io::Error,
     },
     /// The socket is for its owner and group.
     #[error("no permission to use {}: run as root or as a member of the socket's group", .socket.display())]
@@ -191,9 +191,9 @@ impl Client {
         tokio::time::timeout(self.connect_timeout, UnixStream::connect(&self.socket))
             .await
             .map_err(|_| self.timed_out(what, self.connect_timeout))?
-            .map_err(|source| match source.kind() {
+            .map_err(|cause| match cause.kind() {
                 io::ErrorKind::PermissionDenied => ClientError::NoPermission { socket: self.socket.clone() },
-                _ => ClientError::NotReachable { socket: self.socket.clone(), source },
+                _ => ClientError::NotReachable { socket: self.socket.clone(), cause },
             })
     }
 

@@ -1,6 +1,7 @@
 //! `weir status`.
 
 use clap::Args;
+use lb_core::abi;
 
 use super::{
     backend::age,
@@ -125,7 +126,10 @@ fn maps(maps: &[MapFill], colour: bool) -> String {
     ];
     let row = |m: &MapFill| {
         let fill = if m.max == 0 { 0.0 } else { m.used as f64 / m.max as f64 };
+        // These are full by their nature: one entry, and one counter per reason and interface.
+        let fixed = m.name == abi::node::SHAPE.name || m.name == abi::stats::REASONS_SHAPE.name;
         let tone = match fill {
+            _ if fixed => Tone::Faint,
             f if f >= 0.95 => Tone::Bad,
             f if f >= 0.8 => Tone::Warn,
             _ => Tone::Plain,

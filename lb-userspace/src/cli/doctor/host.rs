@@ -92,7 +92,7 @@ fn kernel(facts: &HostFacts) -> Finding {
 
 fn jit(facts: &HostFacts) -> Finding {
     match facts.jit.as_deref() {
-        None => Finding::ok("jit", "always on in this kernel"),
+        None => Finding::ok("jit", "no switch here: always on, or shown in the first network namespace only"),
         Some("1" | "2") => Finding::ok("jit", "net.core.bpf_jit_enable is on"),
         Some(value) => Finding::warn("jit", format!("net.core.bpf_jit_enable = {value}: programs are interpreted"))
             .advice("sysctl -w net.core.bpf_jit_enable=1"),
