@@ -112,3 +112,38 @@ pub const fn is_unicast(addr: u32) -> bool {
     let first = addr >> 24;
     first != 0 && first != 127 && first < 224
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn parse_reads_what_emit_wrote(
+            (tos, total_len, id, fragment) in any::<(u8, u16, u16, u16)>(),
+            (ttl, proto, src, dst) in any::<(u8, u8, u32, u32)>(),
+        ) {
+            let header = Header { version_ihl: 0x45, tos, total_len, id, fragment, ttl, proto, src, dst };
+            let bytes = header.emit();
+            prop_assert_eq!(Header::parse(&bytes, 0), header);
+            let sum: u64 = bytes.chunks(2).map(|pair| u64::from(pair[0]) << 8 | u64::from(pair[1])).sum();
+            prop_assert_eq!(crate::wire::checksum::fold(sum), 0xffff);
+        }
+    }
+
+    #[test]
+    fn only_unicast_sources_are_answered() {
+        for (addr, expected) in [
+            ([192, 0, 2, 1], true),
+            ([10, 0, 0, 1], true),
+            ([0, 0, 0, 0], false),
+            ([127, 0, 0, 1], false),
+            ([224, 0, 0, 1], false),
+            ([255, 255, 255, 255], false),
+        ] {
+            assert_eq!(is_unicast(u32::from_be_bytes(addr)), expected, "{addr:?}");
+        }
+    }
+}

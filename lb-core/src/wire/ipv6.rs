@@ -133,3 +133,43 @@ pub const fn extension(next: u8, len: u8) -> Extension {
         _ => Extension::Transport,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn parse_reads_what_emit_wrote(
+            (class, label, payload_len, next) in any::<(u8, u32, u16, u8)>(),
+            (hop_limit, src, dst) in any::<(u8, Words, Words)>(),
+        ) {
+            let header = Header { first: first_word(class, label), payload_len, next, hop_limit, src, dst };
+            let mut bytes = [0; LEN];
+            bytes[..8].copy_from_slice(&header.emit_first());
+            bytes[SRC..DST].copy_from_slice(&octets(src));
+            bytes[DST..].copy_from_slice(&octets(dst));
+            let parsed = Header::parse(&bytes, 0);
+            prop_assert_eq!(parsed, header);
+            prop_assert_eq!((parsed.version(), parsed.traffic_class()), (6, class));
+        }
+    }
+
+    #[test]
+    fn extension_lengths_follow_their_rfcs() {
+        assert_eq!(extension(EXT_HOP_BY_HOP, 0), Extension::Skip(8));
+        assert_eq!(extension(EXT_DESTINATION, 255), Extension::Skip(2048));
+        // RFC 4302 section 2.2: 32-bit words minus two.
+        assert_eq!(extension(EXT_AUTHENTICATION, 4), Extension::Skip(24));
+        assert_eq!(extension(EXT_FRAGMENT, 0), Extension::Fragment);
+        assert_eq!(extension(6, 0), Extension::Transport);
+    }
+
+    #[test]
+    fn only_unicast_sources_are_answered() {
+        assert!(is_unicast([0x2001_0db8, 0, 0, 1]));
+        assert!(!is_unicast([0, 0, 0, 0]) && !is_unicast([0, 0, 0, 1]) && !is_unicast([0xff02_0000, 0, 0, 1]));
+    }
+}
