@@ -544,6 +544,10 @@ impl EventLoop {
     }
 
     async fn answer(&mut self, call: Call) {
+        // Whoever reads that a backend is down may rely on the maps: what was observed is published before it is told.
+        if self.pace.due().is_some_and(|due| due <= Instant::now() + super::pace::WINDOW) {
+            self.publish_observed().await;
+        }
         let interfaces = self.parts.views.interfaces.borrow().clone();
         let node = &mut self.parts.node;
         // Whoever asked may have gone: then nobody takes the answer, which is fine.
