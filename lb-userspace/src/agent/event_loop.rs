@@ -81,6 +81,8 @@ pub struct EventLoop {
     pace: Pace,
     read_at: Option<Instant>,
     snapshot: Option<(Instant, Arc<Snapshot>)>,
+    /// Services that failed open when that was last looked at.
+    open: Vec<String>,
 }
 
 /// Who asked for a reload.
@@ -163,7 +165,7 @@ async fn news(watch: &mut Option<Watch>) {
 impl EventLoop {
     /// A loop around its parts; [`EventLoop::spread`] was not called yet.
     pub fn new(parts: Parts) -> Self {
-        Self { parts, pace: Pace::default(), read_at: None, snapshot: None }
+        Self { parts, pace: Pace::default(), read_at: None, snapshot: None, open: Vec::new() }
     }
 
     /// Tells everybody outside what the state asks of them.
@@ -194,8 +196,11 @@ impl EventLoop {
     /// [`PublishError`].
     pub async fn first_publication(&mut self) -> Result<Published, PublishError> {
         let state = self.parts.node.state.clone();
-        let published = self.parts.node.publish(state, false).await?;
+        // A configuration that changed while no agent ran is a change like any other.
+        let raise = self.parts.node.differs(&state);
+        let published = self.parts.node.publish(state, raise).await?;
         self.parts.metrics.applied(published.took);
+        self.tell_fail_open();
         let message = format!("revision {}: {}", published.revision, published.words());
         self.record(api::ReloadOutcome::Applied, message, Vec::new());
         self.pace.ran(Instant::now());
@@ -309,7 +314,6 @@ impl EventLoop {
 
     /// Publishes what was observed: health and next hops. The revision stays, it belongs to the configuration.
     async fn publish_observed(&mut self) {
-        let before: Vec<String> = self.fail_open();
         let state = self.parts.node.state.clone();
         match self.parts.node.publish(state, false).await {
             Ok(published) => {
@@ -318,10 +322,7 @@ impl EventLoop {
                 if published.ops > 0 {
                     tracing::info!("maps follow health and next hops: {}", published.words());
                 }
-                let now = self.fail_open();
-                for service in now.iter().filter(|s| !before.contains(s)) {
-                    tracing::warn!(%service, "no backend is up: the service fails open, all ready backends take traffic");
-                }
+                self.tell_fail_open();
             }
             Err(error) => {
                 tracing::error!(%error, "the maps cannot follow health and next hops; trying again");
@@ -329,6 +330,18 @@ impl EventLoop {
                 self.pace.request(Instant::now() + RETRY);
             }
         }
+    }
+
+    /// Says which services began or ended to fail open.
+    fn tell_fail_open(&mut self) {
+        let now = self.fail_open();
+        for service in now.iter().filter(|s| !self.open.contains(s)) {
+            tracing::warn!(%service, "no backend is up: the service fails open, all ready backends take traffic");
+        }
+        for service in self.open.iter().filter(|s| !now.contains(s)) {
+            tracing::info!(%service, "the service does not fail open any more");
+        }
+        self.open = now;
     }
 
     fn fail_open(&self) -> Vec<String> {

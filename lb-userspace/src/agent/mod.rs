@@ -21,6 +21,8 @@
 pub mod api;
 pub mod event_loop;
 pub mod lock;
+#[cfg(test)]
+mod loop_tests;
 pub mod network;
 pub mod node;
 pub mod overrides;

@@ -179,6 +179,13 @@ impl Node {
         Ok(Published { revision, summary, ops, took: started.elapsed() })
     }
 
+    /// Whether the maps hold something else than what follows from `state`; also if that cannot be planned.
+    pub fn differs(&self, state: &State) -> bool {
+        let held = self.held_next_hops();
+        let wanted = state.wanted(&|address| held.get(&address).copied());
+        plan::diff(self.data.present(), &wanted, self.revision()).map_or(true, |plan| !plan.ops.is_empty())
+    }
+
     async fn plan(&mut self, wanted: &Wanted, revision: u64) -> Result<plan::Plan, PublishError> {
         for _ in 0..TRANSIENT_TRIES {
             match plan::diff(self.data.present(), wanted, revision) {

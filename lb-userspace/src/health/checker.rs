@@ -101,7 +101,7 @@ impl Checker {
     }
 
     /// Starts the loop around another way to ask: tests play thousands of backends with it.
-    fn start_with<P, F>(options: Options, probe: P) -> (Self, mpsc::Receiver<Event>)
+    pub(crate) fn start_with<P, F>(options: Options, probe: P) -> (Self, mpsc::Receiver<Event>)
     where
         P: Fn(Arc<Target>) -> F + Send + 'static,
         F: Future<Output = Report> + Send + 'static,
