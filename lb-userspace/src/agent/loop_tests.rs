@@ -217,6 +217,8 @@ async fn slots(client: &Client) -> Vec<u32> {
 async fn all_up(client: &Client) {
     let up = |s: &Vec<crate::api::HealthTarget>| s.iter().all(|t| t.state == HealthState::Up);
     until("all backends up", async || client.health().await.unwrap(), up).await;
+    // The maps follow within the window in which causes are collected.
+    until("all backends in the ring", async || slots(client).await, |s| s.iter().all(|n| *n > 0)).await;
 }
 
 async fn scrape(address: &str, path: &str) -> String {
