@@ -2,6 +2,7 @@
 //!
 //! Refuses to depend on `lb-userspace`: building that needs the eBPF toolchain which [`setup`] installs.
 
+pub mod bench;
 pub mod capability;
 pub mod demo;
 pub mod dist;

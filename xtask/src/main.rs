@@ -4,9 +4,8 @@
 
 use std::process::ExitCode;
 
-use anyhow::Context;
 use clap::{Parser, Subcommand};
-use xtask::{demo, dist, lab, setup, test, tidy};
+use xtask::{bench, demo, dist, lab, setup, test, tidy};
 
 #[derive(Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask", about = "Everything a developer of weir runs", version)]
@@ -28,12 +27,8 @@ enum Command {
     LabEcho(lab::echo::Args),
     /// Run everything that is tested, in tiers with their times
     Test(test::Args),
-    /// Measure the program against an empty one and a minimal one; arguments go to the bench
-    Bench {
-        /// See `cargo xtask bench -- --help`
-        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
-        arguments: Vec<String>,
-    },
+    /// Measure weir's program against an empty and a minimal one, and the control side
+    Bench(bench::Args),
     /// Make a release: one tarball for machines without Rust
     Dist(dist::Args),
     /// Check the rules that the compiler does not: import directions, file lengths, module docs
@@ -48,7 +43,7 @@ fn main() -> ExitCode {
         Command::Lab(args) => lab::command::run(&args),
         Command::LabEcho(args) => lab::echo::run(&args),
         Command::Test(args) => test::run(&args),
-        Command::Bench { arguments } => bench(&arguments),
+        Command::Bench(args) => bench::run(&args),
         Command::Dist(args) => dist::run(&args),
         Command::Tidy => tidy::run(),
     };
@@ -59,12 +54,4 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
-}
-
-/// The bench is a target of the test package; cargo builds it, with optimisation, and this process becomes it.
-fn bench(arguments: &[String]) -> anyhow::Result<()> {
-    use std::os::unix::process::CommandExt;
-    let mut cargo = std::process::Command::new("cargo");
-    cargo.args(["bench", "--quiet", "--package", "weir-tests", "--bench", "datapath", "--"]).args(arguments);
-    Err(cargo.exec()).context("cannot start cargo")
 }

@@ -33,6 +33,8 @@ use crate::scene::{BACKENDS, BALANCER_MAC, CLIENT_MAC, Family, RING_SLOTS, Servi
 pub const CLIENT: &str = "client0";
 /// Interface that carries the program under test.
 pub const BALANCER: &str = "balancer0";
+/// Interface that weir is loaded for; its program then runs on [`BALANCER`] like the others.
+pub const SPARE: &str = "spare0";
 /// Packets of one batch of the generator.
 const BATCH: u32 = 64;
 
@@ -59,12 +61,15 @@ pub struct Sample {
     pub pps: f64,
     /// Share of the packets that did not come back.
     pub lost: f64,
+    /// Bytes of a forwarded packet.
+    pub bytes: f64,
 }
 
 /// The laboratory.
 pub struct Lab {
     bench: Ebpf,
     client: u32,
+    balancer: u32,
     /// The hook of [`BALANCER`], through which programs are exchanged.
     hook: Option<FdLink>,
     /// Statistics are on while it is open.
@@ -77,12 +82,13 @@ pub fn enter() -> Result<()> {
     // Router solicitations would be counted.
     fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1")?;
     let mac = |octets: [u8; 6]| octets.map(|octet| format!("{octet:02x}")).join(":");
-    ip(&format!("link set lo up"))?;
+    ip("link set lo up")?;
     ip(&format!(
         "link add {CLIENT} address {} type veth peer name {BALANCER} address {}",
         mac(CLIENT_MAC),
         mac(BALANCER_MAC)
     ))?;
+    ip(&format!("link add {SPARE} type veth peer name spare1"))?;
     for name in [CLIENT, BALANCER] {
         ip(&format!("link set {name} up"))?;
     }
@@ -118,7 +124,18 @@ impl Lab {
         for (slot, target) in (0..).zip(ring) {
             map.set(slot, target, 0)?;
         }
-        Ok(Self { bench, client, hook: Some(hook), _stats: enable_stats(Stats::RunTime)? })
+        Ok(Self {
+            bench,
+            client,
+            balancer: if_nametoindex(BALANCER)?,
+            hook: Some(hook),
+            _stats: enable_stats(Stats::RunTime)?,
+        })
+    }
+
+    /// Index of the interface that carries the program under test.
+    pub fn egress(&self) -> u32 {
+        self.balancer
     }
 
     /// Gives the minimal program a service and its backends.
@@ -190,13 +207,15 @@ impl Lab {
         let elapsed = start.elapsed();
         // What is left in the rings is handled by now.
         std::thread::sleep(Duration::from_millis(2));
-        let (sunk, after) = (self.sunk()? - sunk_before, info(self)?);
+        let (sunk, after) = (self.sunk()?, info(self)?);
+        let packets_sunk = (sunk[0] - sunk_before[0]) as f64;
         let runs = after.run_count() - before.run_count();
         ensure!(runs > 0, "the program under test never ran");
         Ok(Sample {
             gross_ns: (after.run_time() - before.run_time()).as_nanos() as f64 / runs as f64,
-            pps: sunk as f64 / elapsed.as_secs_f64(),
-            lost: 1.0 - sunk as f64 / f64::from(packets),
+            pps: packets_sunk / elapsed.as_secs_f64(),
+            lost: 1.0 - packets_sunk / f64::from(packets),
+            bytes: (sunk[1] - sunk_before[1]) as f64 / packets_sunk,
         })
     }
 
@@ -234,9 +253,11 @@ impl Lab {
         Ok(map.set(0, template, 0)?)
     }
 
-    fn sunk(&self) -> Result<u64> {
+    /// Packets and bytes that came back so far.
+    fn sunk(&self) -> Result<[u64; 2]> {
         let map: PerCpuArray<_, [u64; 2]> = self.bench.map("SUNK").context("no SUNK")?.try_into()?;
-        Ok(map.get(&0, 0)?.iter().map(|[packets, _]| packets).sum())
+        let values = map.get(&0, 0)?;
+        Ok(values.iter().fold([0; 2], |sum, value| [sum[0] + value[0], sum[1] + value[1]]))
     }
 }
 

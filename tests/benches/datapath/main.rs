@@ -1,32 +1,202 @@
-//! `cargo xtask bench`.
+//! `cargo xtask bench`: what a packet costs in an empty program, in a minimal one and in weir, in one run; and what the
+//! control side costs.
+//!
+//! In each round the programs take turns on the same interface under the same packets, so that a slow minute of the
+//! machine is slow for all of them. Figures are medians over the rounds. How to read them: `docs/bench/README.md`.
 
+mod control;
 mod lab;
+mod report;
 mod scene;
+mod weir;
 
-use anyhow::Result;
-use scene::{Family, Mode, Protocol, Service};
+use std::{env, fs, path::PathBuf, process::ExitCode};
 
-fn main() -> Result<()> {
-    lab::enter()?;
-    let ring: Vec<u32> = (0..scene::RING_SLOTS).map(|i| (i.wrapping_mul(2654435761) >> 9) % 100).collect();
-    let mut lab = lab::Lab::new(&ring)?;
-    for family in Family::ALL {
-        for protocol in Protocol::ALL {
-            let service = Service { family, protocol, mode: Mode::Ipip };
-            lab.serve_minimal(service)?;
-            for flows in [1, 1000, 100_000, 1_000_000] {
-                for name in ["bench_floor", "bench_minimal"] {
-                    lab.install(name)?;
-                    let s = lab.run(service, flows, 1_000_000, |lab| lab.info(name))?;
-                    println!(
-                        "{family:?} {protocol:?} {flows:8} {name:14} {:6.1} ns {:.3} Mpps lost {:.4}",
-                        s.gross_ns,
-                        s.pps / 1e6,
-                        s.lost
-                    );
+use anyhow::{Context, Result, bail, ensure};
+use lab::{Lab, Sample};
+use report::{Machine, Report, Row};
+use scene::{BACKENDS, Family, Mode, Protocol, RING_SLOTS, Service};
+use weir::Weir;
+
+const HELP: &str = "\
+Usage: cargo xtask bench [--quick] [--json FILE]
+
+  --quick      fewer packets, rounds and combinations
+  --json FILE  also write the results there
+";
+
+/// How much is measured.
+struct Plan {
+    quick: bool,
+    rounds: usize,
+    families: &'static [Family],
+    protocols: &'static [Protocol],
+    flows: &'static [u32],
+    /// Packets of a measurement, and of one with a million flows.
+    packets: [u32; 2],
+    json: Option<PathBuf>,
+}
+
+impl Plan {
+    fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Option<Self>> {
+        let mut plan = Self {
+            quick: false,
+            rounds: 5,
+            families: &Family::ALL,
+            protocols: &Protocol::ALL,
+            flows: &[1, 1_000, 100_000, 1_000_000],
+            packets: [300_000, 1_500_000],
+            json: None,
+        };
+        while let Some(argument) = arguments.next() {
+            match argument.as_str() {
+                "--quick" => {
+                    plan = Self {
+                        quick: true,
+                        rounds: 3,
+                        families: &[Family::V4],
+                        protocols: &[Protocol::Tcp],
+                        flows: &[1_000, 1_000_000],
+                        packets: [200_000, 1_000_000],
+                        ..plan
+                    }
                 }
+                "--json" => plan.json = Some(arguments.next().context("--json needs a file")?.into()),
+                // What cargo adds.
+                "--bench" => {}
+                "-h" | "--help" => return Ok(None),
+                other => bail!("unknown argument {other}\n{HELP}"),
+            }
+        }
+        Ok(Some(plan))
+    }
+}
+
+/// A program under test.
+#[derive(Clone, Copy, PartialEq)]
+enum Program {
+    Floor,
+    Minimal,
+    Weir(Mode),
+}
+
+impl Program {
+    const ALL: [Self; 5] =
+        [Self::Floor, Self::Minimal, Self::Weir(Mode::Dsr), Self::Weir(Mode::Ipip), Self::Weir(Mode::Nat)];
+
+    /// Program and mode in the report.
+    fn names(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Floor => ("floor", "-"),
+            Self::Minimal => ("minimal", Mode::Ipip.name()),
+            Self::Weir(mode) => ("weir", mode.name()),
+        }
+    }
+
+    /// Bytes that it adds to a packet.
+    fn added(self, family: Family) -> usize {
+        match (self, family) {
+            (Self::Minimal | Self::Weir(Mode::Ipip), Family::V4) => 20,
+            (Self::Minimal | Self::Weir(Mode::Ipip), Family::V6) => 40,
+            _ => 0,
+        }
+    }
+}
+
+fn main() -> ExitCode {
+    match Plan::parse(env::args().skip(1)).and_then(|plan| match plan {
+        Some(plan) => run(&plan),
+        None => {
+            print!("{HELP}");
+            Ok(())
+        }
+    }) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(plan: &Plan) -> Result<()> {
+    let machine = Machine::here();
+    lab::enter()?;
+    let mut report = Report {
+        machine,
+        quick: plan.quick,
+        rounds: plan.rounds,
+        ring_slots: RING_SLOTS,
+        backends: BACKENDS,
+        rows: Vec::new(),
+        targets: Vec::new(),
+    };
+    let mut lab = Lab::new(&control::minimal_ring())?;
+    let weir = Weir::load(&scene::configuration(lab::SPARE), lab.egress())?;
+    for &family in plan.families {
+        for &protocol in plan.protocols {
+            lab.serve_minimal(Service { family, protocol, mode: Mode::Ipip })?;
+            for &flows in plan.flows {
+                eprintln!("measuring {} {}, {flows} flows", family.name(), protocol.name());
+                report.rows.extend(measure(&mut lab, &weir, plan, family, protocol, flows)?);
             }
         }
     }
+    drop(weir);
+    eprintln!("measuring the control side");
+    report.targets.push(control::ring_build(if plan.quick { 11 } else { 51 }));
+    report.targets.push(control::one_change(lab::SPARE, lab.egress(), if plan.quick { 5 } else { 15 })?);
+    report.add_ratios();
+    print!("{}", report.text());
+    if let Some(path) = &plan.json {
+        let mut text = serde_json::to_string_pretty(&report)?;
+        text.push('\n');
+        fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))?;
+    }
     Ok(())
+}
+
+/// All programs under one kind of packet, in interleaved rounds.
+fn measure(
+    lab: &mut Lab,
+    weir: &Weir,
+    plan: &Plan,
+    family: Family,
+    protocol: Protocol,
+    flows: u32,
+) -> Result<Vec<Row>> {
+    let [packets, many] = plan.packets;
+    let packets = if flows >= 1_000_000 { many } else { packets };
+    let mut samples: [Vec<Sample>; Program::ALL.len()] = Default::default();
+    for _ in 0..plan.rounds {
+        for (program, samples) in Program::ALL.into_iter().zip(&mut samples) {
+            let service = Service { family, protocol, mode: Mode::Ipip };
+            let sample = match program {
+                Program::Floor | Program::Minimal => {
+                    let name = if program == Program::Floor { "bench_floor" } else { "bench_minimal" };
+                    lab.install(name)?;
+                    lab.run(service, flows, packets, |lab| lab.info(name))?
+                }
+                Program::Weir(mode) => {
+                    lab.install_other(&mut weir.program()?)?;
+                    lab.run(Service { mode, ..service }, flows, packets, |_| weir.info())?
+                }
+            };
+            // Whoever does less than the whole work must not win.
+            let expected = service.frame().len() + program.added(family);
+            ensure!(
+                sample.bytes == expected as f64,
+                "{:?} forwarded {} bytes a packet instead of {expected}",
+                program.names(),
+                sample.bytes
+            );
+            samples.push(sample);
+        }
+    }
+    let [floors, ..] = &samples;
+    Ok(Program::ALL
+        .into_iter()
+        .zip(&samples)
+        .map(|(program, samples)| Row::new(program.names(), (family.name(), protocol.name(), flows), samples, floors))
+        .collect())
 }

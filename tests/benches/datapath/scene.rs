@@ -190,3 +190,26 @@ pub fn configuration(interface: &str) -> String {
     }
     text
 }
+
+/// A configuration of `services` services with [`BACKENDS`] backends each.
+pub fn large_configuration(interface: &str, services: u16) -> String {
+    let mut text = format!(
+        "[node]\nname = \"bench\"\ninterfaces = [\"{interface}\"]\nannounce = \"none\"\n\n\
+         [node.limits]\nbackends_max = {}\nring_slots_max = {}\n",
+        u32::from(services) * u32::from(BACKENDS),
+        // A fifth more than all rings need: changed rings stand beside the old ones.
+        u64::from(services) * u64::from(RING_SLOTS) * 6 / 5
+    );
+    for service in 0..services {
+        let [high, low] = service.to_be_bytes();
+        let _ = write!(
+            text,
+            "\n[[service]]\nname = \"s{service}\"\nvip = \"10.200.{high}.{low}\"\nport = {PORT}\nprotocol = \"tcp\"\n\
+             forward = \"ipip\"\nalgo = \"maglev\"\n"
+        );
+        for i in 1..=BACKENDS {
+            let _ = write!(text, "\n[[service.backends]]\naddress = \"10.{}.{low}.{i}\"\nport = {PORT}\n", 64 + high);
+        }
+    }
+    text
+}

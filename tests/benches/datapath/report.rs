@@ -1,0 +1,234 @@
+//! What was measured, as a table for people and as JSON to compare.
+//!
+//! Owns: medians, ratios, targets. A target that is missed is reported and fails nothing: timings depend on the machine.
+
+use std::{fmt::Write, fs, process::Command};
+
+use serde::Serialize;
+
+use crate::lab::Sample;
+
+/// A run.
+#[derive(Debug, Serialize)]
+pub struct Report {
+    /// Where and when.
+    pub machine: Machine,
+    /// Whether the run was shortened.
+    pub quick: bool,
+    /// Rounds; every figure is the median over them.
+    pub rounds: usize,
+    /// Slots of each ring and backends of each service.
+    pub ring_slots: u32,
+    pub backends: u16,
+    /// One per program, kind of packet and number of flows.
+    pub rows: Vec<Row>,
+    /// Figures that have a target.
+    pub targets: Vec<Target>,
+}
+
+/// Where and when.
+#[derive(Debug, Serialize)]
+pub struct Machine {
+    pub cpu: String,
+    pub cpus: usize,
+    pub kernel: String,
+    pub virtualised: bool,
+    pub date_utc: String,
+    pub commit: String,
+}
+
+/// A program under one kind of packet.
+#[derive(Clone, Debug, Serialize)]
+pub struct Row {
+    /// `floor`, `minimal` or `weir`.
+    pub program: &'static str,
+    /// Forwarding mode; `-` for the floor.
+    pub mode: &'static str,
+    pub family: &'static str,
+    pub protocol: &'static str,
+    pub flows: u32,
+    /// Time in the program per packet, with what measuring costs.
+    pub gross_ns: f64,
+    /// The same without the floor of its round.
+    pub net_ns: f64,
+    /// Forwarded packets per second, generator and sink on the same CPU.
+    pub pps: f64,
+    /// Smallest and largest net time of the rounds.
+    pub net_ns_range: [f64; 2],
+    /// Share of packets that were not forwarded.
+    pub lost: f64,
+}
+
+/// A figure that has a target.
+#[derive(Clone, Debug, Serialize)]
+pub struct Target {
+    pub what: String,
+    pub unit: &'static str,
+    pub measured: f64,
+    /// `at most` or `at least`.
+    pub bound: &'static str,
+    pub target: f64,
+    pub met: bool,
+}
+
+impl Target {
+    pub fn at_most(what: impl Into<String>, unit: &'static str, measured: f64, target: f64) -> Self {
+        Self { what: what.into(), unit, measured, bound: "at most", target, met: measured <= target }
+    }
+
+    pub fn at_least(what: impl Into<String>, unit: &'static str, measured: f64, target: f64) -> Self {
+        Self { what: what.into(), unit, measured, bound: "at least", target, met: measured >= target }
+    }
+}
+
+/// The middle value.
+pub fn median(values: impl IntoIterator<Item = f64>) -> f64 {
+    let mut values: Vec<f64> = values.into_iter().collect();
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
+}
+
+impl Row {
+    /// The medians of samples that were taken beside those of the floor, round by round.
+    pub fn new(
+        (program, mode): (&'static str, &'static str),
+        (family, protocol, flows): (&'static str, &'static str, u32),
+        samples: &[Sample],
+        floors: &[Sample],
+    ) -> Self {
+        let nets: Vec<f64> =
+            samples.iter().zip(floors).map(|(sample, floor)| sample.gross_ns - floor.gross_ns).collect();
+        Self {
+            program,
+            mode,
+            family,
+            protocol,
+            flows,
+            gross_ns: median(samples.iter().map(|s| s.gross_ns)),
+            net_ns: median(nets.iter().copied()),
+            pps: median(samples.iter().map(|s| s.pps)),
+            net_ns_range: [
+                nets.iter().copied().fold(f64::INFINITY, f64::min),
+                nets.iter().copied().fold(f64::NEG_INFINITY, f64::max),
+            ],
+            lost: samples.iter().map(|s| s.lost).fold(0.0, f64::max),
+        }
+    }
+}
+
+impl Report {
+    /// The row of a program, if it was measured.
+    fn row(&self, program: &str, mode: &str, flows: u32) -> Option<&Row> {
+        self.rows.iter().find(|row| {
+            (row.program, row.mode, row.family, row.protocol, row.flows) == (program, mode, "ipv4", "tcp", flows)
+        })
+    }
+
+    /// Adds the ratios between weir and the practical limit.
+    pub fn add_ratios(&mut self) {
+        let mut targets = Vec::new();
+        for flows in [1_000, 1_000_000] {
+            let (Some(minimal), Some(weir)) = (self.row("minimal", "ipip", flows), self.row("weir", "ipip", flows))
+            else {
+                continue;
+            };
+            let case = format!("ipip ipv4 tcp, {}", flows_text(flows));
+            let net = weir.net_ns / minimal.net_ns;
+            targets.push(Target::at_most(format!("net time, weir / minimal, {case}"), "", net, 1.3));
+            let rate = weir.pps / minimal.pps;
+            targets.push(Target::at_least(format!("forwarded rate, weir / minimal, {case}"), "", rate, 0.95));
+        }
+        targets.append(&mut self.targets);
+        self.targets = targets;
+    }
+
+    /// The tables.
+    pub fn text(&self) -> String {
+        let m = &self.machine;
+        let mut out = format!(
+            "{}, {} CPUs{}, Linux {}, {}, commit {}\n{} slots, {} backends, median of {} rounds\n\n",
+            m.cpu,
+            m.cpus,
+            if m.virtualised { " (virtual)" } else { "" },
+            m.kernel,
+            m.date_utc,
+            m.commit,
+            self.ring_slots,
+            self.backends,
+            self.rounds
+        );
+        let _ = writeln!(
+            out,
+            "{:<8} {:<5} {:<5} {:<4} {:>6} {:>9} {:>8} {:>15} {:>7}",
+            "PROGRAM", "MODE", "IP", "L4", "FLOWS", "GROSS ns", "NET ns", "NET RANGE", "Mpps"
+        );
+        for row in &self.rows {
+            let range = format!("{:.1}..{:.1}", row.net_ns_range[0], row.net_ns_range[1]);
+            let _ = write!(
+                out,
+                "{:<8} {:<5} {:<5} {:<4} {:>6} {:>9.1} {:>8.1} {:>15} {:>7.3}",
+                row.program,
+                row.mode,
+                row.family,
+                row.protocol,
+                flows_text(row.flows).trim_end_matches(" flows"),
+                row.gross_ns,
+                row.net_ns,
+                range,
+                row.pps / 1e6
+            );
+            out.push_str(&if row.lost > 0.0001 { format!("  {:.2} % lost\n", row.lost * 100.0) } else { "\n".into() });
+        }
+        out.push('\n');
+        for target in &self.targets {
+            let _ = writeln!(
+                out,
+                "{:<6} {}: {:.3}{} ({} {}{})",
+                if target.met { "met" } else { "MISSED" },
+                target.what,
+                target.measured,
+                target.unit,
+                target.bound,
+                target.target,
+                target.unit
+            );
+        }
+        out
+    }
+}
+
+fn flows_text(flows: u32) -> String {
+    match flows {
+        1 => "1 flow".into(),
+        n if n >= 1_000_000 => format!("{} M flows", n / 1_000_000),
+        n if n >= 1_000 => format!("{} k flows", n / 1_000),
+        n => format!("{n} flows"),
+    }
+}
+
+impl Machine {
+    /// This machine, now. What cannot be found out is empty.
+    pub fn here() -> Self {
+        let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+        let field = |name: &str| {
+            cpuinfo
+                .lines()
+                .find(|line| line.starts_with(name))
+                .and_then(|line| line.split(": ").nth(1))
+                .unwrap_or_default()
+        };
+        Self {
+            cpu: format!("{} (family {} model {})", field("model name"), field("cpu family"), field("model\t")),
+            cpus: cpuinfo.lines().filter(|line| line.starts_with("processor")).count(),
+            kernel: fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim().to_owned(),
+            virtualised: field("flags").split(' ').any(|flag| flag == "hypervisor"),
+            date_utc: output("date", &["-u", "+%Y-%m-%dT%H:%MZ"]),
+            commit: output("git", &["describe", "--always", "--dirty", "--exclude=*"]),
+        }
+    }
+}
+
+fn output(program: &str, arguments: &[&str]) -> String {
+    let output = Command::new(program).args(arguments).output().ok().filter(|output| output.status.success());
+    output.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned()).unwrap_or_default()
+}
