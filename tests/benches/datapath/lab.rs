@@ -22,6 +22,7 @@ use aya::{
 };
 use lb_userspace::object::WEIR_BENCH;
 use nix::{
+    libc,
     net::if_::if_nametoindex,
     sched::{CloneFlags, CpuSet, sched_getaffinity, sched_setaffinity, unshare},
     unistd::Pid,
@@ -96,7 +97,13 @@ pub fn enter() -> Result<()> {
     let cpu = (0..CpuSet::count()).rev().find(|cpu| allowed.is_set(*cpu).unwrap_or(false)).context("no CPU")?;
     let mut one = CpuSet::new();
     one.set(cpu)?;
-    sched_setaffinity(Pid::from_raw(0), &one).context("cannot choose a CPU")
+    sched_setaffinity(Pid::from_raw(0), &one).context("cannot choose a CPU")?;
+    // Rates are taken by the clock on the wall: whoever shares the CPU must not be counted. Without it they are only noisier.
+    // SAFETY: takes three integers and touches no memory.
+    if unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, -20) } != 0 {
+        eprintln!("the bench keeps its usual priority: {}", std::io::Error::last_os_error());
+    }
+    Ok(())
 }
 
 fn ip(arguments: &str) -> Result<()> {
