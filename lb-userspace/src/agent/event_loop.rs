@@ -20,17 +20,17 @@ use super::{
     api::{Call, Refusal},
     network::{Network, Views},
     node::{Node, PublishError, Published},
-    overrides::{self, BackendId, Change},
+    overrides,
     pace::Pace,
     reload::{self, Candidate},
     state::State,
     systemd,
-    view::{Process, no_backend, no_service},
+    view::Process,
 };
 use crate::{
     api,
     health::{self, Checker},
-    model::{self, Announce, BackendRef, WEIGHT_MAX},
+    model::{self, Announce, BackendRef},
     store::{FileStore, StoreError, Text, Watch},
     telemetry::metrics::{Metrics, ReloadOutcome, Snapshot},
 };
@@ -40,8 +40,6 @@ use axum::http::StatusCode;
 const FILE_PAUSE: Duration = Duration::from_millis(50);
 /// Events of the checker that are taken at once.
 const EVENTS_AT_ONCE: usize = 512;
-/// How long a scrape's figures serve the next one.
-const SNAPSHOT_AGE: Duration = Duration::from_millis(200);
 /// Pause before a change that the maps refused is tried again.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -77,10 +75,10 @@ pub struct Parts {
 
 /// The loop.
 pub struct EventLoop {
-    parts: Parts,
-    pace: Pace,
+    pub(super) parts: Parts,
+    pub(super) pace: Pace,
     read_at: Option<Instant>,
-    snapshot: Option<(Instant, Arc<Snapshot>)>,
+    pub(super) snapshot: Option<(Instant, Arc<Snapshot>)>,
     /// Services that failed open when that was last looked at.
     open: Vec<String>,
 }
@@ -93,7 +91,7 @@ enum Cause {
 }
 
 /// Why a reload or an apply did not happen.
-enum ReloadError {
+pub(super) enum ReloadError {
     Store(StoreError),
     Refused(reload::Refused),
     Publish(PublishError),
@@ -112,7 +110,7 @@ impl From<StoreError> for ReloadError {
 }
 
 impl ReloadError {
-    fn message(&self) -> String {
+    pub(super) fn message(&self) -> String {
         match self {
             Self::Store(error) => error.to_string(),
             Self::Refused(refused) => refused.message().to_owned(),
@@ -257,7 +255,7 @@ impl EventLoop {
         }
     }
 
-    fn status_line(&self) -> String {
+    pub(super) fn status_line(&self) -> String {
         let status = self.parts.node.status(&self.parts.process, &[]);
         let c = status.counts;
         format!(
@@ -313,7 +311,7 @@ impl EventLoop {
     }
 
     /// Publishes what was observed: health and next hops. The revision stays, it belongs to the configuration.
-    async fn publish_observed(&mut self) {
+    pub(super) async fn publish_observed(&mut self) {
         let state = self.parts.node.state.clone();
         match self.parts.node.publish(state, false).await {
             Ok(published) => {
@@ -383,7 +381,7 @@ impl EventLoop {
     }
 
     /// Says loudly that a configuration was refused.
-    fn refused(&mut self, error: &ReloadError) {
+    pub(super) fn refused(&mut self, error: &ReloadError) {
         let message = error.message();
         let revision = self.parts.node.revision();
         tracing::error!("configuration refused, revision {revision} stays in force: {message}");
@@ -398,7 +396,12 @@ impl EventLoop {
     }
 
     /// Puts `text` in force; with `replace` it becomes the file's text before the maps change.
-    async fn apply(&mut self, text: Text, file_name: &str, replace: bool) -> Result<api::Applied, ReloadError> {
+    pub(super) async fn apply(
+        &mut self,
+        text: Text,
+        file_name: &str,
+        replace: bool,
+    ) -> Result<api::Applied, ReloadError> {
         let started = Instant::now();
         let parts = &mut self.parts;
         let candidate = reload::consider(parts.node.state.config(), file_name, &text.text, &parts.host_name)
@@ -451,158 +454,15 @@ impl EventLoop {
         })
     }
 
-    fn keep_overrides(&self) {
+    pub(super) fn keep_overrides(&self) {
         let parts = &self.parts;
         if let Err(error) = overrides::save(&parts.overrides_file, parts.node.state.overrides()) {
             let file = parts.overrides_file.display();
             tracing::error!(%error, "cannot keep the overrides in {file}: a restart will forget them");
         }
     }
-
-    /// Carries out an operator's change of a backend.
-    async fn admin(&mut self, service: &str, backend: &str, change: api::AdminChange) -> Result<api::Backend, Refusal> {
-        if change.weight.is_some_and(|w| w > WEIGHT_MAX) {
-            return Err(Refusal::new(StatusCode::BAD_REQUEST, format!("a weight is 0 to {WEIGHT_MAX}")));
-        }
-        let state = &self.parts.node.state;
-        let found = state.config().service(service).ok_or_else(|| no_service(service))?;
-        let configured = found
-            .backends
-            .iter()
-            .find(|b| api::backend_name(b.address, b.port) == backend)
-            .ok_or_else(|| no_backend(&format!("{service}/{backend}")))?;
-        let name = found.backend_ref(configured);
-        let id = BackendId::new(found.key, configured);
-        let mut overrides = state.overrides().clone();
-        let change = Change { reset: change.reset, admin_state: change.admin_state, weight: change.weight };
-        if overrides.change(id, configured, change) {
-            let mut next = state.clone();
-            next.set_overrides(overrides.clone());
-            // What the operator asked for is kept before it takes effect, so that a crash does not undo it.
-            overrides::save(&self.parts.overrides_file, &overrides).map_err(|e| {
-                let file = self.parts.overrides_file.display();
-                Refusal::new(StatusCode::CONFLICT, format!("cannot keep the change in {file}: {e}"))
-            })?;
-            match self.parts.node.publish(next, true).await {
-                Ok(published) => {
-                    self.parts.metrics.applied(published.took);
-                    let words = published.words();
-                    tracing::info!("revision {} applied: {name} {}: {words}", published.revision, said(change));
-                    self.pace.ran(Instant::now());
-                    self.snapshot = None;
-                    self.spread();
-                }
-                Err(error) => {
-                    self.keep_overrides();
-                    return Err(ReloadError::from(error).into());
-                }
-            }
-        }
-        self.parts.node.backend(&name)
-    }
-
-    fn diff(&self, request: api::DiffRequest) -> Result<api::ConfigDiff, Refusal> {
-        let parts = &self.parts;
-        let (text, file) = self.asked(request.text, request.file)?;
-        let in_force = parts.node.state.config();
-        let (config, diagnostics) = reload::check(&file, &text.text, &parts.host_name).map_err(Refusal::from)?;
-        let diff = model::diff(in_force, &config);
-        Ok(api::ConfigDiff {
-            revision: parts.node.revision(),
-            changed: !diff.is_empty(),
-            changes: diff.sentences(),
-            unified: super::unified::unified(&model::emit(in_force), &model::emit(&config)),
-            diagnostics,
-        })
-    }
-
-    /// The text of a request, or the file's.
-    fn asked(&self, text: Option<String>, file: Option<String>) -> Result<(Text, String), Refusal> {
-        let own = || self.parts.process.config_file.clone();
-        match text {
-            Some(text) => Ok((Text::new(text), file.unwrap_or_else(own))),
-            None => {
-                let text = self.parts.store.read().map_err(ReloadError::from)?;
-                Ok((text, own()))
-            }
-        }
-    }
-
-    async fn answer_apply(&mut self, request: api::ApplyRequest) -> Result<api::Applied, Refusal> {
-        let replace = request.text.is_some();
-        let (text, file) = self.asked(request.text, request.file)?;
-        let applied = self.apply(text, &file, replace).await;
-        systemd::status(&self.status_line());
-        applied.map_err(|error| {
-            if replace {
-                // What was handed in is refused to who handed it in; the file, and how it was read, stay as they were.
-                tracing::warn!("a configuration was refused to the API: {}", error.message());
-            } else {
-                self.refused(&error);
-            }
-            error.into()
-        })
-    }
-
-    fn snapshot(&mut self) -> Result<Arc<Snapshot>, Refusal> {
-        if let Some((at, snapshot)) = &self.snapshot
-            && at.elapsed() < SNAPSHOT_AGE
-        {
-            return Ok(Arc::clone(snapshot));
-        }
-        let interfaces = self.parts.views.interfaces.borrow().clone();
-        let snapshot = Arc::new(self.parts.node.snapshot(&interfaces)?);
-        self.snapshot = Some((Instant::now(), Arc::clone(&snapshot)));
-        Ok(snapshot)
-    }
-
-    async fn answer(&mut self, call: Call) {
-        // Whoever reads that a backend is down may rely on the maps: what was observed is published before it is told.
-        if self.pace.due().is_some_and(|due| due <= Instant::now() + super::pace::WINDOW) {
-            self.publish_observed().await;
-        }
-        let interfaces = self.parts.views.interfaces.borrow().clone();
-        let node = &mut self.parts.node;
-        // Whoever asked may have gone: then nobody takes the answer, which is fine.
-        match call {
-            Call::Status(to) => _ = to.send(Ok(node.status(&self.parts.process, &interfaces))),
-            Call::Services(to) => _ = to.send(node.services()),
-            Call::Service(name, to) => _ = to.send(node.service(&name)),
-            Call::Backends(to) => _ = to.send(node.backends()),
-            Call::Health(to) => _ = to.send(Ok(node.health())),
-            Call::NextHops(to) => _ = to.send(Ok(node.next_hops())),
-            Call::Stats(to) => _ = to.send(node.stats(&interfaces)),
-            Call::Config(to) => {
-                let text = api::ConfigText {
-                    revision: node.revision(),
-                    file: self.parts.process.config_file.clone(),
-                    text: model::emit(node.state.config()),
-                };
-                _ = to.send(Ok(text));
-            }
-            Call::Alive(to) => _ = to.send(Ok(node.revision())),
-            Call::Admin(service, backend, change, to) => _ = to.send(self.admin(&service, &backend, change).await),
-            Call::Diff(request, to) => _ = to.send(self.diff(request)),
-            Call::Apply(request, to) => _ = to.send(self.answer_apply(request).await),
-            Call::Snapshot(to) => _ = to.send(self.snapshot()),
-        }
-    }
 }
 
 fn names(state: &State) -> impl Iterator<Item = BackendRef> {
     state.config().services.iter().flat_map(|s| s.backends.iter().map(|b| s.backend_ref(b)))
-}
-
-fn said(change: Change) -> String {
-    let mut parts = Vec::new();
-    if change.reset {
-        parts.push("reset".to_owned());
-    }
-    if let Some(state) = change.admin_state {
-        parts.push(format!("admin_state {state}"));
-    }
-    if let Some(weight) = change.weight {
-        parts.push(format!("weight {weight}"));
-    }
-    parts.join(", ")
 }

@@ -25,12 +25,12 @@ pub enum LockError {
         pin_dir: PathBuf,
     },
     /// The lock file cannot be made.
-    #[error("cannot lock {}: {source}", .path.display())]
+    #[error("cannot lock {}: {cause}", .path.display())]
     File {
         /// The lock file.
         path: PathBuf,
         /// What the system said.
-        source: io::Error,
+        cause: io::Error,
     },
 }
 
@@ -47,7 +47,7 @@ impl Lock {
     /// [`LockError::Held`] names the other process.
     pub fn acquire(runtime_dir: &Path, pin_dir: &Path) -> Result<Self, LockError> {
         let path = runtime_dir.join(file_name(pin_dir));
-        let failed = |source| LockError::File { path: path.clone(), source };
+        let failed = |cause| LockError::File { path: path.clone(), cause };
         fs::create_dir_all(runtime_dir).map_err(failed)?;
         let file = OpenOptions::new()
             .read(true)

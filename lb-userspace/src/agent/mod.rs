@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`run`](mod@run) | the order of start and stop, `--unload` |
 //! | [`event_loop`] | one task that takes one cause at a time |
+//! | `answer` | what the API asks and changes |
 //! | [`node`] | the one way by which a change reaches the maps |
 //! | [`state`] | pure: what is known, and what follows from it |
 //! | [`reload`] | pure: what becomes of a configuration text |
@@ -18,6 +19,7 @@
 //!
 //! Invariant: a change walks one way, whatever its cause: state, plan, data plane.
 
+mod answer;
 pub mod api;
 pub mod event_loop;
 pub mod lock;

@@ -26,28 +26,28 @@ pub const FILE_NAME: &str = "seed";
 #[derive(Debug, thiserror::Error)]
 pub enum SecretError {
     /// A seed's file cannot be read.
-    #[error("cannot read the seed in {}: {source}", .path.display())]
+    #[error("cannot read the seed in {}: {cause}", .path.display())]
     Read {
         /// The file.
         path: PathBuf,
         /// What the system said.
-        source: io::Error,
+        cause: io::Error,
     },
     /// It holds no seed.
-    #[error("{}: {source}", .path.display())]
+    #[error("{}: {cause}", .path.display())]
     Form {
         /// The file.
         path: PathBuf,
         /// What is wrong with it.
-        source: SeedError,
+        cause: SeedError,
     },
     /// A fresh seed cannot be kept.
-    #[error("cannot keep the node's seed in {}: {source}; see `state_dir`", .path.display())]
+    #[error("cannot keep the node's seed in {}: {cause}; see `state_dir`", .path.display())]
     Keep {
         /// The file.
         path: PathBuf,
         /// What the system said.
-        source: io::Error,
+        cause: io::Error,
     },
     /// The system has no randomness.
     #[error("cannot draw a seed: {0}")]
@@ -121,11 +121,11 @@ pub fn resolve(seed_file: Option<&Path>, state_dir: &Path) -> Result<(Secrets, S
     let path = state_dir.join(FILE_NAME);
     match read(&path) {
         Ok(seed) => Ok((derive(&seed), Source::Kept)),
-        Err(SecretError::Read { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+        Err(SecretError::Read { cause, .. }) if cause.kind() == io::ErrorKind::NotFound => {
             let mut bytes = [0; SEED_BYTES];
             getrandom::fill(&mut bytes).map_err(SecretError::Draw)?;
             let seed = Seed::from_bytes(bytes);
-            let keep = |source| SecretError::Keep { path: path.clone(), source };
+            let keep = |cause| SecretError::Keep { path: path.clone(), cause };
             fs::create_dir_all(state_dir).map_err(keep)?;
             replace_file(&path, seed.to_file_text().as_bytes(), Some(0o600)).map_err(keep)?;
             Ok((derive(&seed), Source::Drawn))
@@ -151,8 +151,8 @@ pub fn confirm(
 }
 
 fn read(path: &Path) -> Result<Seed, SecretError> {
-    let text = fs::read_to_string(path).map_err(|source| SecretError::Read { path: path.to_owned(), source })?;
-    Seed::parse(&text).map_err(|source| SecretError::Form { path: path.to_owned(), source })
+    let text = fs::read_to_string(path).map_err(|cause| SecretError::Read { path: path.to_owned(), cause })?;
+    Seed::parse(&text).map_err(|cause| SecretError::Form { path: path.to_owned(), cause })
 }
 
 #[cfg(test)]

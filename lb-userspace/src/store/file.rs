@@ -49,12 +49,12 @@ impl std::fmt::Debug for Text {
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// It cannot be opened or read.
-    #[error("cannot read {}: {source}", .path.display())]
+    #[error("cannot read {}: {cause}", .path.display())]
     Read {
         /// The file.
         path: PathBuf,
         /// What the system said.
-        source: io::Error,
+        cause: io::Error,
     },
     /// It is larger than [`FILE_BYTES_MAX`].
     #[error("{} has more than {FILE_BYTES_MAX} bytes, which no configuration needs", .path.display())]
@@ -71,20 +71,20 @@ pub enum StoreError {
         at: usize,
     },
     /// It cannot be replaced.
-    #[error("cannot replace {}: {source}", .path.display())]
+    #[error("cannot replace {}: {cause}", .path.display())]
     Write {
         /// The file.
         path: PathBuf,
         /// What the system said.
-        source: io::Error,
+        cause: io::Error,
     },
     /// Its folder cannot be watched.
-    #[error("cannot watch {}: {source}", .path.display())]
+    #[error("cannot watch {}: {cause}", .path.display())]
     Watch {
         /// The folder.
         path: PathBuf,
         /// What the watcher said.
-        source: notify::Error,
+        cause: notify::Error,
     },
 }
 
@@ -113,11 +113,11 @@ impl FileStore {
     /// [`StoreError::Read`], [`StoreError::TooLarge`], [`StoreError::NotText`].
     pub fn read(&self) -> Result<Text, StoreError> {
         let path = || self.path.clone();
-        let file = File::open(&self.path).map_err(|source| StoreError::Read { path: path(), source })?;
+        let file = File::open(&self.path).map_err(|cause| StoreError::Read { path: path(), cause })?;
         let mut bytes = Vec::new();
         file.take(FILE_BYTES_MAX + 1)
             .read_to_end(&mut bytes)
-            .map_err(|source| StoreError::Read { path: path(), source })?;
+            .map_err(|cause| StoreError::Read { path: path(), cause })?;
         if bytes.len() as u64 > FILE_BYTES_MAX {
             return Err(StoreError::TooLarge { path: path() });
         }
@@ -133,7 +133,7 @@ impl FileStore {
     /// [`StoreError::Write`]; the file is unchanged then.
     pub fn replace(&self, text: &str) -> Result<(), StoreError> {
         let target = fs::canonicalize(&self.path).unwrap_or_else(|_| self.path.clone());
-        replace_file(&target, text.as_bytes(), None).map_err(|source| StoreError::Write { path: target, source })
+        replace_file(&target, text.as_bytes(), None).map_err(|cause| StoreError::Write { path: target, cause })
     }
 
     /// News that the file may have changed. Lives as long as the returned [`Watch`].
@@ -144,7 +144,7 @@ impl FileStore {
         let (sender, changed) = mpsc::channel(1);
         let failed = |path: &Path| {
             let path = path.to_owned();
-            move |source| StoreError::Watch { path, source }
+            move |cause| StoreError::Watch { path, cause }
         };
         let mut watcher = notify::recommended_watcher(move |event: notify::Result<Event>| {
             if event.as_ref().map_or(true, may_change) {

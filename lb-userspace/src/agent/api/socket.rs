@@ -37,14 +37,14 @@ pub enum SocketError {
     #[error("there is no group `{0}` (api_group); create it with `groupadd --system {0}`")]
     NoGroup(String),
     /// The system refused.
-    #[error("cannot {what} {}: {source}", .path.display())]
+    #[error("cannot {what} {}: {cause}", .path.display())]
     System {
         /// What was tried.
         what: &'static str,
         /// The path.
         path: PathBuf,
         /// What the system said.
-        source: io::Error,
+        cause: io::Error,
     },
 }
 
@@ -53,7 +53,7 @@ pub enum SocketError {
 /// # Errors
 /// [`SocketError`].
 pub fn listen(path: &Path, group: Option<&str>) -> Result<UnixListener, SocketError> {
-    let failed = |what| move |source| SocketError::System { what, path: path.to_owned(), source };
+    let failed = |what| move |cause| SocketError::System { what, path: path.to_owned(), cause };
     if path.as_os_str().len() > PATH_BYTES_MAX {
         return Err(SocketError::TooLong(path.to_owned()));
     }
@@ -77,7 +77,7 @@ pub fn listen(path: &Path, group: Option<&str>) -> Result<UnixListener, SocketEr
 
 /// Removes a socket on which nobody listens.
 fn remove_stale(path: &Path) -> Result<(), SocketError> {
-    let failed = |what| move |source| SocketError::System { what, path: path.to_owned(), source };
+    let failed = |what| move |cause| SocketError::System { what, path: path.to_owned(), cause };
     match fs::symlink_metadata(path) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(e) => return Err(failed("look at")(e)),

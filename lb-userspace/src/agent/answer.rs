@@ -1,0 +1,174 @@
+//! Answers to calls: what the API asks, the event loop's state says, or changes.
+//!
+//! Owns: operators' changes of backends, comparisons, the snapshot of a scrape. Refuses to know: HTTP ([`super::api`]) and how a
+//! configuration is put in force ([`super::event_loop`]).
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use axum::http::StatusCode;
+
+use super::{
+    api::{Call, Refusal},
+    event_loop::{EventLoop, ReloadError},
+    overrides::{self, BackendId, Change},
+    reload, systemd,
+    view::{no_backend, no_service},
+};
+use crate::{
+    api,
+    model::{self, WEIGHT_MAX},
+    store::Text,
+    telemetry::metrics::Snapshot,
+};
+
+/// How long a scrape's figures serve the next one.
+const SNAPSHOT_AGE: Duration = Duration::from_millis(200);
+
+impl EventLoop {
+    /// Carries out an operator's change of a backend.
+    async fn admin(&mut self, service: &str, backend: &str, change: api::AdminChange) -> Result<api::Backend, Refusal> {
+        if change.weight.is_some_and(|w| w > WEIGHT_MAX) {
+            return Err(Refusal::new(StatusCode::BAD_REQUEST, format!("a weight is 0 to {WEIGHT_MAX}")));
+        }
+        let state = &self.parts.node.state;
+        let found = state.config().service(service).ok_or_else(|| no_service(service))?;
+        let configured = found
+            .backends
+            .iter()
+            .find(|b| api::backend_name(b.address, b.port) == backend)
+            .ok_or_else(|| no_backend(&format!("{service}/{backend}")))?;
+        let name = found.backend_ref(configured);
+        let id = BackendId::new(found.key, configured);
+        let mut overrides = state.overrides().clone();
+        let change = Change { reset: change.reset, admin_state: change.admin_state, weight: change.weight };
+        if overrides.change(id, configured, change) {
+            let mut next = state.clone();
+            next.set_overrides(overrides.clone());
+            // What the operator asked for is kept before it takes effect, so that a crash does not undo it.
+            overrides::save(&self.parts.overrides_file, &overrides).map_err(|e| {
+                let file = self.parts.overrides_file.display();
+                Refusal::new(StatusCode::CONFLICT, format!("cannot keep the change in {file}: {e}"))
+            })?;
+            match self.parts.node.publish(next, true).await {
+                Ok(published) => {
+                    self.parts.metrics.applied(published.took);
+                    let words = published.words();
+                    tracing::info!("revision {} applied: {name} {}: {words}", published.revision, said(change));
+                    self.pace.ran(Instant::now());
+                    self.snapshot = None;
+                    self.spread();
+                }
+                Err(error) => {
+                    self.keep_overrides();
+                    return Err(ReloadError::from(error).into());
+                }
+            }
+        }
+        self.parts.node.backend(&name)
+    }
+
+    fn diff(&self, request: api::DiffRequest) -> Result<api::ConfigDiff, Refusal> {
+        let parts = &self.parts;
+        let (text, file) = self.asked(request.text, request.file)?;
+        let in_force = parts.node.state.config();
+        let (config, diagnostics) = reload::check(&file, &text.text, &parts.host_name).map_err(Refusal::from)?;
+        let diff = model::diff(in_force, &config);
+        Ok(api::ConfigDiff {
+            revision: parts.node.revision(),
+            changed: !diff.is_empty(),
+            changes: diff.sentences(),
+            unified: super::unified::unified(&model::emit(in_force), &model::emit(&config)),
+            diagnostics,
+        })
+    }
+
+    /// The text of a request, or the file's.
+    fn asked(&self, text: Option<String>, file: Option<String>) -> Result<(Text, String), Refusal> {
+        let own = || self.parts.process.config_file.clone();
+        match text {
+            Some(text) => Ok((Text::new(text), file.unwrap_or_else(own))),
+            None => {
+                let text = self.parts.store.read().map_err(ReloadError::from)?;
+                Ok((text, own()))
+            }
+        }
+    }
+
+    async fn answer_apply(&mut self, request: api::ApplyRequest) -> Result<api::Applied, Refusal> {
+        let replace = request.text.is_some();
+        let (text, file) = self.asked(request.text, request.file)?;
+        let applied = self.apply(text, &file, replace).await;
+        systemd::status(&self.status_line());
+        applied.map_err(|error| {
+            if replace {
+                // What was handed in is refused to who handed it in; the file, and how it was read, stay as they were.
+                tracing::warn!("a configuration was refused to the API: {}", error.message());
+            } else {
+                self.refused(&error);
+            }
+            error.into()
+        })
+    }
+
+    fn snapshot(&mut self) -> Result<Arc<Snapshot>, Refusal> {
+        if let Some((at, snapshot)) = &self.snapshot
+            && at.elapsed() < SNAPSHOT_AGE
+        {
+            return Ok(Arc::clone(snapshot));
+        }
+        let interfaces = self.parts.views.interfaces.borrow().clone();
+        let snapshot = Arc::new(self.parts.node.snapshot(&interfaces)?);
+        self.snapshot = Some((Instant::now(), Arc::clone(&snapshot)));
+        Ok(snapshot)
+    }
+
+    /// Answers one call.
+    pub(super) async fn answer(&mut self, call: Call) {
+        // Whoever reads that a backend is down may rely on the maps: what was observed is published before it is told.
+        if self.pace.due().is_some_and(|due| due <= Instant::now() + super::pace::WINDOW) {
+            self.publish_observed().await;
+        }
+        let interfaces = self.parts.views.interfaces.borrow().clone();
+        let node = &mut self.parts.node;
+        // Whoever asked may have gone: then nobody takes the answer, which is fine.
+        match call {
+            Call::Status(to) => _ = to.send(Ok(node.status(&self.parts.process, &interfaces))),
+            Call::Services(to) => _ = to.send(node.services()),
+            Call::Service(name, to) => _ = to.send(node.service(&name)),
+            Call::Backends(to) => _ = to.send(node.backends()),
+            Call::Health(to) => _ = to.send(Ok(node.health())),
+            Call::NextHops(to) => _ = to.send(Ok(node.next_hops())),
+            Call::Stats(to) => _ = to.send(node.stats(&interfaces)),
+            Call::Config(to) => {
+                let text = api::ConfigText {
+                    revision: node.revision(),
+                    file: self.parts.process.config_file.clone(),
+                    text: model::emit(node.state.config()),
+                };
+                _ = to.send(Ok(text));
+            }
+            Call::Alive(to) => _ = to.send(Ok(node.revision())),
+            Call::Admin(service, backend, change, to) => _ = to.send(self.admin(&service, &backend, change).await),
+            Call::Diff(request, to) => _ = to.send(self.diff(request)),
+            Call::Apply(request, to) => _ = to.send(self.answer_apply(request).await),
+            Call::Snapshot(to) => _ = to.send(self.snapshot()),
+        }
+    }
+}
+
+fn said(change: Change) -> String {
+    let mut parts = Vec::new();
+    if change.reset {
+        parts.push("reset".to_owned());
+    }
+    if let Some(state) = change.admin_state {
+        parts.push(format!("admin_state {state}"));
+    }
+    if let Some(weight) = change.weight {
+        parts.push(format!("weight {weight}"));
+    }
+    parts.join(", ")
+}
