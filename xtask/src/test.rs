@@ -42,8 +42,6 @@ pub enum Tier {
     Packet,
     /// Random packets: host verdict against the loaded program
     Oracle,
-    /// The command line against a running agent
-    Cli,
     /// Real sessions through the lab
     Lab,
     /// The demo, and each of its steps broken once
@@ -51,8 +49,8 @@ pub enum Tier {
 }
 
 impl Tier {
-    const ALL: [Self; 9] =
-        [Self::Fmt, Self::Clippy, Self::Tidy, Self::Unit, Self::Packet, Self::Oracle, Self::Cli, Self::Lab, Self::Demo];
+    const ALL: [Self; 8] =
+        [Self::Fmt, Self::Clippy, Self::Tidy, Self::Unit, Self::Packet, Self::Oracle, Self::Lab, Self::Demo];
 
     const fn name(self) -> &'static str {
         match self {
@@ -62,7 +60,6 @@ impl Tier {
             Self::Unit => "unit",
             Self::Packet => "packet",
             Self::Oracle => "oracle",
-            Self::Cli => "cli",
             Self::Lab => "lab",
             Self::Demo => "demo",
         }
@@ -73,7 +70,7 @@ impl Tier {
         match self {
             Self::Fmt | Self::Clippy | Self::Tidy | Self::Unit => &[],
             Self::Packet | Self::Oracle => &capability::PROGRAM,
-            Self::Cli | Self::Lab | Self::Demo => &capability::LAB,
+            Self::Lab | Self::Demo => &capability::LAB,
         }
     }
 
@@ -93,7 +90,7 @@ impl Tier {
                 );
             }
             // These share the machine's namespaces and its two or so cores.
-            Self::Cli | Self::Lab | Self::Demo => {
+            Self::Lab | Self::Demo => {
                 let filter = format!("{}::", self.name());
                 return Some(
                     ["test", "-p", "weir-tests", "--", &filter, "--test-threads=1"].map(str::to_owned).to_vec(),

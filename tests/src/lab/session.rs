@@ -188,16 +188,54 @@ fn receive(stream: &mut TcpStream, len: u64) -> io::Result<()> {
     Ok(())
 }
 
+/// Answers come from the address that was asked: a VIP, in modes that keep it.
 fn serve_udp(socket: &UdpSocket, name: &str, stop: &AtomicBool) {
+    use std::{
+        io::{IoSlice, IoSliceMut},
+        os::fd::AsRawFd,
+    };
+
+    use nix::{
+        libc::{in_pktinfo, in6_pktinfo},
+        sys::socket::{
+            ControlMessage, ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg, sendmsg, setsockopt, sockopt,
+        },
+    };
+    if socket.local_addr().is_ok_and(|address| address.is_ipv4()) {
+        setsockopt(socket, sockopt::Ipv4PacketInfo, &true).expect("IP_PKTINFO");
+    } else {
+        setsockopt(socket, sockopt::Ipv6RecvPacketInfo, &true).expect("IPV6_RECVPKTINFO");
+    }
     let mut buffer = vec![0; 1 << 16];
     while !stop.load(Ordering::Relaxed) {
+        let mut control = nix::cmsg_space!(in6_pktinfo, in_pktinfo);
+        let mut slices = [IoSliceMut::new(&mut buffer)];
+        let got = recvmsg::<SockaddrStorage>(socket.as_raw_fd(), &mut slices, Some(&mut control), MsgFlags::empty());
+        let Ok(message) = got else { continue };
+        let (len, from) = (message.bytes, message.address);
+        let asked = message.cmsgs().ok().and_then(|mut messages| {
+            messages
+                .find(|m| matches!(m, ControlMessageOwned::Ipv4PacketInfo(_) | ControlMessageOwned::Ipv6PacketInfo(_)))
+        });
         // The answer is as long as the question: name, then the question's bytes behind it.
-        if let Ok((len, from)) = socket.recv_from(&mut buffer) {
-            let mut answer = name.as_bytes().to_vec();
-            answer.push(0);
-            answer.extend(&buffer[..len]);
-            answer.truncate(len.max(name.len() + 1));
-            socket.send_to(&answer, from).ok();
+        let mut answer = name.as_bytes().to_vec();
+        answer.push(0);
+        answer.extend(&buffer[..len]);
+        answer.truncate(len.max(name.len() + 1));
+        let slices = [IoSlice::new(&answer)];
+        let send = |control: &[ControlMessage<'_>]| {
+            sendmsg(socket.as_raw_fd(), &slices, control, MsgFlags::empty(), from.as_ref()).ok();
+        };
+        match asked {
+            Some(ControlMessageOwned::Ipv4PacketInfo(info)) => {
+                let source = in_pktinfo { ipi_ifindex: 0, ipi_spec_dst: info.ipi_addr, ipi_addr: info.ipi_addr };
+                send(&[ControlMessage::Ipv4PacketInfo(&source)]);
+            }
+            Some(ControlMessageOwned::Ipv6PacketInfo(info)) => {
+                let source = in6_pktinfo { ipi6_addr: info.ipi6_addr, ipi6_ifindex: 0 };
+                send(&[ControlMessage::Ipv6PacketInfo(&source)]);
+            }
+            _ => send(&[]),
         }
     }
 }
