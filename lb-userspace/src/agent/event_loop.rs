@@ -31,6 +31,7 @@ use crate::{
     api,
     health::{self, Checker},
     model::{self, Announce, BackendRef},
+    net::{forwarding::Unmet, sysctl},
     store::{FileStore, StoreError, Text, Watch},
     telemetry::metrics::{Metrics, ReloadOutcome, Snapshot},
 };
@@ -199,6 +200,7 @@ impl EventLoop {
         let published = self.parts.node.publish(state, raise).await?;
         self.parts.metrics.applied(published.took);
         self.tell_fail_open();
+        self.tell_settings();
         let message = format!("revision {}: {}", published.revision, published.words());
         self.record(api::ReloadOutcome::Applied, message, Vec::new());
         self.pace.ran(Instant::now());
@@ -342,6 +344,14 @@ impl EventLoop {
         self.open = now;
     }
 
+    /// Warns of kernel settings without which replies of `nat` services are lost.
+    fn tell_settings(&self) {
+        let unmet = Unmet::of(self.parts.node.state.config(), sysctl::read);
+        if !unmet.is_empty() {
+            tracing::warn!("{unmet}");
+        }
+    }
+
     fn fail_open(&self) -> Vec<String> {
         let state = &self.parts.node.state;
         state.effective().services.iter().filter(|s| state.fail_open(s)).map(|s| s.name.clone()).collect()
@@ -441,6 +451,7 @@ impl EventLoop {
             self.record(api::ReloadOutcome::Applied, message, warnings.clone());
             self.pace.ran(Instant::now());
             self.spread();
+            self.tell_settings();
             api::ApplyOutcome::Applied
         };
         self.snapshot = None;

@@ -4,7 +4,11 @@
 //! to know kernel versions, capabilities and programs: `weir doctor` has those from elsewhere. Invariant: each finding names
 //! a remedy that can be typed or done.
 
-use super::{interface::Interface, offload::Offloads, sysctl::Settings};
+use super::{
+    interface::Interface,
+    offload::Offloads,
+    sysctl::{Settings, sysctl_name},
+};
 use crate::model::Forward;
 
 /// Largest MTU with which drivers accept a native program that does not take fragments: a page less headroom and tail
@@ -119,19 +123,10 @@ pub fn check(facts: &Facts) -> Vec<Finding> {
         let problem = format!("arp_ignore at {name} keeps the node from answering ARP for its VIPs");
         say(Severity::Warning, problem, format!("sysctl -w net.ipv4.conf.{}.arp_ignore=1", sysctl_name(name)));
     }
-    if facts.modes.contains(&Forward::Nat) {
-        for (value, key) in
-            [(settings.ip_forward, "net.ipv4.ip_forward"), (settings.ipv6_forwarding, "net.ipv6.conf.all.forwarding")]
-        {
-            if value == Some(0) {
-                let problem = format!("{key} = 0: what `nat` backends send besides answers stays at this gateway");
-                say(
-                    Severity::Note,
-                    problem,
-                    format!("sysctl -w {key}=1, if backends reach other hosts through this node"),
-                );
-            }
-        }
+    if facts.modes.contains(&Forward::Nat) && settings.ip_forward == Some(0) {
+        let problem = "net.ipv4.ip_forward = 0: what `nat` backends send besides answers stays at this gateway";
+        let remedy = "sysctl -w net.ipv4.ip_forward=1, if backends reach other hosts through this node";
+        say(Severity::Note, problem.into(), remedy.into());
     }
     for (backends, limit, family) in [
         (facts.backends_v4, settings.neighbours_max_v4, "ipv4"),
@@ -151,11 +146,6 @@ pub fn check(facts: &Facts) -> Vec<Finding> {
     }
     findings.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
     findings
-}
-
-/// In names of settings a dot of the interface's name is written as a slash.
-fn sysctl_name(interface: &str) -> String {
-    interface.replace('.', "/")
 }
 
 #[cfg(test)]

@@ -12,12 +12,14 @@
 //! | [`resolver`] | the loop that keeps resolutions true and neighbours fresh |
 //! | [`announce`] | VIPs on an interface, gratuitous ARP and unsolicited neighbour advertisements |
 //! | [`frame`] | pure: the bytes of those announcements |
+//! | [`forwarding`] | pure: settings that replies of `nat` services need |
 //! | [`sysctl`], [`offload`] | settings that `weir doctor` looks at |
 //! | [`doctor`] | pure: what is wrong with those settings and what to do |
 
 pub mod announce;
 pub mod doctor;
 pub mod events;
+pub mod forwarding;
 pub mod frame;
 pub mod interface;
 pub mod netlink;

@@ -12,8 +12,14 @@ pub struct Settings {
     pub rp_filter_all: Option<i64>,
     /// `net.ipv4.conf.IF.rp_filter`; the larger one of this and `all` is in force.
     pub rp_filter: Option<i64>,
-    /// `net.ipv4.conf.IF.accept_local`.
+    /// `net.ipv4.conf.IF.accept_local`; the larger one of this and `all` is in force.
     pub accept_local: Option<i64>,
+    /// `net.ipv4.conf.IF.forwarding`.
+    pub forwarding_v4: Option<i64>,
+    /// `net.ipv6.conf.IF.forwarding`.
+    pub forwarding_v6: Option<i64>,
+    /// `net.ipv6.conf.IF.force_forwarding`, from Linux 6.17 on.
+    pub force_forwarding_v6: Option<i64>,
     /// `net.ipv4.ip_forward`.
     pub ip_forward: Option<i64>,
     /// `net.ipv6.conf.all.forwarding`.
@@ -42,7 +48,10 @@ pub fn read(interface: &str) -> Settings {
     Settings {
         rp_filter_all: global(&["ipv4", "conf", "all", "rp_filter"]),
         rp_filter: of_interface("ipv4", "rp_filter"),
-        accept_local: of_interface("ipv4", "accept_local"),
+        accept_local: larger("accept_local"),
+        forwarding_v4: of_interface("ipv4", "forwarding"),
+        forwarding_v6: of_interface("ipv6", "forwarding"),
+        force_forwarding_v6: of_interface("ipv6", "force_forwarding"),
         ip_forward: global(&["ipv4", "ip_forward"]),
         ipv6_forwarding: global(&["ipv6", "conf", "all", "forwarding"]),
         disable_ipv6: of_interface("ipv6", "disable_ipv6"),
@@ -57,6 +66,11 @@ fn number(path: &[&str]) -> Option<i64> {
     fs::read_to_string(file).ok()?.trim().parse().ok()
 }
 
+/// In names of settings a dot of the interface's name is written as a slash.
+pub fn sysctl_name(interface: &str) -> String {
+    interface.replace('.', "/")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -64,7 +78,10 @@ mod tests {
     #[test]
     fn loopback_has_settings_and_nonsense_has_none() {
         let settings = read("lo");
-        assert!(settings.rp_filter.is_some() && settings.ip_forward.is_some(), "{settings:?}");
+        assert!(
+            settings.rp_filter.is_some() && settings.ip_forward.is_some() && settings.forwarding_v4.is_some(),
+            "{settings:?}"
+        );
         for name in ["", "../lo", "wnh-none", "."] {
             assert_eq!(read(name).rp_filter, None, "{name}");
         }

@@ -95,7 +95,6 @@ fn interfaces(config: &Config) -> anyhow::Result<Vec<InterfaceFacts>> {
                     name: name.clone(),
                     missing: None,
                     ours: pinned.iter().any(|p| p.ifindex == interface.ifindex),
-                    forwarding: ["ipv4", "ipv6"].map(|family| sysctl(&format!("net/{family}/conf/{name}/forwarding"))),
                     link: net::doctor::Facts {
                         interface,
                         settings: net::sysctl::read(name),
@@ -140,11 +139,6 @@ fn host(pin_dir: &Path, pins: Pins, agent: Result<String, String>) -> HostFacts 
         pins,
         agent,
     }
-}
-
-/// A setting below `/proc/sys` as a number. This process's network namespace answers.
-fn sysctl(name: &str) -> Option<u32> {
-    read(&format!("/proc/sys/{name}"))?.parse().ok()
 }
 
 /// A small file without its final newline.
@@ -199,6 +193,5 @@ mod tests {
         let facts = host(Path::new("/sys/fs/bpf/weir"), Pins::None, Err("not asked".into()));
         assert!(facts.release.contains('.'), "{}", facts.release);
         assert!(facts.capabilities.is_ok());
-        assert!(sysctl("net/ipv4/conf/all/rp_filter").is_some());
     }
 }

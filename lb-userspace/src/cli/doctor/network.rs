@@ -6,7 +6,11 @@ use super::{Finding, Level};
 use crate::{
     api::Forward,
     model::Config,
-    net::{self, doctor::Severity},
+    net::{
+        self,
+        doctor::Severity,
+        forwarding::{self, Need},
+    },
 };
 
 /// What is known about an interface of the configuration.
@@ -20,8 +24,6 @@ pub struct InterfaceFacts {
     pub link: net::doctor::Facts,
     /// Whether the attached XDP program is weir's.
     pub ours: bool,
-    /// `net.ipv4.conf.IF.forwarding` and `net.ipv6.conf.IF.forwarding`.
-    pub forwarding: [Option<u32>; 2],
 }
 
 /// The way to a backend.
@@ -61,7 +63,12 @@ pub fn check(facts: &NetworkFacts, config: &Config) -> Vec<Finding> {
         }
         findings.extend(link(interface));
         findings.push(xdp(interface));
-        findings.extend(forwarding(interface, config));
+        for finding in forwarding(interface, config) {
+            // One setting of all interfaces is told once.
+            if !findings.contains(&finding) {
+                findings.push(finding);
+            }
+        }
     }
     findings.extend(paths(facts));
     findings
@@ -112,26 +119,21 @@ fn xdp(i: &InterfaceFacts) -> Finding {
     }
 }
 
-/// With `nat` the kernel routes replies for the program, which it does only between forwarding interfaces.
+/// With `nat` the kernel routes replies for the program, or forwards them itself.
 fn forwarding(i: &InterfaceFacts, config: &Config) -> Vec<Finding> {
-    let mut findings = Vec::new();
-    for ((v6, family), value) in [(false, "ipv4"), (true, "ipv6")].into_iter().zip(i.forwarding) {
-        let nat = config
-            .services
-            .iter()
-            .any(|s| Forward::from(s.forward) == Forward::Nat && s.backends.iter().any(|b| b.address.is_ipv6() == v6));
-        if !nat {
-            continue;
+    let judge = |need: Need| {
+        let check = match need {
+            Need::ForwardingV4 => format!("forwarding {} ipv4", i.name),
+            Need::ForwardingV6All => "forwarding all ipv6".into(),
+            Need::ForwardingV6 => format!("forwarding {} ipv6", i.name),
+            Need::AcceptLocal => format!("accept_local {}", i.name),
+        };
+        if need.met(&i.link.settings) {
+            return Finding::ok(check, "on");
         }
-        let check = format!("forwarding {} {family}", i.name);
-        findings.push(if value.is_some_and(|v| v > 0) {
-            Finding::ok(check, "on")
-        } else {
-            Finding::fail(check, "off: replies of nat backends are dropped as nat_reply_forwarding_disabled")
-                .advice(format!("sysctl -w net.{family}.conf.{}.forwarding=1", i.name))
-        });
-    }
-    findings
+        Finding::fail(check, format!("off: {}", need.loss())).advice(forwarding::command([need.assignment(&i.name)]))
+    };
+    forwarding::needs(config).into_iter().map(judge).collect()
 }
 
 /// Room for the outer header on the way to each backend, one line for backends that share the problem.
@@ -214,13 +216,24 @@ mod tests {
             up: true,
             ..net::Interface::default()
         };
+        let settings = net::sysctl::Settings {
+            accept_local: Some(1),
+            forwarding_v4: Some(1),
+            forwarding_v6: Some(1),
+            ipv6_forwarding: Some(1),
+            ..Default::default()
+        };
         NetworkFacts {
             interfaces: vec![InterfaceFacts {
                 name: "eth0".into(),
                 missing: None,
-                link: net::doctor::Facts { interface, modes: vec![model::Forward::Ipip], ..Default::default() },
+                link: net::doctor::Facts {
+                    interface,
+                    settings,
+                    modes: vec![model::Forward::Ipip],
+                    ..Default::default()
+                },
                 ours: false,
-                forwarding: [Some(1), Some(1)],
             }],
             paths: vec![PathFacts {
                 backend: "web/10.0.0.11:80".into(),
@@ -302,9 +315,29 @@ mod tests {
 
     #[test]
     fn forwarding_matters_to_nat_only() {
-        let off = |f: &mut NetworkFacts| f.interfaces[0].forwarding = [Some(0), None];
+        let off = |f: &mut NetworkFacts| f.interfaces[0].link.settings = net::sysctl::Settings::default();
         assert_eq!(level("", &sample::config(model::Forward::Ipip), off), Level::Ok);
-        assert_eq!(level("forwarding", &sample::config(model::Forward::Nat), off), Level::Fail);
+        let nat = sample::config(model::Forward::Nat);
+        let forwarding = |f: &mut NetworkFacts| f.interfaces[0].link.settings.forwarding_v4 = Some(0);
+        assert_eq!(level("forwarding eth0 ipv4", &nat, forwarding), Level::Fail);
+        let local = |f: &mut NetworkFacts| f.interfaces[0].link.settings.accept_local = Some(0);
+        assert_eq!(level("accept_local eth0", &nat, local), Level::Fail);
+        let mut routed = nat.clone();
+        routed.node.announce = model::Announce::None;
+        assert_eq!(level("", &routed, local), Level::Ok, "the VIP is not the node's");
+    }
+
+    #[test]
+    fn a_setting_of_all_interfaces_is_told_once() {
+        let mut config = sample::config(model::Forward::Nat);
+        config.services[0].key.vip = "2001:db8::1".parse().unwrap();
+        let mut facts = facts();
+        facts.interfaces[0].link.settings.ipv6_forwarding = Some(0);
+        facts.interfaces.push(InterfaceFacts { name: "eth1".into(), ..facts.interfaces[0].clone() });
+        let findings = check(&facts, &config);
+        let failed: Vec<_> = findings.iter().filter(|f| f.level == Level::Fail).collect();
+        assert_eq!(failed.len(), 1, "{failed:?}");
+        assert_eq!(failed[0].advice.as_deref(), Some("sysctl -w net.ipv6.conf.all.forwarding=1"));
     }
 
     #[test]
