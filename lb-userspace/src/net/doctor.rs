@@ -48,6 +48,8 @@ pub struct Facts {
     pub settings: Settings,
     /// Its offloads.
     pub offloads: Offloads,
+    /// Names of the VLAN interfaces upon it: tagged frames are expected there.
+    pub vlans: Vec<String>,
     /// Modes that services ask for; empty if no configuration is known.
     pub modes: Vec<Forward>,
     /// Backends with an IPv4 address.
@@ -88,6 +90,21 @@ pub fn check(facts: &Facts) -> Vec<Finding> {
     if offloads.lro == Some(true) {
         let problem = format!("large receive offload is on at {name}: XDP cannot be attached, or frames arrive merged");
         say(Severity::Error, problem, format!("ethtool -K {name} lro off"));
+    }
+    if offloads.gro_hw == Some(true) {
+        let problem = format!(
+            "rx-gro-hw is on at {name}: the hardware merges frames, and drivers refuse XDP or show it merged ones"
+        );
+        say(Severity::Error, problem, format!("ethtool -K {name} rx-gro-hw off"));
+    }
+    if offloads.rx_vlan == Some(true) && !facts.vlans.is_empty() {
+        let problem = format!(
+            "rx-vlan-offload is on at {name}, which carries {}: XDP sees their frames without the tag, and forwards those \
+             for a VIP untagged",
+            facts.vlans.join(", ")
+        );
+        let remedy = format!("ethtool -K {name} rxvlan off: tagged frames then pass to the kernel, as the README says");
+        say(Severity::Warning, problem, remedy);
     }
     let tunnels = facts.modes.contains(&Forward::Ipip);
     if tunnels && interface.mtu < 1500 + TUNNEL_OVERHEAD_MIN {
@@ -173,7 +190,9 @@ mod tests {
                 neighbours_max_v6: Some(1024),
                 ..Settings::default()
             },
-            offloads: Offloads { lro: Some(false), ..Offloads::default() },
+            // A tag that nobody sends need not be seen.
+            offloads: Offloads { lro: Some(false), gro_hw: Some(false), rx_vlan: Some(true), ..Offloads::default() },
+            vlans: Vec::new(),
             modes: vec![Forward::Ipip, Forward::Nat],
             backends_v4: 100,
             backends_v6: 100,
@@ -190,12 +209,14 @@ mod tests {
     #[test]
     fn each_trouble_has_its_finding() {
         type Break = fn(&mut Facts);
-        let cases: [(&str, Severity, &str, Break); 12] = [
+        let cases: [(&str, Severity, &str, Break); 14] = [
             ("ethernet", Severity::Error, "interfaces", |f| f.interface.mac = None),
             ("down", Severity::Error, "ip link set eth0.5 up", |f| f.interface.admin_up = false),
             ("carrier", Severity::Error, "cable", |f| f.interface.up = false),
             ("jumbo", Severity::Error, "mtu 3500", |f| f.interface.mtu = 9000),
             ("lro", Severity::Error, "lro off", |f| f.offloads.lro = Some(true)),
+            ("gro-hw", Severity::Error, "rx-gro-hw off", |f| f.offloads.gro_hw = Some(true)),
+            ("vlans", Severity::Warning, "rxvlan off", |f| f.vlans = vec!["eth0.7".into()]),
             ("tunnel MTU", Severity::Warning, "mtu 1600", |f| f.interface.mtu = 1500),
             ("bridge", Severity::Error, "below it", |f| f.interface.kind = Some("bridge".into())),
             ("veth", Severity::Note, "at the peer", |f| f.interface.kind = Some("veth".into())),

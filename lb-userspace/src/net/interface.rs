@@ -28,6 +28,8 @@ pub struct Interface {
     pub kind: Option<String>,
     /// Index of the bridge or bond that it is a port of.
     pub controller: Option<u32>,
+    /// Index of the interface that it lies upon, such as a VLAN's; `None` if that is in another network namespace.
+    pub lower: Option<u32>,
     /// Receive queues.
     pub rx_queues: u32,
     /// Transmit queues.
@@ -96,8 +98,10 @@ impl Interface {
             up: flags.contains(LinkFlags::Up | LinkFlags::LowerUp),
             ..Self::default()
         };
+        let foreign = message.attributes.iter().any(|a| matches!(a, LinkAttribute::LinkNetNsId(_)));
         for attribute in &message.attributes {
             match attribute {
+                LinkAttribute::Link(index) if !foreign => out.lower = Some(*index),
                 LinkAttribute::IfName(name) => out.name.clone_from(name),
                 LinkAttribute::Mtu(mtu) => out.mtu = *mtu,
                 LinkAttribute::Controller(index) => out.controller = Some(*index),

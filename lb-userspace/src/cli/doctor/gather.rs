@@ -85,6 +85,11 @@ fn interfaces(config: &Config) -> anyhow::Result<Vec<InterfaceFacts>> {
     modes.dedup();
     block_on(async {
         let links = net::interface::Links::open()?;
+        let all = links.all().await?;
+        let vlans = |below: u32| {
+            let upon = |i: &&net::Interface| i.kind.as_deref() == Some("vlan") && i.lower == Some(below);
+            all.iter().filter(upon).map(|i| i.name.clone()).collect()
+        };
         let mut facts = Vec::new();
         for name in &config.node.interfaces {
             facts.push(match links.by_name(name).await {
@@ -96,6 +101,7 @@ fn interfaces(config: &Config) -> anyhow::Result<Vec<InterfaceFacts>> {
                     missing: None,
                     ours: pinned.iter().any(|p| p.ifindex == interface.ifindex),
                     link: net::doctor::Facts {
+                        vlans: vlans(interface.ifindex),
                         interface,
                         settings: net::sysctl::read(name),
                         offloads: net::offload::read(name).unwrap_or_default(),
