@@ -171,6 +171,21 @@ impl Neighbour {
     }
 }
 
+/// Where frames for a destination leave.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Path<'a> {
+    /// Index of the interface.
+    pub ifindex: u32,
+    /// Its name.
+    pub interface: &'a str,
+    /// Gateway, if the destination is not on the interface's own segment.
+    pub gateway: Option<IpAddr>,
+    /// MAC of the interface.
+    pub src_mac: [u8; 6],
+    /// MTU in bytes of IP packet: the lower one of interface and route.
+    pub mtu: u32,
+}
+
 /// What netlink has told.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Facts {
@@ -195,18 +210,29 @@ impl Facts {
         self.try_resolve(destination, before).unwrap_or_else(Resolution::Unresolved)
     }
 
-    fn try_resolve(&self, destination: IpAddr, before: Option<&Resolution>) -> Result<Resolution, Cause> {
+    /// The way to a destination as far as its route and interface decide it, whether its neighbour is known or not.
+    ///
+    /// # Errors
+    /// Why no frame could leave for it.
+    pub fn path(&self, destination: IpAddr) -> Result<Path<'_>, Cause> {
         let (ifindex, gateway, route_mtu) = match self.routes.get(&destination) {
             Some(Route::Via { ifindex, gateway, mtu }) => (*ifindex, *gateway, *mtu),
             Some(Route::Not(cause)) => return Err(cause.clone()),
             None => return Err(Cause::Pending),
         };
         let link = self.links.get(&ifindex).ok_or(Cause::InterfaceGone { ifindex })?;
-        let interface = link.name.clone();
+        let interface = || link.name.clone();
         if !link.up {
-            return Err(Cause::InterfaceDown { interface });
+            return Err(Cause::InterfaceDown { interface: interface() });
         }
-        let Some(src_mac) = link.mac else { return Err(Cause::NotEthernet { interface }) };
+        let src_mac = link.mac.ok_or_else(|| Cause::NotEthernet { interface: interface() })?;
+        let mtu = route_mtu.map_or(link.mtu, |mtu| mtu.min(link.mtu));
+        Ok(Path { ifindex, interface: &link.name, gateway, src_mac, mtu })
+    }
+
+    fn try_resolve(&self, destination: IpAddr, before: Option<&Resolution>) -> Result<Resolution, Cause> {
+        let Path { ifindex, interface, gateway, src_mac, mtu } = self.path(destination)?;
+        let interface = interface.to_owned();
         let neighbour = gateway.unwrap_or(destination);
         let dst_mac = match self.neighbours.get(&(ifindex, neighbour)).copied().unwrap_or(Neighbour::Incomplete) {
             Neighbour::Fresh(mac) | Neighbour::Confirming(mac) | Neighbour::Stale(mac) => mac,
@@ -226,7 +252,6 @@ impl Facts {
                 _ => return Err(Cause::NeighbourIncomplete { neighbour, interface }),
             },
         };
-        let mtu = route_mtu.map_or(link.mtu, |mtu| mtu.min(link.mtu));
         let mtu = u16::try_from(mtu).unwrap_or(u16::MAX);
         Ok(Resolution::Resolved { next_hop: NextHop { ifindex, mtu, src_mac, dst_mac }, gateway, interface })
     }
@@ -330,6 +355,16 @@ mod tests {
             let want = want.unwrap_or_else(Resolution::Unresolved);
             assert_eq!(facts.resolve(ip(destination), None), want, "{what}");
         }
+    }
+
+    #[test]
+    fn a_path_needs_no_neighbour() {
+        let facts = facts(Some("10.0.0.1"), Some(1400), None);
+        let want = Path { ifindex: 3, interface: "eth0", gateway: Some(ip("10.0.0.1")), src_mac: OURS, mtu: 1400 };
+        assert_eq!(facts.path(ip("10.0.0.9")), Ok(want));
+        assert_eq!(facts.path(ip("10.0.5.9")), Err(Cause::InterfaceDown { interface: "eth1".into() }));
+        assert_eq!(facts.path(ip("10.0.7.9")), Err(Cause::Blackhole));
+        assert_eq!(facts.path(ip("10.0.8.9")), Err(Cause::Pending));
     }
 
     #[test]

@@ -15,7 +15,7 @@ use std::{
     time::Duration,
 };
 
-use futures_util::{StreamExt, TryStreamExt, stream};
+use futures_util::{Stream, StreamExt, TryStreamExt, stream};
 use ipnet::IpNet;
 use netlink_packet_route::{
     AddressFamily,
@@ -110,6 +110,23 @@ impl Drop for Resolver {
     fn drop(&mut self) {
         self.task.abort();
     }
+}
+
+/// Links and routes as they are now, once, without a loop; neighbours are not read. For those who only look: needs no
+/// capability.
+///
+/// # Errors
+/// [`Error::Socket`], or what the kernel said.
+pub async fn look(destinations: BTreeSet<IpAddr>) -> Result<Facts, Error> {
+    let connection = Connection::open(&[])?;
+    let handle = &connection.handle;
+    let mut facts = Facts { links: read_links(handle).await?, ..Facts::default() };
+    let mut answers = look_up_all(handle, destinations);
+    while let Some((destination, route)) = answers.next().await {
+        facts.routes.insert(destination, route?);
+    }
+    drop(answers);
+    Ok(facts)
 }
 
 fn open() -> Result<Connection, Error> {
@@ -232,9 +249,7 @@ impl Loop {
             self.resync = false;
         }
         let dirty = std::mem::take(&mut self.dirty);
-        let mut answers = stream::iter(dirty)
-            .map(|destination| async move { (destination, look_up(handle, destination).await) })
-            .buffer_unordered(REQUESTS_MAX);
+        let mut answers = look_up_all(handle, dirty);
         while let Some((destination, route)) = answers.next().await {
             self.facts.routes.insert(destination, route?);
         }
@@ -300,6 +315,15 @@ async fn read_neighbours(handle: &Handle) -> Result<BTreeMap<(u32, IpAddr), Neig
         .try_collect()
         .await
         .map_err(|error| Error::from_rtnetlink("list the neighbours", &error))
+}
+
+/// Asks the kernel for the routes to all of them, a bounded number at a time.
+fn look_up_all(
+    handle: &Handle,
+    destinations: BTreeSet<IpAddr>,
+) -> impl Stream<Item = (IpAddr, Result<Route, Error>)> + Unpin {
+    let ask = move |destination| async move { (destination, look_up(handle, destination).await) };
+    Box::pin(stream::iter(destinations).map(ask).buffer_unordered(REQUESTS_MAX))
 }
 
 /// Asks the kernel for the route to one address.

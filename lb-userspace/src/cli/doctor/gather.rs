@@ -13,7 +13,7 @@ use super::{
     network::{self, InterfaceFacts, NetworkFacts, PathFacts},
 };
 use crate::{
-    api::{self, client::ClientError},
+    api::{self, backend_name, client::ClientError},
     cli::{
         config,
         shell::{Shell, block_on},
@@ -48,8 +48,9 @@ pub fn findings(shell: &Shell, file: Option<&Path>) -> anyhow::Result<Vec<Findin
     match &config {
         Some(config) => {
             let backends = if asked { shell.ask(async |client| client.backends().await)? } else { Vec::new() };
-            let services = if asked { shell.ask(async |client| client.services().await)? } else { Vec::new() };
-            let facts = NetworkFacts { interfaces: interfaces(config)?, paths: paths(&services, &backends) };
+            let addresses = config.services.iter().flat_map(|s| &s.backends).map(|b| b.address).collect();
+            let routes = block_on(async { Ok(net::resolver::look(addresses).await?) })?;
+            let facts = NetworkFacts { interfaces: interfaces(config)?, paths: paths(config, &backends, &routes) };
             findings.extend(network::check(&facts, config));
         }
         None => findings.push(
@@ -118,18 +119,29 @@ fn interfaces(config: &Config) -> anyhow::Result<Vec<InterfaceFacts>> {
     })
 }
 
-/// The way to each backend, as the agent resolved it.
-fn paths(services: &[api::Service], backends: &[api::Backend]) -> Vec<PathFacts> {
-    let path = |b: &api::Backend| {
-        Some(PathFacts {
-            backend: format!("{}/{}", b.service, b.name),
-            forward: services.iter().find(|s| s.name == b.service)?.forward,
-            address: b.address,
-            mtu: b.next_hop.mtu.filter(|_| b.next_hop.resolved),
-            cause: b.next_hop.cause.clone(),
-        })
-    };
-    backends.iter().filter_map(path).collect()
+/// The way to each backend of the configuration: as the agent resolved it if it knows the backend, else as the routes say.
+fn paths(config: &Config, resolved: &[api::Backend], routes: &net::next_hop::Facts) -> Vec<PathFacts> {
+    let mut paths = Vec::new();
+    for service in &config.services {
+        for backend in &service.backends {
+            let name = backend_name(backend.address, backend.port);
+            let (mtu, cause) = match resolved.iter().find(|b| b.service == service.name && b.name == name) {
+                Some(b) => (b.next_hop.mtu.filter(|_| b.next_hop.resolved), b.next_hop.cause.clone()),
+                None => match routes.path(backend.address) {
+                    Ok(path) => (Some(path.mtu), None),
+                    Err(cause) => (None, Some(cause.to_string())),
+                },
+            };
+            paths.push(PathFacts {
+                backend: format!("{}/{name}", service.name),
+                forward: service.forward.into(),
+                address: backend.address,
+                mtu,
+                cause,
+            });
+        }
+    }
+    paths
 }
 
 /// What the host says; `pin_dir` is the configuration's, `agent` what asking it gave.
@@ -180,6 +192,11 @@ fn on_bpffs(dir: &Path) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{
+        cli::sample,
+        model,
+        net::next_hop::{Cause, Facts, Link, Route},
+    };
 
     #[test]
     fn the_memlock_line_is_read() {
@@ -192,6 +209,25 @@ mod tests {
     #[test]
     fn a_plain_folder_is_no_bpf_file_system() {
         assert!(!on_bpffs(Path::new("/proc/self/nonexistent/below")));
+    }
+
+    #[test]
+    fn what_the_agent_resolved_goes_before_what_the_routes_say() {
+        let mut config = sample::config(model::Forward::Ipip);
+        let unknown = model::Backend { address: [10, 0, 0, 99].into(), ..config.services[0].backends[0].clone() };
+        config.services[0].backends.push(unknown);
+        let link = Link { name: "eth0".into(), mac: Some([2; 6]), mtu: 1500, up: true };
+        let via = |mtu| Route::Via { ifindex: 2, gateway: None, mtu };
+        let mut routes = Facts { links: [(2, link)].into(), ..Facts::default() };
+        routes.routes.insert([10, 0, 0, 11].into(), via(Some(1300)));
+        routes.routes.insert([10, 0, 0, 99].into(), via(Some(1400)));
+        let mtus = |agent: &[api::Backend], routes: &Facts| -> Vec<(Option<u32>, Option<String>)> {
+            paths(&config, agent, routes).into_iter().map(|p| (p.mtu, p.cause)).collect()
+        };
+        assert_eq!(mtus(&[], &routes), [(Some(1300), None), (Some(1400), None)]);
+        assert_eq!(mtus(&[sample::backend(11)], &routes), [(Some(1500), None), (Some(1400), None)]);
+        routes.routes.insert([10, 0, 0, 11].into(), Route::Not(Cause::NoRoute));
+        assert_eq!(mtus(&[], &routes)[0], (None, Some("no route".into())));
     }
 
     #[test]
