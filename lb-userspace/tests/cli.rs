@@ -191,7 +191,8 @@ fn each_refusal_has_its_exit_code_and_keeps_the_agents_advice() {
 
 #[test]
 fn setup_help_reads_service_and_backends_from_the_agent() {
-    let agent = FakeAgent::start(&[("GET /v1/services/web", 200, &detail())]);
+    let config = serde_json::json!({"revision": 1, "file": "weir.toml", "text": CONFIG}).to_string();
+    let agent = FakeAgent::start(&[("GET /v1/services/web", 200, &detail()), ("GET /v1/config", 200, &config)]);
     let out = weir(&agent.socket(), &["backend", "setup-help", "web"]);
     assert_eq!(out.status.code(), Some(0), "{}", text(&out.stderr));
     assert!(text(&out.stdout).contains("type ipip local 10.0.0.11"));
@@ -274,6 +275,11 @@ fn setup_help_can_do_without_the_agent() {
     assert_eq!(out.status.code(), Some(0), "{}", text(&out.stderr));
     assert!(text(&out.stdout).contains("advmss 1440"), "{}", text(&out.stdout));
     assert_eq!(weir(nowhere, &["backend", "setup-help", "nope", "--config", path]).status.code(), Some(6));
+    fs::write(&file, CONFIG.replace("\"ipip\"", "\"nat\"")).expect("a file");
+    let out = weir(nowhere, &["backend", "setup-help", "web", "--config", path, "--node", "10.0.0.7"]);
+    assert!(text(&out.stdout).contains("default via 10.0.0.7 table 1650"), "{}", text(&out.stdout));
+    let out = weir(nowhere, &["backend", "setup-help", "web", "--config", path, "--node", "fd00::7"]);
+    assert_eq!(out.status.code(), Some(2), "{}", text(&out.stdout));
     fs::write(&file, "[node]\n").expect("a file");
     assert_eq!(weir(nowhere, &["backend", "setup-help", "web", "--config", path]).status.code(), Some(3));
 }

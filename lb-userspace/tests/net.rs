@@ -12,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use lb_userspace::net::{Announcer, Cause, Resolution, Resolver, interface::Links};
+use lb_userspace::net::{Announcer, Cause, Resolution, Resolver, interface::Links, offload};
 use nix::sched::{CloneFlags, setns};
 
 const NODE_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
@@ -366,6 +366,13 @@ fn interfaces_of_this_namespace_are_seen() {
             assert!(Instant::now() < end, "counters do not move");
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
+        // The kernel's bits are told apart by their names: one changes, its neighbours do not.
+        let before = offload::read("eth0").expect("offloads");
+        assert_eq!((before.rx_vlan, before.gro_hw, before.lro), (Some(true), Some(false), Some(false)));
+        let off = Command::new("ethtool").args(["-K", "eth0", "rxvlan", "off"]).status().expect("ethtool");
+        assert!(off.success());
+        let after = offload::read("eth0").expect("offloads");
+        assert_eq!(after, offload::Offloads { rx_vlan: Some(false), ..before });
         let missing = Announcer::start("eth9", BTreeSet::new()).await.map(drop);
         assert_eq!(missing.map_err(|error| error.to_string().contains("`eth9` does not exist")), Err(true));
     });

@@ -1,14 +1,17 @@
-//! `weir backend setup-help`: the commands that a backend's host needs for its service's forwarding mode.
+//! `weir backend setup-help`: the commands that a backend's host, and the node, need for a service's forwarding mode.
 //!
-//! Pure but for [`run`]: facts about service and backend in, steps out. The commands are meant to be read, then run as
-//! root on the backend; each can be repeated.
+//! Pure but for [`run`] and [`node_towards`]: configuration and what the agent knows in, steps out. Invariants: a command
+//! runs as it stands, without anything to fill in or to choose; it can be repeated; and it takes nothing away from another
+//! service of the same host.
 
 use std::{
+    collections::BTreeSet,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket},
     path::PathBuf,
 };
 
 use clap::Args;
+use ipnet::IpNet;
 use serde::Serialize;
 
 use super::{
@@ -18,7 +21,9 @@ use super::{
 };
 use crate::{
     api::{self, Forward, ServiceDetail, backend_name},
+    decap,
     model::{self, Config, Protocol},
+    net::forwarding,
 };
 
 /// MTU assumed where the next hop is unknown: Ethernet's.
@@ -35,6 +40,9 @@ pub struct SetupHelp {
     /// Read service and backends from this file instead of asking the agent
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
+    /// The load balancer's address on the segment of `nat` backends; this machine's address towards them unless given
+    #[arg(long, value_name = "ADDRESS")]
+    node: Option<IpAddr>,
 }
 
 /// What the steps depend on.
@@ -48,8 +56,12 @@ struct Facts {
     backend_port: u16,
     /// MTU of the way from node to backend.
     mtu: u32,
-    /// The node's address towards the backend, if it is known.
+    /// `nat`: the node's address towards the backend.
     node: Option<IpAddr>,
+    /// `ipip`: VIPs of all such services. A host has one decapsulator for all of its addresses.
+    vips: Vec<IpAddr>,
+    /// Prefixes of the outer sources, if they are not those that a decapsulator expects.
+    sources: Vec<IpNet>,
 }
 
 /// One thing to do, and why.
@@ -57,6 +69,15 @@ struct Facts {
 struct Step {
     why: String,
     commands: Vec<String>,
+}
+
+/// What is to be done where.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+struct Help {
+    /// On the node.
+    node: Vec<Step>,
+    /// On backends.
+    backends: Vec<Group>,
 }
 
 /// Backends that need the same steps.
@@ -75,48 +96,81 @@ pub fn run(shell: &Shell, args: &SetupHelp) -> anyhow::Result<()> {
         }
         None => (args.target.clone(), None),
     };
-    let (forward, facts) = match &args.config {
-        Some(path) => of_config(&super::config::load(path)?, &service)?,
-        None => of_agent(&shell.ask(async |client| client.service(&service).await)?),
+    let (config, detail) = match &args.config {
+        Some(path) => (super::config::load(path)?, None),
+        None => {
+            let detail = shell.ask(async |client| client.service(&service).await)?;
+            let text = shell.ask(async |client| client.config().await)?;
+            (super::config::parse(&text.text, &text.file)?, Some(detail))
+        }
     };
-    let groups = groups(&service, which.as_ref(), facts)?;
-    shell.show(&groups, |groups| render(&service, forward, groups))
+    let node = |backend| args.node.or_else(|| node_towards(backend));
+    let help = help(&config, &service, which.as_ref(), detail.as_ref(), node)?;
+    shell.show(&help, |help| render(&args.target, help))
 }
 
-/// Facts that the agent tells; this machine is the node, so its own address towards the backend is known too.
-fn of_agent(detail: &ServiceDetail) -> (Forward, Vec<Facts>) {
-    let service = &detail.service;
-    let facts = |b: &api::Backend| Facts {
-        vip: service.vip,
-        port: service.port,
-        protocol: service.protocol,
-        forward: service.forward,
-        backend: b.address,
-        backend_port: b.port,
-        mtu: b.next_hop.mtu.unwrap_or(MTU_DEFAULT),
-        node: node_towards(b.address),
-    };
-    (service.forward, detail.backends.iter().map(facts).collect())
-}
-
-/// Facts that a configuration tells; it may be another machine's.
-fn of_config(config: &Config, service: &str) -> Result<(Forward, Vec<Facts>), Failure> {
+/// The steps for those backends of `service` that are meant. `detail` is what the agent knows, `node` gives the node's
+/// address towards a backend.
+fn help(
+    config: &Config,
+    service: &str,
+    which: Option<&Which>,
+    detail: Option<&ServiceDetail>,
+    node: impl Fn(IpAddr) -> Option<IpAddr>,
+) -> Result<Help, Failure> {
     let service = config.service(service).ok_or_else(|| {
         let names: Vec<&str> = config.services.iter().map(|s| s.name.as_str()).take(NAMES_SHOWN).collect();
         Failure::new(Exit::NotFound, format!("the configuration has no service {service}"))
             .hint(format!("it has {}", names.join(", ")))
     })?;
-    let facts = |b: &model::Backend| Facts {
+    let facts: Result<Vec<Facts>, Failure> =
+        meant(service, which).map(|b| facts(config, service, b, detail, &node)).collect();
+    let backends = groups(facts?);
+    if backends.is_empty() {
+        return Err(Failure::new(Exit::NotFound, format!("service {} has no such backend", service.name))
+            .hint(format!("`weir backend list {}` shows those it has", service.name)));
+    }
+    Ok(Help { node: on_node(config, service), backends })
+}
+
+/// The backends that the command line means.
+fn meant<'a>(service: &'a model::Service, which: Option<&'a Which>) -> impl Iterator<Item = &'a model::Backend> {
+    service.backends.iter().filter(move |b| match which {
+        None => true,
+        Some(Which::Exact(exact)) => *exact == backend_name(b.address, b.port),
+        Some(Which::Address(address)) => *address == b.address,
+    })
+}
+
+fn facts(
+    config: &Config,
+    service: &model::Service,
+    backend: &model::Backend,
+    detail: Option<&ServiceDetail>,
+    node: impl Fn(IpAddr) -> Option<IpAddr>,
+) -> Result<Facts, Failure> {
+    let name = backend_name(backend.address, backend.port);
+    let known = detail.and_then(|detail| detail.backends.iter().find(|b| b.name == name));
+    let forward = service.forward.into();
+    let node = if forward == Forward::Nat { node(backend.address) } else { None };
+    if forward == Forward::Nat && node.is_none_or(|node| node.is_ipv6() != backend.address.is_ipv6()) {
+        let what = format!("which address of the load balancer the backend {name} reaches is not known");
+        return Err(Failure::new(Exit::Usage, what).hint("say it with --node ADDRESS, of the backend's family"));
+    }
+    let ipip = config.services.iter().filter(|s| s.forward == model::Forward::Ipip);
+    let sources = vec![IpNet::V4(config.node.outer_source_v4), IpNet::V6(config.node.outer_source_v6)];
+    Ok(Facts {
         vip: service.key.vip,
         port: service.key.port,
         protocol: service.key.protocol,
-        forward: service.forward.into(),
-        backend: b.address,
-        backend_port: b.port,
-        mtu: MTU_DEFAULT,
-        node: None,
-    };
-    Ok((service.forward.into(), service.backends.iter().map(facts).collect()))
+        forward,
+        backend: backend.address,
+        backend_port: backend.port,
+        mtu: known.and_then(|b: &api::Backend| b.next_hop.mtu).unwrap_or(MTU_DEFAULT),
+        node,
+        vips: ipip.map(|s| s.key.vip).collect::<BTreeSet<_>>().into_iter().collect(),
+        sources: if sources == decap::default_sources() { Vec::new() } else { sources },
+    })
 }
 
 /// The address that this machine uses towards `backend`. A connected datagram socket knows it and sends nothing.
@@ -127,49 +181,55 @@ fn node_towards(backend: IpAddr) -> Option<IpAddr> {
     socket.local_addr().ok().map(|address| address.ip()).filter(|ip| !ip.is_loopback() && !ip.is_unspecified())
 }
 
-fn groups(service: &str, which: Option<&Which>, facts: Vec<Facts>) -> Result<Vec<Group>, Failure> {
+fn groups(facts: Vec<Facts>) -> Vec<Group> {
     let mut groups: Vec<Group> = Vec::new();
     for facts in facts {
         let name = backend_name(facts.backend, facts.backend_port);
-        let wanted = match which {
-            None => true,
-            Some(Which::Exact(exact)) => *exact == name,
-            Some(Which::Address(address)) => *address == facts.backend,
-        };
-        if !wanted {
-            continue;
-        }
         let steps = steps(&facts);
         match groups.iter_mut().find(|group| group.steps == steps) {
             Some(group) => group.backends.push(name),
             None => groups.push(Group { backends: vec![name], steps }),
         }
     }
-    if groups.is_empty() {
-        return Err(Failure::new(Exit::NotFound, format!("service {service} has no such backend"))
-            .hint(format!("`weir backend list {service}` shows those it has")));
-    }
-    Ok(groups)
+    groups
 }
 
-fn render(service: &str, forward: Forward, groups: &[Group]) -> String {
+fn render(target: &str, help: &Help) -> String {
     let mut out = String::new();
-    for group in groups {
-        out.push_str(&format!(
-            "# Service {service} ({}): run as root on {}\n",
-            super::service::forward(forward),
-            group.backends.join(", ")
-        ));
-        for step in &group.steps {
+    let mut block = |host: &str, steps: &[Step]| {
+        out.push_str(&format!("# For {target}: run as root on {host}\n"));
+        for step in steps {
             out.push_str(&format!("\n# {}\n", step.why));
             for command in &step.commands {
                 out.push_str(&format!("{command}\n"));
             }
         }
         out.push('\n');
+    };
+    if !help.node.is_empty() {
+        block("the load balancer", &help.node);
+    }
+    for group in &help.backends {
+        block(&group.backends.join(", "), &group.steps);
     }
     out.push_str("# These last until the host restarts: put them where its network is configured.\n");
     out
+}
+
+/// What the node itself needs: nothing, unless replies pass through it.
+fn on_node(config: &Config, service: &model::Service) -> Vec<Step> {
+    let alone = Config { node: config.node.clone(), services: vec![service.clone()] };
+    let needs = forwarding::needs(&alone);
+    if needs.is_empty() {
+        return Vec::new();
+    }
+    let interfaces = &config.node.interfaces;
+    let assignments = interfaces.iter().flat_map(|name| needs.iter().map(move |need| need.assignment(name)));
+    vec![step(
+        "Replies of the service pass through here: they are routed as by a router, and the kernel resolves the next hop of a \
+         client whose MAC address it does not know, with the VIP, one of its own addresses, as the packet's source",
+        [forwarding::command(assignments)],
+    )]
 }
 
 fn steps(facts: &Facts) -> Vec<Step> {
@@ -186,7 +246,11 @@ fn steps(facts: &Facts) -> Vec<Step> {
             steps.push(listen(facts, facts.vip, facts.port));
             steps
         }
-        Forward::Nat => vec![gateway(facts), listen(facts, facts.backend, facts.backend_port)],
+        Forward::Nat => {
+            let mut steps = gateway(facts);
+            steps.push(listen(facts, facts.backend, facts.backend_port));
+            steps
+        }
     }
 }
 
@@ -214,36 +278,42 @@ fn vip_local(facts: &Facts) -> Vec<Step> {
     ]
 }
 
-/// The device that takes the outer header off.
+/// The interface that holds an address, in words of a shell.
+fn interface_of(address: IpAddr) -> String {
+    format!("$(ip -o address show to {address} | awk '{{print $2; exit}}')")
+}
+
+/// What takes the outer header off: a tunnel device of the kernel, or `weir decap` where it has none.
 fn tunnel(facts: &Facts) -> Vec<Step> {
     let local = facts.backend;
     let (device, create) = match (facts.vip.is_ipv6(), local.is_ipv6()) {
         (false, false) => ("weir-4in4", format!("type ipip local {local}")),
-        (true, false) => ("weir-6in4", format!("type sit mode ip6ip4 local {local}")),
+        (true, false) => ("weir-6in4", format!("type sit mode ip6ip local {local}")),
         (false, true) => ("weir-4in6", format!("type ip6tnl mode ipip6 local {local}")),
         (true, true) => ("weir-6in6", format!("type ip6tnl mode ip6ip6 local {local}")),
     };
+    // Replies leave through another interface than requests came in.
+    let loose =
+        if facts.vip.is_ipv6() { String::new() } else { format!(" && sysctl -w net.ipv4.conf.{device}.rp_filter=2") };
+    let vips: String = facts.vips.iter().map(|vip| format!(" --vip {vip}")).collect();
+    let sources: String = facts.sources.iter().map(|source| format!(" --source {source}")).collect();
     let mut steps = vec![step(
-        "A tunnel device takes the outer header off, whoever sent it; it only receives (where the kernel has no such \
-         tunnel, run `weir decap` instead, see `weir decap --help`)",
-        [
-            format!("ip link show {device} >/dev/null 2>&1 || ip link add {device} {create}"),
-            format!("ip link set {device} up"),
-        ],
+        "A tunnel device takes the outer header off, whoever sent it; it only receives. Where the kernel has no such tunnel, \
+         `weir decap` does it, for every VIP of this configuration that is forwarded in tunnels",
+        [[
+            format!("if ip link show {device} >/dev/null 2>&1 || ip link add {device} {create}; then"),
+            format!("  ip link set {device} up{loose}"),
+            "else".into(),
+            format!("  weir decap --interface \"{}\"{vips}{sources}", interface_of(local)),
+            "fi".into(),
+        ]
+        .join("\n")],
     )];
-    if !facts.vip.is_ipv6() {
+    if !(local.is_ipv6() && facts.vip.is_ipv6()) {
         steps.push(step(
-            "Replies leave through another interface than requests came in: no strict reverse-path filter on the tunnel",
-            [format!("sysctl -w net.ipv4.conf.{device}.rp_filter=2")],
-        ));
-    }
-    if !local.is_ipv6() {
-        steps.push(step(
-            "Outer sources vary (they spread load over receive queues) and need not be routed back: no strict \
-             reverse-path filter on the interface that receives them",
-            [format!(
-                "sysctl -w net.ipv4.conf.$(ip -o -4 address show to {local} | awk '{{print $2; exit}}').rp_filter=2"
-            )],
+            "Outer sources vary (they spread load over receive queues) and need not be routed back, and replies may leave \
+             through another interface: no strict reverse-path filter on the interface that receives them",
+            [format!("sysctl -w \"net/ipv4/conf/{}/rp_filter=2\"", interface_of(local))],
         ));
     }
     steps
@@ -254,6 +324,8 @@ fn segment_size(facts: &Facts) -> Step {
     let outer = if facts.backend.is_ipv6() { 40 } else { 20 };
     let (inner, family) = if facts.vip.is_ipv6() { (40, "-6") } else { (20, "-4") };
     let mss = facts.mtu.saturating_sub(outer + inner + 20);
+    // What `ip route show` adds to a route and `ip route replace` does not take, and what an earlier run added.
+    let clean = r"sed -E 's/\\//g; s/ (advmss|expires) [^ ]+//g; s/ (linkdown|dead)//g'";
     step(
         format!(
             "Ask clients for segments that still fit into {} bytes with the outer header, so that uploads need no path \
@@ -261,26 +333,34 @@ fn segment_size(facts: &Facts) -> Step {
              than the clients')",
             facts.mtu
         ),
-        [format!("ip {family} route replace $(ip {family} route show default | head -n 1) advmss {mss}")],
+        [[
+            format!("ip -o {family} route show table main type unicast | {clean} |"),
+            format!(
+                "  while read -r to rest; do ip {family} route replace \"$to\" advmss {mss} $rest </dev/null || exit 1; done"
+            ),
+        ]
+        .join("\n")],
     )
 }
 
 /// Replies must pass the load balancer, which puts the VIP back.
-fn gateway(facts: &Facts) -> Step {
+fn gateway(facts: &Facts) -> Vec<Step> {
+    let Some(node) = facts.node else { return Vec::new() };
     let family = if facts.backend.is_ipv6() { "-6" } else { "-4" };
-    let node = facts.node.map_or_else(|| "LOAD_BALANCER_ADDRESS".into(), |node| node.to_string());
     let protocol = super::service::protocol(facts.protocol);
     let port = if facts.backend_port == 0 { String::new() } else { format!(" sport {}", facts.backend_port) };
     let rule = format!("from {} ipproto {protocol}{port} lookup 1650", facts.backend);
-    step(
-        "Replies of the service go back through the load balancer, which writes the VIP into them (a rule of its own leaves \
-         the host's other traffic alone; making the load balancer the default gateway does as well). Clients on this \
-         host's own segment cannot use the VIP",
+    vec![step(
+        format!(
+            "Replies of the service go back through the load balancer at {node}, which writes the VIP into them. A rule of \
+             its own leaves the host's other traffic alone, and holds for clients on this host's own segment too, which a \
+             default route would not"
+        ),
         [
             format!("ip {family} route replace default via {node} table 1650"),
             format!("ip {family} rule del {rule} 2>/dev/null; ip {family} rule add {rule}"),
         ],
-    )
+    )]
 }
 
 /// A server must listen there.
@@ -305,20 +385,28 @@ mod tests {
     use crate::cli::sample;
 
     fn facts(forward: Forward, vip: &str, backend: &str) -> Facts {
+        let vip = vip.parse().unwrap();
         Facts {
-            vip: vip.parse().unwrap(),
+            vip,
             port: 80,
             protocol: Protocol::Tcp,
             forward,
             backend: backend.parse().unwrap(),
             backend_port: 8080,
             mtu: 1500,
-            node: None,
+            node: Some([10, 0, 0, 1].into()),
+            vips: vec![vip],
+            sources: Vec::new(),
         }
     }
 
     fn commands(facts: &Facts) -> Vec<String> {
         steps(facts).into_iter().flat_map(|step| step.commands).collect()
+    }
+
+    /// The help for `web` of `config`, without an agent, on a node that is 10.0.0.1.
+    fn of(config: &Config, which: Option<&Which>) -> Result<Help, Failure> {
+        help(config, "web", which, None, |_| Some([10, 0, 0, 1].into()))
     }
 
     #[test]
@@ -342,25 +430,52 @@ mod tests {
     fn ipip_has_a_tunnel_and_a_segment_size_for_each_pair_of_families() {
         for (vip, backend, tunnel, mss) in [
             ("203.0.113.1", "10.0.0.11", "weir-4in4 type ipip local 10.0.0.11", "advmss 1440"),
-            ("2001:db8::1", "10.0.0.11", "weir-6in4 type sit mode ip6ip4 local 10.0.0.11", "advmss 1420"),
+            ("2001:db8::1", "10.0.0.11", "weir-6in4 type sit mode ip6ip local 10.0.0.11", "advmss 1420"),
             ("203.0.113.1", "fd00::11", "weir-4in6 type ip6tnl mode ipip6 local fd00::11", "advmss 1420"),
             ("2001:db8::1", "fd00::11", "weir-6in6 type ip6tnl mode ip6ip6 local fd00::11", "advmss 1400"),
         ] {
             let commands = commands(&facts(Forward::Ipip, vip, backend)).join("\n");
             assert!(commands.contains(tunnel), "{commands}");
             assert!(commands.contains(mss), "{commands}");
+            assert!(commands.contains(&format!("--vip {vip}\n")), "{commands}");
         }
-        let v4 = commands(&facts(Forward::Ipip, "203.0.113.1", "10.0.0.11")).join("\n");
-        assert!(v4.contains("net.ipv4.conf.weir-4in4.rp_filter=2"), "{v4}");
+        let v4 = commands(&facts(Forward::Ipip, "203.0.113.1", "10.0.0.11"));
+        assert_eq!(
+            v4[0],
+            "if ip link show weir-4in4 >/dev/null 2>&1 || ip link add weir-4in4 type ipip local 10.0.0.11; then\n  \
+             ip link set weir-4in4 up && sysctl -w net.ipv4.conf.weir-4in4.rp_filter=2\nelse\n  \
+             weir decap --interface \"$(ip -o address show to 10.0.0.11 | awk '{print $2; exit}')\" --vip 203.0.113.1\nfi"
+        );
+    }
+
+    #[test]
+    fn a_decapsulator_serves_every_tunnel_service_and_the_nodes_outer_sources() {
+        let mut config = sample::config(model::Forward::Ipip);
+        let mut more = |name: &str, vip: &str, forward| {
+            let mut service = model::Service { name: name.into(), forward, ..config.services[0].clone() };
+            service.key.vip = vip.parse().unwrap();
+            config.services.push(service);
+        };
+        more("web6", "2001:db8::1", model::Forward::Ipip);
+        more("again", "203.0.113.1", model::Forward::Ipip);
+        more("other", "203.0.113.9", model::Forward::Dsr);
+        let text = render("web", &of(&config, None).unwrap());
+        assert!(text.contains(" --vip 203.0.113.1 --vip 2001:db8::1\n"), "{text}");
+        config.node.outer_source_v4 = "172.16.0.0/16".parse().unwrap();
+        let text = render("web", &of(&config, None).unwrap());
+        assert!(text.contains(" --source 172.16.0.0/16 --source 100::/64\n"), "{text}");
     }
 
     #[test]
     fn nat_sends_replies_through_the_node() {
-        let mut facts = facts(Forward::Nat, "203.0.113.1", "10.0.0.11");
-        assert!(commands(&facts)[0].contains("via LOAD_BALANCER_ADDRESS"));
-        facts.node = Some([10, 0, 0, 1].into());
+        let config = sample::config(model::Forward::Nat);
+        let help_of_nat = of(&config, None).unwrap();
+        let text = render("web", &help_of_nat);
+        assert!(text.starts_with("# For web: run as root on the load balancer\n"), "{text}");
+        let on_node = "sysctl -w net.ipv4.conf.eth0.forwarding=1 net.ipv4.conf.eth0.accept_local=1";
+        assert_eq!(help_of_nat.node[0].commands, [on_node]);
         assert_eq!(
-            commands(&facts),
+            commands(&facts(Forward::Nat, "203.0.113.1", "10.0.0.11")),
             [
                 "ip -4 route replace default via 10.0.0.1 table 1650",
                 "ip -4 rule del from 10.0.0.11 ipproto tcp sport 8080 lookup 1650 2>/dev/null; \
@@ -368,29 +483,42 @@ mod tests {
                 "ss -4tln 'sport = :8080'",
             ]
         );
+        for unknown in [None, Some("fd00::1".parse().unwrap())] {
+            let error = help(&config, "web", None, None, |_| unknown).unwrap_err();
+            assert!(error.hint.is_some_and(|hint| hint.contains("--node")));
+        }
+        assert!(of(&sample::config(model::Forward::Ipip), None).unwrap().node.is_empty());
     }
 
     #[test]
     fn backends_with_the_same_steps_share_a_block() {
-        let facts = |forward| ["10.0.0.11", "10.0.0.12"].map(|b| facts(forward, "203.0.113.1", b)).to_vec();
-        let all = groups("web", None, facts(Forward::Dsr)).unwrap();
+        let config = |forward| {
+            let mut config = sample::config(forward);
+            let other = model::Backend { address: [10, 0, 0, 12].into(), ..config.services[0].backends[0].clone() };
+            config.services[0].backends.push(other);
+            config
+        };
+        let all = of(&config(model::Forward::Dsr), None).unwrap().backends;
         assert_eq!(all.len(), 1);
-        assert_eq!(all[0].backends, ["10.0.0.11:8080", "10.0.0.12:8080"]);
-        assert_eq!(groups("web", None, facts(Forward::Ipip)).unwrap().len(), 2);
-        let one = Which::Exact("10.0.0.12:8080".into());
-        let text = render("web", Forward::Ipip, &groups("web", Some(&one), facts(Forward::Ipip)).unwrap());
-        assert!(text.starts_with("# Service web (ipip): run as root on 10.0.0.12:8080\n"), "{text}");
+        assert_eq!(all[0].backends, ["10.0.0.11:80", "10.0.0.12:80"]);
+        let ipip = config(model::Forward::Ipip);
+        assert_eq!(of(&ipip, None).unwrap().backends.len(), 2);
+        let one = Which::Exact("10.0.0.12:80".into());
+        let text = render("web/10.0.0.12:80", &of(&ipip, Some(&one)).unwrap());
+        assert!(text.starts_with("# For web/10.0.0.12:80: run as root on 10.0.0.12:80\n"), "{text}");
         let none = Which::Exact("10.9.9.9:80".into());
-        assert_eq!(groups("web", Some(&none), facts(Forward::Dsr)).unwrap_err().exit, Exit::NotFound);
+        assert_eq!(of(&ipip, Some(&none)).unwrap_err().exit, Exit::NotFound);
+        assert_eq!(help(&ipip, "x", None, None, |_| None).unwrap_err().exit, Exit::NotFound);
     }
 
     #[test]
-    fn agent_and_configuration_tell_the_same_facts() {
-        let detail = ServiceDetail { service: sample::service("web"), backends: sample::backends() };
-        let (forward, agent) = of_agent(&detail);
-        let (same, config) = of_config(&sample::config(model::Forward::Ipip), "web").unwrap();
-        assert_eq!(forward, same);
-        assert_eq!(steps(&agent[0]), steps(&config[0]));
-        assert_eq!(of_config(&sample::config(model::Forward::Ipip), "x").unwrap_err().exit, Exit::NotFound);
+    fn the_agent_knows_the_mtu_of_the_way() {
+        let config = sample::config(model::Forward::Ipip);
+        let mut detail = ServiceDetail { service: sample::service("web"), backends: sample::backends() };
+        let with =
+            |detail: Option<&ServiceDetail>| render("web", &help(&config, "web", None, detail, |_| None).unwrap());
+        assert_eq!(with(Some(&detail)), with(None), "Ethernet's is assumed");
+        detail.backends[0].next_hop.mtu = Some(9000);
+        assert!(with(Some(&detail)).contains("advmss 8940"));
     }
 }

@@ -6,6 +6,7 @@ pub mod wire;
 mod modes;
 mod operate;
 mod scene;
+mod setup;
 
 use std::{path::PathBuf, process::Command, sync::OnceLock};
 
