@@ -19,12 +19,21 @@ const TRANSFER: u64 = 2 << 20;
 /// How long a connection that must fail is waited for: one retransmission of the SYN.
 const IN_VAIN: Duration = Duration::from_millis(1500);
 
-/// Runs a line in the shell of a host, with `weir` on its path.
-fn shell(scene: &Scene, host: Host, line: &str) -> String {
+/// Runs a line in the shell of a host, with `weir` on its path, to its good end; standard output and error.
+fn run(scene: &Scene, host: Host, line: &str) -> (String, String) {
     let folder = scene.lab.weir_binary().parent().expect("a folder").display().to_string();
-    let path = format!("PATH={folder}:/usr/sbin:/usr/bin:/sbin:/bin");
-    let done = scene.lab.run(host, "env", &[&path, "sh", "-c", line]);
-    done.unwrap_or_else(|error| panic!("{line}: {error:#}"))
+    let mut command = scene.lab.namespace(host).command("sh").expect("the host");
+    command.args(["-c", line]).env("PATH", format!("{folder}:/usr/sbin:/usr/bin:/sbin:/bin"));
+    let Output { status, stdout, stderr } = command.output().expect("sh");
+    let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+    let (stdout, stderr) = (text(stdout), text(stderr));
+    assert!(status.success(), "in {}: {line}: {status}: {stderr}", host.name());
+    (stdout, stderr)
+}
+
+/// As [`run`]; standard output.
+fn shell(scene: &Scene, host: Host, line: &str) -> String {
+    run(scene, host, line).0
 }
 
 /// Takes from a backend everything that the lab gave it for its VIPs, and makes it as strict as distributions are.
@@ -53,7 +62,9 @@ fn follow(scene: &Scene, target: &str, host: Host) {
             for command in step["commands"].as_array().expect("a list") {
                 let command = command.as_str().expect("text");
                 assert!(text.contains(&format!("\n{command}\n")), "not among what people read: {command}\n{text}");
-                let said = shell(scene, place, command);
+                let (said, complaint) = run(scene, place, command);
+                // A tunnel that this kernel lacks is one thing, a word that `ip` does not know another.
+                assert!(!complaint.contains(" is wrong"), "{command}: {complaint}");
                 if command.starts_with("ss ") {
                     assert!(said.contains("LISTEN") || said.contains("UNCONN"), "nobody listens: {command}: {said}");
                 }
