@@ -30,6 +30,14 @@ fn ip(arguments: &str) -> bool {
     Command::new("ip").args(arguments.split_whitespace()).stderr(Stdio::null()).status().is_ok_and(|s| s.success())
 }
 
+/// `xdp` or `xdpgeneric` where an interface of this thread's namespace has a program, as iproute2 shows it.
+fn attached_by_ip(interface: &str) -> Option<String> {
+    let output = Command::new("ip").args(["-o", "link", "show", "dev", interface]).output().expect("iproute2");
+    assert!(output.status.success(), "ip link show dev {interface}");
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    text.split_whitespace().find(|word| word.starts_with("xdp")).map(str::to_owned)
+}
+
 /// A namespace with two veth pairs and a pin folder, removed at the end.
 struct Place {
     netns: String,
@@ -108,7 +116,9 @@ fn loads_keeps_refuses_other_shapes_and_unloads() {
         drop(losses);
         Losses::attach(pins).expect("loss counters are taken over");
 
+        assert_eq!(attached_by_ip("wb0.5").as_deref(), Some("xdp"));
         assert!(pins.remove_all().expect("unload"));
+        assert_eq!(attached_by_ip("wb0.5"), None, "the program is gone when unloading returns");
         assert!(!pins.dir().exists());
         assert!(!pins.remove_all().expect("unload twice"));
         let anew = load(pins, &both, XdpMode::Native, &sizes(8192)).expect("other sizes after unloading");

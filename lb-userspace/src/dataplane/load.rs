@@ -18,7 +18,7 @@ use aya::{
 };
 use lb_core::abi::{self, MapShape, stats::INTERFACES_MAX};
 
-use super::pin::{PinError, PinnedInterface, Pins, make_dir};
+use super::pin::{self, PinError, PinnedInterface, Pins, make_dir};
 use crate::{model, plan::MapSizes};
 
 /// Name of the program in the object and in the kernel.
@@ -267,7 +267,7 @@ fn load_one(
     })?;
     let dir = pins.interface(&pinned);
     make_dir(&dir)?;
-    let link_pin = dir.join("link");
+    let link_pin = dir.join(pin::LINK);
     let (how, program_id) = match PinnedLink::from_pin(&link_pin) {
         Ok(link) => take_over(program, link, &name)?,
         Err(_) => {

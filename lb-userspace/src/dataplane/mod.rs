@@ -9,6 +9,7 @@ pub mod btf;
 pub mod engine;
 pub mod fake;
 pub mod kernel;
+pub mod link;
 pub mod live;
 pub mod load;
 pub mod loss;

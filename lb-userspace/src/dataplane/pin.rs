@@ -21,6 +21,11 @@ use nix::{
     sys::statfs::{BPF_FS_MAGIC, statfs},
 };
 
+use super::link;
+
+/// Name of the pin of an interface's link.
+pub const LINK: &str = "link";
+
 /// Why the pin folder cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum PinError {
@@ -136,9 +141,12 @@ impl Pins {
         Ok(found)
     }
 
-    /// Removes an interface's pins: the program is detached, as nothing else holds the link.
+    /// Removes an interface's pins: the program is detached when this returns.
     pub fn remove_interface(&self, interface: &PinnedInterface) -> Result<(), PinError> {
-        remove(&self.interface(interface))
+        let dir = self.interface(interface);
+        let link = dir.join(LINK);
+        link::detach(&link).map_err(at(&link))?;
+        remove(&dir)
     }
 
     /// Removes everything: first the links, so that no program runs on maps that are half gone. What is missing already is

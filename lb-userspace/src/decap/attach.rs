@@ -158,13 +158,9 @@ fn find(interface: &Interface, pins: &Pins) -> Result<Option<Attached>, DecapErr
         };
         // The link outlives an interface that was deleted, without effect.
         let Some(mode) = mode else { return Ok(None) };
-        for program in loaded_programs() {
-            let program = program?;
-            if program.id() == id {
-                return Ok(Some(Attached { mode, program, link: Some(link) }));
-            }
-        }
-        return Ok(None);
+        // Programs of others come and go while they are listed; those are errors that say nothing about ours.
+        let program = loaded_programs().flatten().find(|program| program.id() == id);
+        return Ok(program.map(|program| Attached { mode, program, link: Some(link) }));
     }
     if !pins.program().exists() {
         return Ok(None);

@@ -11,9 +11,12 @@ use nix::{
 };
 
 use super::DecapError;
+use crate::dataplane::link;
 
 const BPF_FS: &str = "/sys/fs/bpf";
 const FOLDER: &str = "weir-decap";
+/// How often the folder of an interface is tried to be made.
+const CREATE_TRIES: u32 = 16;
 
 /// The pins of one interface.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,11 +45,21 @@ impl Pins {
     /// Mounts the bpf file system if it is missing, and creates the folder.
     pub fn create(&self) -> Result<(), DecapError> {
         mount_bpf_fs()?;
-        fs::create_dir_all(&self.folder).map_err(|source| DecapError::Pin { path: self.folder.clone(), source })
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            match fs::create_dir_all(&self.folder) {
+                // Whoever detached another interface took the shared folder away just after it was made.
+                Err(error) if error.kind() == io::ErrorKind::NotFound && tries < CREATE_TRIES => {}
+                made => return made.map_err(|source| DecapError::Pin { path: self.folder.clone(), source }),
+            }
+        }
     }
 
-    /// Removes whatever is pinned. The kernel detaches a link whose last name vanishes.
+    /// Removes whatever is pinned. A link is detached when this returns, so that another hook or program can take its place.
     pub fn remove(&self) -> Result<(), DecapError> {
+        let path = self.link();
+        link::detach(&path).map_err(|source| DecapError::Pin { path, source })?;
         for path in [self.link(), self.program()] {
             absent_is_fine(fs::remove_file(&path)).map_err(|source| DecapError::Pin { path, source })?;
         }

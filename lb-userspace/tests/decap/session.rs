@@ -219,6 +219,13 @@ fn auto_takes_native_and_other_modes_replace_it() {
         assert_eq!(pair.attach(Some(mode), &VIPS).expect("it changes hooks").mode, mode);
         assert!(answered(&pair, PAIRS[0], Duration::from_secs(5)), "{mode:?}");
     }
+    // The interface is free the moment the old hook is gone: a device cannot carry native and generic XDP together.
+    for round in 0..6 {
+        for mode in [Mode::Generic, Mode::Native] {
+            let status = pair.attach(Some(mode), &VIPS).unwrap_or_else(|e| panic!("round {round}, {mode:?}: {e}"));
+            assert_eq!(status.mode, mode);
+        }
+    }
     pair.detach().expect("it detaches");
 }
 
