@@ -33,9 +33,14 @@ pub struct Frame {
 impl Frame {
     /// A copy of `bytes`, Ethernet header first.
     pub fn new(bytes: &[u8]) -> Self {
-        let mut buffer = alloc::vec![0; HEADROOM];
+        Self::with_headroom(bytes, HEADROOM)
+    }
+
+    /// As [`Frame::new`], with `headroom` bytes in front, as of a driver that leaves less.
+    pub fn with_headroom(bytes: &[u8], headroom: usize) -> Self {
+        let mut buffer = alloc::vec![0; headroom];
         buffer.extend_from_slice(bytes);
-        Self { buffer, start: HEADROOM }
+        Self { buffer, start: headroom }
     }
 
     /// The frame as it is now.

@@ -8,7 +8,7 @@ pub mod world;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use lb_core::{
-    host::{Frame, Snapshot},
+    host::{Frame, HEADROOM, Snapshot},
     pipeline,
     reason::Reason,
     rewrite::Exit,
@@ -33,7 +33,12 @@ fn number(name: &str, default: u64) -> Result<u64> {
 
 /// What the host says about a frame.
 pub fn model(snapshot: &Snapshot, frame: &[u8]) -> (Exit, Outcome) {
-    let mut copy = Frame::new(frame);
+    model_behind(HEADROOM, snapshot, frame)
+}
+
+/// What the host says about a frame with `headroom` bytes in front of it.
+pub fn model_behind(headroom: usize, snapshot: &Snapshot, frame: &[u8]) -> (Exit, Outcome) {
+    let mut copy = Frame::with_headroom(frame, headroom);
     let exit = pipeline::process(&mut copy, snapshot);
     let action = match exit {
         Exit::Drop(_) => 1,

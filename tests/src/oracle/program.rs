@@ -23,6 +23,9 @@ use super::world::{CLIENTS_V4, CLIENTS_V6};
 
 /// Room for any frame that the program makes of one of at most 1,800 bytes.
 const FRAME_MAX: usize = 2048;
+/// The most metadata that BPF_PROG_RUN takes: of 256 bytes of headroom the kernel keeps 40 for `struct xdp_frame`. Kernels
+/// that allow no more than 32 bytes of metadata refuse it.
+const METADATA_MAX: usize = 216;
 /// Slot of the interface that the program under test is told to be on: not the first, so that an index without it shows.
 const INTERFACE: u32 = 2;
 
@@ -77,13 +80,32 @@ impl Program {
         Ok(())
     }
 
-    /// Runs one frame.
+    /// Runs one frame; the kernel refuses less than 14 bytes.
     pub fn run(&self, frame: &[u8]) -> Result<Outcome> {
+        self.run_behind(0, frame)
+    }
+
+    /// Runs one frame behind a headroom that metadata fills.
+    pub fn run_without_headroom(&self, frame: &[u8]) -> Result<Outcome> {
+        self.run_behind(METADATA_MAX, frame).context("the kernel takes as much metadata as the headroom has room for")
+    }
+
+    /// Runs one frame behind `metadata` bytes of metadata, which the kernel takes out of the headroom.
+    fn run_behind(&self, metadata: usize, frame: &[u8]) -> Result<Outcome> {
         let program: &Xdp = self.ebpf.program("weir_lb").context("the program is there")?.try_into()?;
+        let mut data = vec![0; metadata];
+        data.extend_from_slice(frame);
+        // struct xdp_md: data, data_end, data_meta, ingress interface, queue, egress interface.
+        let context: [u32; 6] = [metadata as u32, data.len() as u32, 0, 0, 0, 0];
         let mut out = [0; FRAME_MAX];
-        let options = TestRunOptions { data_in: Some(frame), data_out: Some(&mut out), ..TestRunOptions::default() };
+        let options = TestRunOptions {
+            data_in: Some(&data),
+            data_out: Some(&mut out),
+            ctx_in: (metadata > 0).then(|| bytemuck::cast_slice(&context)),
+            ..TestRunOptions::default()
+        };
         let result = program.test_run(options)?;
-        let frame = out.get(..result.data_size_out as usize).context("the frame fits")?.to_vec();
+        let frame = out.get(metadata..result.data_size_out as usize).context("the frame fits")?.to_vec();
         Ok(Outcome { action: result.return_value, frame })
     }
 
@@ -115,15 +137,37 @@ fn sum(values: &PerCpuValues<[u64; 2]>) -> (u64, u64) {
     values.iter().fold((0, 0), |(packets, bytes), value| (packets + value[0], bytes + value[1]))
 }
 
+/// MAC addresses of the way to the clients: this end, the clients' end.
+const MACS: [[u8; 6]; 2] = [[2, 0, 0, 0, 0xc1, 1], [2, 0, 0, 0, 0xc1, 2]];
+
+/// What the routes of [`enter_namespace`] say about the clients of the world, where `ifindex` leads to them.
+pub fn next_hops(ifindex: u32) -> BTreeMap<[u8; 16], NextHop> {
+    let mut macs = [0; 12];
+    macs[..6].copy_from_slice(&MACS[1]);
+    macs[6..].copy_from_slice(&MACS[0]);
+    let known = [(0, NextHop::Resolved { ifindex, macs }), (1, NextHop::NoNeighbour), (3, NextHop::Unsupported)];
+    known.into_iter().flat_map(|(n, hop)| [(abi::mapped(CLIENTS_V4[n]), hop), (CLIENTS_V6[n], hop)]).collect()
+}
+
+/// Runs commands in this thread's namespace.
+pub fn shell(commands: &[String]) -> Result<()> {
+    for command in commands {
+        let status = Command::new("sh").args(["-c", command]).status()?;
+        ensure!(status.success(), "{command}: {status}");
+    }
+    Ok(())
+}
+
 /// Moves this thread into a network namespace of its own, which vanishes with it, whose routes know the clients of the
-/// world: the first has a neighbour entry, the second a route only, the third nothing. Gives what the routes say.
+/// world: the first has a neighbour entry, the second a route only, the third nothing, the fourth a route into a tunnel.
+/// Gives what the routes say.
 pub fn enter_namespace() -> Result<BTreeMap<[u8; 16], NextHop>> {
     unshare(CloneFlags::CLONE_NEWNET).context("a network namespace needs root")?;
-    let (mac, peer_mac) = ([2, 0, 0, 0, 0xc1, 1], [2, 0, 0, 0, 0xc1, 2]);
+    let [mac, peer] = MACS.map(|mac| mac.map(|byte| format!("{byte:02x}")).join(":"));
     let mut commands = vec![
         "ip link set lo up".to_owned(),
         "ip link add wpl0 type veth peer name wpl1".to_owned(),
-        "ip link set wpl0 addrgenmode none address 02:00:00:00:c1:01 up".to_owned(),
+        format!("ip link set wpl0 addrgenmode none address {mac} up"),
         "ip link set wpl1 addrgenmode none up".to_owned(),
         "sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1".to_owned(),
     ];
@@ -133,22 +177,11 @@ pub fn enter_namespace() -> Result<BTreeMap<[u8; 16], NextHop>> {
         commands.push(format!("ip route add {}/32 dev wpl0", v4(n)));
         commands.push(format!("ip -6 route add {}/128 dev wpl0", v6(n)));
     }
+    commands.push(format!("ip route add {}/32 encap ip id 1 dst 203.0.113.200 dev wpl0", v4(3)));
+    commands.push(format!("ip -6 route add {}/128 encap ip6 id 1 dst 2001:db8:cc::1 dev wpl0", v6(3)));
     for addr in [v4(0).to_string(), v6(0).to_string()] {
-        commands.push(format!("ip neigh add {addr} lladdr 02:00:00:00:c1:02 dev wpl0 nud permanent"));
+        commands.push(format!("ip neigh add {addr} lladdr {peer} dev wpl0 nud permanent"));
     }
-    for command in &commands {
-        let status = Command::new("sh").args(["-c", command]).status()?;
-        ensure!(status.success(), "{command}: {status}");
-    }
-    let ifindex = nix::net::if_::if_nametoindex("wpl0")?;
-    let mut macs = [0; 12];
-    macs[..6].copy_from_slice(&peer_mac);
-    macs[6..].copy_from_slice(&mac);
-    let resolved = NextHop::Resolved { ifindex, macs };
-    Ok(BTreeMap::from([
-        (abi::mapped(CLIENTS_V4[0]), resolved),
-        (abi::mapped(CLIENTS_V4[1]), NextHop::NoNeighbour),
-        (CLIENTS_V6[0], resolved),
-        (CLIENTS_V6[1], NextHop::NoNeighbour),
-    ]))
+    shell(&commands)?;
+    Ok(next_hops(nix::net::if_::if_nametoindex("wpl0")?))
 }

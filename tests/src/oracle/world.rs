@@ -28,10 +28,11 @@ const BUCKETS: usize = 8;
 const SLOTS: u32 = 251;
 /// Interface that `BPF_PROG_RUN` says a frame came in by: loopback.
 pub const INGRESS: u32 = 1;
-/// Clients that the routes of [`super::program::Namespace`] know: a neighbour, one without MAC, none at all.
-pub const CLIENTS_V4: [[u8; 4]; 3] = [[192, 0, 2, 7], [192, 0, 2, 8], [192, 0, 2, 9]];
+/// Clients, by what the routes of [`super::program::enter_namespace`] know: a neighbour, one without MAC, none at all, one
+/// behind a tunnel.
+pub const CLIENTS_V4: [[u8; 4]; 4] = [[192, 0, 2, 7], [192, 0, 2, 8], [192, 0, 2, 9], [192, 0, 2, 10]];
 /// As [`CLIENTS_V4`].
-pub const CLIENTS_V6: [[u8; 16]; 3] = [client_v6(7), client_v6(8), client_v6(9)];
+pub const CLIENTS_V6: [[u8; 16]; 4] = [client_v6(7), client_v6(8), client_v6(9), client_v6(10)];
 
 const fn client_v6(last: u8) -> [u8; 16] {
     let mut addr = [0; 16];

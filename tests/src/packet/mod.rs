@@ -1,10 +1,12 @@
 //! Packets as data: what comes in, what happens, what goes out, what is counted.
 //!
-//! The cases stand in `tests/fixtures/packets/*.toml`, in hexadecimal, against the small node of [`node`]. Each packet is
-//! given to lb-core and to the loaded program. `WEIR_BLESS=1` rewrites action, reason and outgoing bytes from what lb-core
+//! The cases stand in `tests/fixtures/packets/*.toml`, in hexadecimal, against the small node of [`node`] in the file's
+//! [`Setting`]. Each packet is given to lb-core and to the loaded program. `WEIR_BLESS=1` rewrites action, reason and outgoing bytes from what lb-core
 //! says; the difference is for a person to judge.
 
+mod coverage;
 mod node;
+mod setting;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -13,22 +15,24 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use lb_core::{host::Snapshot, reason::Reason};
+use lb_core::{host::Snapshot, reason::Reason, rewrite::Exit, wire::eth};
 use serde::{Deserialize, Serialize};
 use xtask::capability::{PROGRAM, available};
 
 use crate::{
     craft,
-    oracle::{
-        model,
-        program::{self, Program},
-    },
+    oracle::{model, program::Program},
 };
+
+use self::setting::Setting;
 
 /// A file of cases.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Fixture {
+    /// What the node is like.
+    #[serde(default, skip_serializing_if = "Setting::is_usual")]
+    setting: Setting,
     case: Vec<Case>,
 }
 
@@ -77,13 +81,23 @@ fn files() -> Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-/// Checks one packet and gives its reason.
-fn check(snapshot: &Snapshot, program: &Program, packet: &Packet) -> Result<Reason> {
+/// Every file with what it holds.
+fn fixtures() -> Result<Vec<(PathBuf, Fixture)>> {
+    let read = |path: PathBuf| {
+        let text = fs::read_to_string(&path)?;
+        let fixture = toml::from_str(&text).with_context(|| path.display().to_string())?;
+        Ok((path, fixture))
+    };
+    files()?.into_iter().map(read).collect()
+}
+
+/// Checks one packet.
+fn check(setting: Setting, snapshot: &Snapshot, program: &Program, packet: &Packet) -> Result<()> {
     let frame = from_hex(&packet.frame)?;
     let out = packet.out.as_deref().map_or_else(|| Ok(frame.clone()), from_hex)?;
-    let (exit, host) = model(snapshot, &frame);
+    let (exit, host) = setting.model(snapshot, &frame);
     let before = program.reasons()?;
-    let kernel = program.run(&frame)?;
+    let kernel = setting.run(program, &frame)?;
     let after = program.reasons()?;
     for (who, outcome) in [("lb-core", &host), ("the program", &kernel)] {
         ensure!(
@@ -109,33 +123,29 @@ fn check(snapshot: &Snapshot, program: &Program, packet: &Packet) -> Result<Reas
         let wrong = craft::wrong(&out);
         ensure!(wrong.is_none(), "the fixture itself is wrong: {wrong:?}");
     }
-    Ok(exit.reason())
+    Ok(())
 }
 
-fn run() -> Result<BTreeSet<Reason>> {
-    let snapshot = node::node(program::enter_namespace()?);
+fn run(setting: Setting) -> Result<()> {
+    let snapshot = setting.enter()?;
     let program = Program::load(&snapshot)?;
-    let mut met = BTreeSet::new();
-    for path in files()? {
-        let fixture: Fixture = toml::from_str(&fs::read_to_string(&path)?)?;
+    for (path, fixture) in fixtures()?.into_iter().filter(|(_, fixture)| fixture.setting == setting) {
         for case in &fixture.case {
             for (n, packet) in case.packet.iter().enumerate() {
-                let reason = check(&snapshot, &program, packet)
+                check(setting, &snapshot, &program, packet)
                     .with_context(|| format!("{}: {}, packet {}", path.display(), case.description, n + 1))?;
-                met.insert(reason);
             }
         }
     }
-    Ok(met)
+    Ok(())
 }
 
-fn bless() -> Result<()> {
-    let snapshot = node::node(program::enter_namespace()?);
-    for path in files()? {
-        let mut fixture: Fixture = toml::from_str(&fs::read_to_string(&path)?)?;
+fn bless(setting: Setting) -> Result<()> {
+    let snapshot = setting.enter()?;
+    for (path, mut fixture) in fixtures()?.into_iter().filter(|(_, fixture)| fixture.setting == setting) {
         for packet in fixture.case.iter_mut().flat_map(|case| &mut case.packet) {
             let frame = from_hex(&packet.frame)?;
-            let (exit, outcome) = model(&snapshot, &frame);
+            let (exit, outcome) = setting.model(&snapshot, &frame);
             packet.action = action_name(outcome.action).to_owned();
             packet.reason = exit.reason().name().to_owned();
             packet.out = (outcome.frame != frame).then(|| to_hex(&outcome.frame));
@@ -155,23 +165,13 @@ fn fixtures_hold_for_core_and_program() -> Result<()> {
     if !available(&PROGRAM, "packet fixtures") {
         return Ok(());
     }
-    if std::env::var_os("WEIR_BLESS").is_some() {
-        in_thread(bless)?;
+    let settings: BTreeSet<Setting> = fixtures()?.iter().map(|(_, fixture)| fixture.setting).collect();
+    for setting in settings {
+        if std::env::var_os("WEIR_BLESS").is_some() {
+            in_thread(move || bless(setting))?;
+        }
+        in_thread(move || run(setting)).with_context(|| format!("{setting:?}"))?;
     }
-    let met = in_thread(run)?;
-    // Ways out that no fixture can show: they need another agent's maps, a driver without headroom, a kernel that does not
-    // forward or a bug.
-    let exempt = [
-        Reason::Unconfigured,
-        Reason::FrameTruncated,
-        Reason::NoHeadroom,
-        Reason::NatReplyForwardingDisabled,
-        Reason::NatReplyRouteUnsupported,
-        Reason::RewriteFailed,
-    ];
-    let missing: Vec<_> =
-        Reason::ALL.iter().filter(|reason| !met.contains(reason) && !exempt.contains(reason)).collect();
-    ensure!(missing.is_empty(), "no fixture for {missing:?}");
     Ok(())
 }
 
@@ -182,19 +182,21 @@ fn every_truncation_has_a_reason() -> Result<()> {
         return Ok(());
     }
     in_thread(|| {
-        let snapshot = node::node(program::enter_namespace()?);
+        let snapshot = Setting::Usual.enter()?;
         let program = Program::load(&snapshot)?;
         let mut runs = 0;
-        for path in files()? {
-            let fixture: Fixture = toml::from_str(&fs::read_to_string(&path)?)?;
+        for (_, fixture) in fixtures()? {
             for packet in fixture.case.iter().flat_map(|case| &case.packet) {
                 let frame = from_hex(&packet.frame)?;
                 // Behind the headers one length is like another.
                 for len in (0..=frame.len()).filter(|len| *len < 160 || *len == frame.len()) {
                     let (exit, host) = model(&snapshot, &frame[..len]);
-                    if len < 14 {
-                        // BPF_PROG_RUN takes no frame without an Ethernet header.
-                        ensure!(exit.reason() == Reason::FrameTruncated);
+                    if len < eth::LEN {
+                        ensure!(exit == Exit::Drop(Reason::FrameTruncated), "{len} bytes: {exit:?}");
+                        ensure!(
+                            program.run(&frame[..len]).is_err(),
+                            "BPF_PROG_RUN takes {len} bytes: make it a fixture"
+                        );
                         continue;
                     }
                     let kernel = program.run(&frame[..len])?;
