@@ -15,6 +15,7 @@
 //! | [`unified`] | pure: two texts compared |
 //! | [`api`] | the Unix socket and the metrics' listener |
 //! | [`network`] | requests to netlink |
+//! | [`mode`] | whether XDP runs in a mode that is allowed |
 //! | [`secret`], [`lock`], [`privilege`], [`systemd`] | what a daemon needs |
 //!
 //! Invariant: a change walks one way, whatever its cause: state, plan, data plane.
@@ -25,6 +26,7 @@ pub mod event_loop;
 pub mod lock;
 #[cfg(test)]
 mod loop_tests;
+pub mod mode;
 pub mod network;
 pub mod node;
 pub mod overrides;

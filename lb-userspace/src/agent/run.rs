@@ -22,6 +22,7 @@ use super::{
     },
     event_loop::{EventLoop, Parts},
     lock::Lock,
+    mode,
     network::Live,
     node::{Carrier, Node},
     overrides::{self, BackendId, Overrides},
@@ -34,13 +35,13 @@ use crate::{
     dataplane::{
         Dataplane,
         kernel::KernelDataplane,
-        load::{How, load},
+        load::{Attached, How, load, undo},
         loss::Losses,
         pin::Pins,
     },
     health::Checker,
     model::{Announce, Config, Node as NodeConfig},
-    net::Announcer,
+    net::{self, Announcer},
     plan::{MapSizes, Secrets},
     store::{FileStore, Text},
     telemetry::metrics::Metrics,
@@ -111,12 +112,17 @@ struct Opened {
     losses: Option<Losses>,
 }
 
-fn open(node: &NodeConfig) -> anyhow::Result<Opened> {
+async fn open(node: &NodeConfig) -> anyhow::Result<Opened> {
     let seed_file = node.seed_file.as_deref();
     let resolved = secret::resolve(seed_file, &node.state_dir)?;
     let pins = Pins::new(&node.pin_dir);
     let sizes = MapSizes::of(&node.limits);
+    let fresh = !pins.hold_maps();
     let attached = load(&pins, &node.interfaces, node.xdp_mode, &sizes)?;
+    if let Err(refused) = confirm_modes(node, &attached).await {
+        undo(&pins, &attached, fresh)?;
+        return Err(refused);
+    }
     let data = KernelDataplane::open(&pins, sizes, resolved.0)?;
     let source = if data.adopted() {
         let held = data.present().node();
@@ -144,6 +150,41 @@ fn open(node: &NodeConfig) -> anyhow::Result<Opened> {
     tracing::info!(revision, pin_dir = %node.pin_dir.display(), seed = source.word(), "data plane {what}");
     // The links are pinned: dropping the handles detaches nothing.
     Ok(Opened { data, carriers: attached.iter().map(Carrier::from).collect(), losses })
+}
+
+/// Reads back in which modes the programs run, and refuses one that is not allowed.
+async fn confirm_modes(node: &NodeConfig, attached: &[Attached]) -> anyhow::Result<()> {
+    let modes = mode::read(attached).await.context("cannot read back the mode in which XDP runs")?;
+    for (a, found) in attached.iter().zip(modes) {
+        mode::judge(&a.name, node.xdp_mode, a.how, found)?;
+    }
+    Ok(())
+}
+
+/// Takes the VIPs that weir announced away from every interface with one of these indexes but `announcing`: an earlier
+/// configuration had them there. Addresses without weir's mark stay. A failure is told and costs nothing else.
+async fn withdraw_elsewhere(carriers: &BTreeSet<u32>, announcing: Option<&str>) {
+    let interfaces = match net::interface::Links::open() {
+        Ok(links) => links.all().await,
+        Err(error) => Err(error),
+    };
+    let interfaces = interfaces.unwrap_or_else(|error| {
+        tracing::warn!(%error, "cannot look for VIPs that an earlier configuration announced");
+        Vec::new()
+    });
+    let former = |i: &net::Interface| carriers.contains(&i.ifindex) && i.mac.is_some();
+    for interface in interfaces.iter().filter(|i| former(i) && Some(i.name.as_str()) != announcing) {
+        let withdrawn = match Announcer::start(&interface.name, BTreeSet::new()).await {
+            Ok(announcer) => announcer.withdraw().await,
+            Err(error) => Err(error),
+        };
+        match withdrawn {
+            Ok(changes) => changes.removed.iter().for_each(|vip| {
+                tracing::info!(%vip, interface = %interface.name, "withdrawn, as it is not announced there any more");
+            }),
+            Err(error) => tracing::warn!(%error, interface = %interface.name, "cannot withdraw VIPs"),
+        }
+    }
 }
 
 fn saved_overrides(file: &Path, config: &Config) -> Overrides {
@@ -178,7 +219,8 @@ pub async fn run(options: Options) -> Result<(), StartError> {
     std::fs::create_dir_all(&node_config.state_dir)
         .with_context(|| format!("cannot make {} (state_dir)", node_config.state_dir.display()))?;
 
-    let Opened { data, carriers, losses } = open(&node_config)?;
+    let before = Pins::new(&node_config.pin_dir).interfaces().map_err(anyhow::Error::from)?;
+    let Opened { data, carriers, losses } = open(&node_config).await?;
     let adopted = data.adopted();
     let overrides_file = node_config.state_dir.join(OVERRIDES_FILE);
     let saved = saved_overrides(&overrides_file, &config);
@@ -193,6 +235,9 @@ pub async fn run(options: Options) -> Result<(), StartError> {
         }
         _ => None,
     };
+    let indexes = before.iter().map(|p| p.ifindex).chain(carriers.iter().map(|c| c.ifindex)).collect();
+    let announcing = announcer.as_ref().and(node_config.interfaces.first()).map(String::as_str);
+    withdraw_elsewhere(&indexes, announcing).await;
     let api = socket::listen(&node_config.api_socket, node_config.api_group.as_deref()).map_err(anyhow::Error::from)?;
     let scrapes = match node_config.metrics_listen {
         Some(address) => Some(listen(address).await?),

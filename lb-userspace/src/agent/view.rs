@@ -9,6 +9,7 @@ use lb_core::abi::{self, MapShape, stats::Counter};
 
 use super::{
     api::Refusal,
+    mode,
     node::Node,
     reason,
     state::{Observed, target},
@@ -77,16 +78,6 @@ fn health_state(observed: Option<&Observed>) -> api::HealthState {
         Some(health::State::Unknown) => api::HealthState::Unknown,
         Some(health::State::Up) => api::HealthState::Up,
         Some(health::State::Down) => api::HealthState::Down,
-    }
-}
-
-/// A mode as the kernel reports it.
-fn mode(interface: Option<&Interface>, program_id: u32) -> api::XdpModeInForce {
-    match interface.and_then(|i| i.xdp.mode_of(program_id)) {
-        Some("native") => api::XdpModeInForce::Native,
-        Some("generic") => api::XdpModeInForce::Generic,
-        Some("offload") => api::XdpModeInForce::Offload,
-        _ => api::XdpModeInForce::Detached,
     }
 }
 
@@ -301,7 +292,7 @@ impl Node {
     pub fn interfaces(&self, interfaces: &[Interface]) -> Vec<api::Interface> {
         let view = |carrier: &super::node::Carrier| {
             let seen = interfaces.iter().find(|i| i.ifindex == carrier.ifindex);
-            let mode = mode(seen, carrier.program_id);
+            let mode = mode::in_force(seen, carrier.program_id);
             api::Interface {
                 name: carrier.name.clone(),
                 ifindex: seen.map_or(0, |i| i.ifindex),

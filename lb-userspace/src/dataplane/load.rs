@@ -135,7 +135,10 @@ pub enum How {
 }
 
 /// Loads what is missing, takes over what is there. Every pinned map is compared with what is needed before the first
-/// change. Interfaces that are pinned but not in `interfaces` are detached.
+/// change. Interfaces that are pinned but not in `interfaces` are detached, once all others are attached.
+///
+/// # Errors
+/// [`LoadError`]; what this call attached is detached again, and what carried the program before still does.
 pub fn load(
     pins: &Pins,
     interfaces: &[String],
@@ -150,25 +153,45 @@ pub fn load(
         })
         .collect::<Result<Vec<_>, LoadError>>()?;
     check_shapes(pins, sizes)?;
+    let fresh = !pins.hold_maps();
     pins.create()?;
-    let pinned = pins.interfaces()?;
-    let mut slots: BTreeMap<u32, u32> = pinned.iter().map(|p| (p.ifindex, p.slot)).collect();
-    for stale in pinned.iter().filter(|p| !indexes.iter().any(|(_, index)| *index == p.ifindex)) {
-        pins.remove_interface(stale)?;
-        slots.remove(&stale.ifindex);
-    }
+    let (kept, stale): (Vec<_>, Vec<_>) =
+        pins.interfaces()?.into_iter().partition(|p| indexes.iter().any(|(_, index)| *index == p.ifindex));
+    let mut slots: BTreeMap<u32, u32> = kept.iter().map(|p| (p.ifindex, p.slot)).collect();
     let mut attached = Vec::new();
-    for (name, ifindex) in indexes {
-        let slot = match slots.get(&ifindex) {
-            Some(slot) => *slot,
-            None => (0..INTERFACES_MAX)
-                .find(|slot| !slots.values().any(|used| used == slot))
-                .ok_or_else(|| LoadError::NoSlot(name.clone()))?,
-        };
-        slots.insert(ifindex, slot);
-        attached.push(load_one(pins, name, PinnedInterface { slot, ifindex }, mode, sizes)?);
+    let each = || {
+        for (name, ifindex) in indexes {
+            let slot = match slots.get(&ifindex) {
+                Some(slot) => *slot,
+                None => (0..INTERFACES_MAX)
+                    .find(|slot| !slots.values().any(|used| used == slot))
+                    .ok_or_else(|| LoadError::NoSlot(name.clone()))?,
+            };
+            slots.insert(ifindex, slot);
+            attached.push(load_one(pins, name, PinnedInterface { slot, ifindex }, mode, sizes)?);
+        }
+        stale.iter().try_for_each(|stale| pins.remove_interface(stale)).map_err(LoadError::from)
+    };
+    match each() {
+        Ok(()) => Ok(attached),
+        Err(error) => {
+            undo(pins, &attached, fresh)?;
+            Err(error)
+        }
     }
-    Ok(attached)
+}
+
+/// Takes back what [`load`] did: detaches the interfaces that it attached, and where it was `fresh`, which is what
+/// [`Pins::hold_maps`] said before, removes the maps too.
+///
+/// # Errors
+/// A pin cannot be removed.
+pub fn undo(pins: &Pins, attached: &[Attached], fresh: bool) -> Result<(), PinError> {
+    if fresh {
+        return pins.remove_all().map(drop);
+    }
+    let ours = attached.iter().filter(|a| matches!(a.how, How::Native | How::Generic));
+    ours.map(|a| PinnedInterface { slot: a.slot, ifindex: a.ifindex }).try_for_each(|i| pins.remove_interface(&i))
 }
 
 /// Compares every pinned map and the ABI version of the pinned node entry with what this release needs.
@@ -271,7 +294,14 @@ fn load_one(
     let (how, program_id) = match PinnedLink::from_pin(&link_pin) {
         Ok(link) => take_over(program, link, &name)?,
         Err(_) => {
-            let (how, link) = attach(program, &name, pinned.ifindex, mode)?;
+            let (how, link) = match attach(program, &name, pinned.ifindex, mode) {
+                Ok(attached) => attached,
+                Err(error) => {
+                    // A folder says that the interface carries the program, which it does not.
+                    pins.remove_interface(&pinned)?;
+                    return Err(error);
+                }
+            };
             link.pin(&link_pin).map_err(failed(format!("pin the link of {name}")))?;
             (how, info(program)?.id())
         }

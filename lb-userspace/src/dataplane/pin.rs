@@ -83,6 +83,11 @@ impl Pins {
         self.dir.join("maps").join(name)
     }
 
+    /// Whether maps are pinned: a data plane is loaded, if only in part.
+    pub fn hold_maps(&self) -> bool {
+        fs::read_dir(self.dir.join("maps")).is_ok_and(|mut entries| entries.next().is_some())
+    }
+
     /// The folder of an interface: `program` and `link` lie in it.
     pub fn interface(&self, interface: &PinnedInterface) -> PathBuf {
         self.dir.join("interfaces").join(format!("{}-{}", interface.slot, interface.ifindex))

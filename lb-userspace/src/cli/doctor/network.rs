@@ -104,7 +104,10 @@ fn xdp(i: &InterfaceFacts) -> Finding {
     match (i.ours, mode) {
         (true, "generic") if !i.link.generic => {
             Finding::fail(check, format!("weir's program {id} runs in generic mode, which the configuration forbids"))
-                .advice("restart the agent; if the driver has no native XDP, allow `xdp_mode = \"generic\"` in [node]")
+                .advice(
+                    "allow `xdp_mode = \"generic\"` in [node]; or, if the driver has native XDP, `weir agent --unload` \
+                     (forwarding stops) and start the agent",
+                )
         }
         (true, "generic") => Finding::warn(check, format!("weir's program {id} runs in generic mode: slow"))
             .advice("use a card whose driver has native XDP"),
