@@ -133,3 +133,25 @@ fn first_error(checked: &Checked, diagnostics: &[api::Diagnostic]) -> String {
         None => checked.summary(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::needs_tests::changes;
+
+    /// `weir config diff` and the running agent say the same about every key.
+    #[test]
+    fn an_apply_takes_what_needs_no_more_and_refuses_the_rest() {
+        for (from, to, needs) in changes() {
+            let (in_force, _) = check("old.toml", &from, "host").expect("the old text is valid");
+            match (consider(&in_force, "new.toml", &to, "host"), needs) {
+                (Ok(candidate), Needs::Apply) => assert!(!candidate.diff.is_empty(), "{to}"),
+                (Err(Refused::Fixed { remedy, .. }), Needs::AgentRestart) => {
+                    assert!(remedy.contains("restart the agent"))
+                }
+                (Err(Refused::Fixed { remedy, .. }), Needs::Reload) => assert!(remedy.contains("weir agent --unload")),
+                (outcome, needs) => panic!("{needs:?} is needed, and the agent says {outcome:?} to\n{to}"),
+            }
+        }
+    }
+}

@@ -7,7 +7,9 @@ use std::{collections::HashMap, fmt, net::IpAddr};
 
 use serde::Serialize;
 
-use super::{Algo, Backend, BackendRef, Config, HealthCheck, Node, Probe, Service, ServiceKey, duration, forward_word};
+use super::{
+    Algo, Backend, BackendRef, Config, HealthCheck, Node, Probe, Service, ServiceKey, XdpMode, duration, forward_word,
+};
 
 /// The difference between two configurations.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -135,9 +137,15 @@ fn node(old: &Node, new: &Node) -> Vec<FieldChange> {
     let mut compare = |field, needs, value: &dyn Fn(&Node) -> Option<String>| {
         fields.compare(field, needs, value(old), value(new));
     };
-    compare("name", Needs::AgentRestart, &|n| Some(n.name.clone()));
-    compare("interfaces", Needs::Reload, &|n| Some(n.interfaces.join(" ")));
-    compare("xdp_mode", Needs::Reload, &|n| Some(n.xdp_mode.to_string()));
+    // The mode is decided when a program is attached. What runs natively is welcome where generic is allowed; what may run
+    // in generic mode is refused where it is not.
+    let xdp_mode = match new.xdp_mode {
+        XdpMode::Generic => Needs::AgentRestart,
+        XdpMode::Native => Needs::Reload,
+    };
+    compare("name", Needs::Apply, &|n| Some(n.name.clone()));
+    compare("interfaces", Needs::AgentRestart, &|n| Some(n.interfaces.join(" ")));
+    compare("xdp_mode", xdp_mode, &|n| Some(n.xdp_mode.to_string()));
     compare("announce", Needs::AgentRestart, &|n| Some(n.announce.to_string()));
     compare("outer_source_v4", Needs::Apply, &|n| Some(n.outer_source_v4.to_string()));
     compare("outer_source_v6", Needs::Apply, &|n| Some(n.outer_source_v6.to_string()));

@@ -14,6 +14,8 @@ mod foreign;
 #[cfg(test)]
 mod golden;
 pub mod limits;
+#[cfg(test)]
+pub(crate) mod needs_tests;
 pub mod parse;
 pub mod prime;
 mod reference;
