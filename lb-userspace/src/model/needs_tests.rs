@@ -176,3 +176,20 @@ fn a_change_of_one_key_is_told_with_what_it_needs() {
         assert_eq!(diff.needs(), needs, "{key} of {table}");
     }
 }
+
+/// The shipped example marks keys with (R) for a restart and (U) for an unload, in the paragraph that shows them.
+#[test]
+fn the_example_says_what_each_key_needs() {
+    let text = include_str!("../../assets/weir.toml");
+    for (table, key, ..) in CASES.iter().filter(|(.., change)| matches!(change, Node(..))) {
+        let shows = |line: &str| line.trim_start_matches("# ").split_once(" = ").is_some_and(|(name, _)| name == *key);
+        let paragraph = text.split("\n\n").find(|paragraph| paragraph.lines().any(shows));
+        let paragraph = paragraph.unwrap_or_else(|| panic!("{key} of {table} is not shown"));
+        for (mark, needs) in [("(R)", AgentRestart), ("(U)", Reload)] {
+            let needed = CASES.iter().any(|(t, k, .., change)| {
+                (t, k) == (table, key) && matches!(change, Node(_, needed) if *needed == needs)
+            });
+            assert_eq!(paragraph.contains(mark), needed, "{mark} at {key} of {table}");
+        }
+    }
+}
