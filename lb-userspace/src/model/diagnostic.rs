@@ -65,10 +65,21 @@ impl Diagnostic {
         self
     }
 
+    /// Moves its places by `by` bytes, which wrap around.
+    pub(super) fn shift(&mut self, by: usize) {
+        shift(&mut self.span, by);
+        self.related.iter_mut().for_each(|related| shift(&mut related.span, by));
+    }
+
     /// Whether the configuration is refused for it.
     pub fn severity(&self) -> Severity {
         self.code.severity()
     }
+}
+
+/// Moves a range by `by` bytes, which wrap around: a range of a part becomes one of the whole, or follows a part that moved.
+pub(super) fn shift(span: &mut Span, by: usize) {
+    *span = span.start.wrapping_add(by)..span.end.wrapping_add(by);
 }
 
 /// Positions of a text: byte offset to line and column, both from 1.

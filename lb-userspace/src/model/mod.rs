@@ -38,7 +38,7 @@ pub use diff::{ConfigDiff, diff};
 pub use emit::emit;
 pub use lb_core::abi::service::Forward;
 pub use limits::{BACKENDS_MAX_RANGE, Limits, RING_SLOTS_MAX_RANGE, SERVICES_MAX_RANGE};
-pub use parse::{Checked, check};
+pub use parse::{Checked, Incremental, check};
 pub use reference::{BackendRef, BackendRefError, NAME_BYTES_MAX, is_name};
 
 /// A validated configuration.

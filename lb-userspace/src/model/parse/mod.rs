@@ -1,16 +1,19 @@
 //! From configuration text to a validated [`Config`], or to every finding about it in one run.
 //!
-//! Three passes: TOML with recovery (`toml`), each table by itself ([`node`], [`service`]), then what tables must agree on
-//! ([`cross`]). A field that one pass refused is absent in the next, so one mistake gives one finding.
+//! Passes: TOML with recovery (`toml`), each table by itself ([`node`], [`service`]), what the tables of one service must agree
+//! on ([`within`]), then what services must ([`cross`]). A field that one pass refused is absent in the next, so one mistake gives
+//! one finding. A text that differs little from the one before is read in parts ([`incremental`]).
 //!
 //! Pure, and total: no text makes it panic. Refuses to know: files, the machine's interfaces, the running configuration.
 
 mod address;
 mod cross;
 mod health;
+mod incremental;
 mod node;
 mod reader;
 mod service;
+mod within;
 
 use toml::de::DeTable;
 
@@ -20,6 +23,7 @@ use super::{
     foreign,
     schema::Table,
 };
+pub use incremental::Incremental;
 use reader::Section;
 
 /// What a check found.
@@ -73,8 +77,17 @@ impl Checked {
 ///
 /// Without `name` in `[node]` the node's name is empty: the caller fills in the host name ([`Config::named`]).
 pub fn check(file_name: &str, text: &str) -> Checked {
+    Incremental::default().check(file_name, text)
+}
+
+/// [`check`] of a text that is read as one document.
+fn whole(file_name: &str, text: &str) -> Checked {
     let mut findings = Findings::default();
     let config = configuration(text, &mut findings);
+    checked(file_name, config, findings)
+}
+
+fn checked(file_name: &str, config: Option<Config>, findings: Findings) -> Checked {
     let Findings { mut list, errors, omitted } = findings;
     list.sort_by_key(|d| (d.span.start, d.span.end));
     Checked { config: config.filter(|_| errors == 0), diagnostics: list, omitted, file_name: file_name.to_owned() }
@@ -107,22 +120,37 @@ fn configuration(text: &str, findings: &mut Findings) -> Option<Config> {
 }
 
 fn document_of(document: &toml::Spanned<DeTable<'_>>, text: &str, findings: &mut Findings) -> Option<Config> {
-    let end = text.trim_end().len();
-    let root = Section::open(Table::Root, document.get_ref(), end..end, findings);
-    root.require(&["node"], findings);
-    let node = root.table("node", Table::Node, findings).and_then(|section| node::read(&section, findings));
+    let root = Section::root(document.get_ref(), text, findings);
+    let node = node_of(&root, findings);
     let mut services = Vec::new();
     for section in root.tables("service", Table::Service, findings) {
-        services.push(service::read(&section, findings));
+        services.push(service_of(&section, findings));
     }
     if services.is_empty() && root.is_empty("service") {
-        let finding = Diagnostic::new(Code::NoServices, end..end, "the configuration has no service")
+        let finding = Diagnostic::new(Code::NoServices, root.span.clone(), "the configuration has no service")
             .hint("every packet passes to the kernel; a service starts with `[[service]]`");
         findings.push(finding);
     }
+    let services: Vec<_> = services.iter().collect();
     cross::check(node.as_ref(), &services, findings);
-    let node = node?.into_node()?;
-    Some(Config { node, services: services.into_iter().map(service::Draft::into_service).collect::<Option<_>>()? })
+    finish(node, &services)
+}
+
+fn node_of(root: &Section<'_>, findings: &mut Findings) -> Option<node::Draft> {
+    root.require(&["node"], findings);
+    root.table("node", Table::Node, findings).and_then(|section| node::read(&section, findings))
+}
+
+fn service_of(section: &Section<'_>, findings: &mut Findings) -> service::Draft {
+    let draft = service::read(section, findings);
+    within::check(&draft, findings);
+    draft
+}
+
+/// The configuration, if nothing in its parts was refused.
+fn finish(node: Option<node::Draft>, services: &[&service::Draft]) -> Option<Config> {
+    let services = services.iter().map(|draft| draft.service()).collect::<Option<_>>()?;
+    Some(Config { node: node?.into_node()?, services })
 }
 
 /// A value with the place where it stands.

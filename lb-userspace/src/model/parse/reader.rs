@@ -35,6 +35,12 @@ impl<'d> Section<'d> {
         Self { table, entries, span }
     }
 
+    /// Starts reading the top level of `text`; what is missing there is missing at its end.
+    pub fn root(entries: &'d DeTable<'d>, text: &str, findings: &mut Findings) -> Self {
+        let end = text.trim_end().len();
+        Self::open(Table::Root, entries, end..end, findings)
+    }
+
     /// Reports each of `keys` that is absent.
     pub fn require(&self, keys: &[&str], findings: &mut Findings) {
         for name in keys.iter().filter(|name| self.get(name).is_none()) {

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use toml::de::DeValue;
 
 use super::{
-    super::{AdminState, Backend, Service, ServiceKey, WEIGHT_MAX, prime},
+    super::{AdminState, Backend, Service, ServiceKey, WEIGHT_MAX, diagnostic::shift, prime},
     Algo, At, Code, Diagnostic, Findings, Forward, Protocol, Span, Table, address, health,
     node::name,
     reader::Section,
@@ -68,7 +68,7 @@ impl Draft {
     }
 
     /// The service, if nothing in it was refused.
-    pub fn into_service(self) -> Option<Service> {
+    pub fn service(&self) -> Option<Service> {
         let backends = self
             .backends
             .iter()
@@ -83,15 +83,35 @@ impl Draft {
             .collect::<Option<_>>()?;
         Some(Service {
             key: self.key()?,
-            name: self.name?.value,
-            forward: self.forward?.value,
-            algo: Algo::Maglev { ring_size: self.ring_size?.0 },
-            health_check: match self.health {
+            name: self.name.as_ref()?.value.clone(),
+            forward: self.forward.as_ref()?.value,
+            algo: Algo::Maglev { ring_size: self.ring_size.as_ref()?.0 },
+            health_check: match &self.health {
                 None => None,
-                Some(draft) => Some(draft.check?),
+                Some(draft) => Some(draft.check.clone()?),
             },
             backends,
         })
+    }
+
+    /// Moves every place by `by` bytes, which wrap around.
+    pub fn shift(&mut self, by: usize) {
+        let Self { span, name, vip, port, protocol: _, forward, ring_size, health, backends, no_backends: _ } = self;
+        let own = [
+            Some(span),
+            name.as_mut().map(|at| &mut at.span),
+            vip.as_mut().map(|at| &mut at.span),
+            port.as_mut().map(|at| &mut at.span),
+            forward.as_mut().map(|at| &mut at.span),
+            ring_size.as_mut().and_then(|(_, span)| span.as_mut()),
+            health.as_mut().map(|check| &mut check.span),
+        ];
+        own.into_iter().flatten().for_each(|span| shift(span, by));
+        for backend in backends {
+            let BackendDraft { span, address, port, port_refused: _, weight: _, admin_state: _ } = backend;
+            let own = [Some(span), address.as_mut().map(|at| &mut at.span), port.as_mut().map(|at| &mut at.span)];
+            own.into_iter().flatten().for_each(|span| shift(span, by));
+        }
     }
 }
 
