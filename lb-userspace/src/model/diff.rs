@@ -172,6 +172,10 @@ fn summary(service: &Service) -> ServiceSummary {
 }
 
 fn service(old: &Service, new: &Service) -> Option<ServiceChange> {
+    // Most of them in a large configuration.
+    if old == new {
+        return None;
+    }
     let mut fields = Fields(Vec::new());
     fields.compare("name", Needs::Apply, old.name.clone(), new.name.clone());
     fields.compare("forward", Needs::Apply, forward_word(old.forward).to_owned(), forward_word(new.forward).to_owned());
