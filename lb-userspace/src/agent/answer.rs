@@ -70,11 +70,11 @@ impl EventLoop {
         self.parts.node.backend(&name)
     }
 
-    fn diff(&self, request: api::DiffRequest) -> Result<api::ConfigDiff, Refusal> {
-        let parts = &self.parts;
+    fn diff(&mut self, request: api::DiffRequest) -> Result<api::ConfigDiff, Refusal> {
         let (text, file) = self.asked(request.text, request.file)?;
+        let parts = &mut self.parts;
         let in_force = parts.node.state.config();
-        let (config, diagnostics) = reload::check(&file, &text.text, &parts.host_name).map_err(Refusal::from)?;
+        let (config, diagnostics) = reload::check(&mut parts.incremental, &file, &text.text, &parts.host_name)?;
         let diff = model::diff(in_force, &config);
         Ok(api::ConfigDiff {
             revision: parts.node.revision(),

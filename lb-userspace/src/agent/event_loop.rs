@@ -6,6 +6,7 @@
 //! bounded; a failure of one cause never ends the loop.
 
 use std::{
+    collections::{HashMap, HashSet},
     path::PathBuf,
     sync::Arc,
     time::{Duration, Instant, SystemTime},
@@ -23,14 +24,13 @@ use super::{
     overrides,
     pace::Pace,
     reload::{self, Candidate},
-    state::State,
     systemd,
     view::Process,
 };
 use crate::{
     api,
     health::{self, Checker},
-    model::{self, Announce, BackendRef},
+    model::{self, Announce, BackendRef, Config, Incremental, Service},
     net::{forwarding::Unmet, sysctl},
     store::{FileStore, StoreError, Text, Watch},
     telemetry::metrics::{Metrics, ReloadOutcome, Snapshot},
@@ -54,6 +54,8 @@ pub struct Parts {
     pub store: FileStore,
     /// The text that is in force.
     pub text: Text,
+    /// Remembers it in parts, so that the next one costs what differs.
+    pub incremental: Incremental,
     /// News of the file; without it, signals and the API still reload.
     pub watch: Option<Watch>,
     /// Where overrides are kept.
@@ -414,13 +416,14 @@ impl EventLoop {
     ) -> Result<api::Applied, ReloadError> {
         let started = Instant::now();
         let parts = &mut self.parts;
-        let candidate = reload::consider(parts.node.state.config(), file_name, &text.text, &parts.host_name)
+        let in_force = parts.node.state.config();
+        let candidate = reload::consider(in_force, &mut parts.incremental, file_name, &text.text, &parts.host_name)
             .map_err(ReloadError::Refused)?;
         let Candidate { config, diff, warnings } = candidate;
         let changes = diff.sentences();
         let mut state = parts.node.state.clone();
         let dropped = state.set_config(config);
-        let gone: Vec<BackendRef> = names(&parts.node.state).filter(|n| state.config().backend(n).is_none()).collect();
+        let gone = gone(parts.node.state.config(), state.config());
         let outcome = if diff.is_empty() {
             // Comments or the order changed: nothing for the maps, but the file is written where that was asked for.
             if replace {
@@ -474,6 +477,19 @@ impl EventLoop {
     }
 }
 
-fn names(state: &State) -> impl Iterator<Item = BackendRef> {
-    state.config().services.iter().flat_map(|s| s.backends.iter().map(|b| s.backend_ref(b)))
+/// Names of backends that only `old` has.
+fn gone(old: &Config, new: &Config) -> Vec<BackendRef> {
+    let names = |service: &Service| -> HashSet<BackendRef> {
+        service.backends.iter().map(|backend| service.backend_ref(backend)).collect()
+    };
+    let kept: HashMap<&str, &Service> = new.services.iter().map(|service| (&*service.name, service)).collect();
+    let mut gone = Vec::new();
+    for service in &old.services {
+        match kept.get(&*service.name) {
+            Some(kept) if kept.backends == service.backends => {}
+            Some(kept) => gone.extend(names(service).difference(&names(kept)).cloned()),
+            None => gone.extend(names(service)),
+        }
+    }
+    gone
 }

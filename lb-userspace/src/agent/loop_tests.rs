@@ -41,7 +41,7 @@ use crate::{
         fake::{FakeDataplane, Heap},
     },
     health::{self, Checker},
-    model::{AdminState, NextHop, seed::Seed},
+    model::{AdminState, Incremental, NextHop, seed::Seed},
     net::{Resolution, Table},
     plan::{MapSizes, Secrets},
     store::FileStore,
@@ -130,7 +130,8 @@ impl Scene {
     async fn run<F: Future<Output = ()>>(&self, heap: Option<Heap>, body: impl FnOnce(Client, String) -> F) {
         let store = FileStore::new(self.path("weir.toml"));
         let text = store.read().unwrap();
-        let (config, _) = reload::check("weir.toml", &text.text, "n").expect("a good configuration");
+        let mut incremental = Incremental::default();
+        let (config, _) = reload::check(&mut incremental, "weir.toml", &text.text, "n").expect("a good configuration");
         let sizes = MapSizes::of(&config.node.limits);
         let adopted = heap.is_some();
         let data = match heap {
@@ -166,6 +167,7 @@ impl Scene {
             watch: Some(store.watch().unwrap()),
             store,
             text,
+            incremental,
             overrides_file,
             host_name: "n".into(),
             metrics: Arc::clone(&metrics),
@@ -362,7 +364,9 @@ async fn a_restart_inherits_health() {
     let scene = Scene::new().await;
     scene.write(&scene.text(&[(2, 1), (3, 1)]));
     // Maps as an agent left them that had judged one backend down.
-    let (config, _) = reload::check("f", &fs::read_to_string(scene.path("weir.toml")).unwrap(), "n").expect("good");
+    let (config, _) =
+        reload::check(&mut Incremental::default(), "f", &fs::read_to_string(scene.path("weir.toml")).unwrap(), "n")
+            .expect("good");
     let mut left = FakeDataplane::new(MapSizes::of(&config.node.limits), secrets()).unwrap();
     let wanted = crate::plan::wanted(&config, &|_, b| b.address != IpAddr::from([10, 0, 0, 2]), &|_| None);
     let plan = crate::plan::diff(left.present(), &wanted, 41).unwrap();

@@ -7,7 +7,7 @@ use axum::http::StatusCode;
 use super::api::Refusal;
 use crate::{
     api,
-    model::{self, Checked, Config, ConfigDiff, diff::Needs},
+    model::{self, Checked, Config, ConfigDiff, Incremental, diff::Needs},
 };
 
 /// A configuration that may take effect.
@@ -70,12 +70,18 @@ impl From<Refused> for Refusal {
     }
 }
 
-/// Checks `text`, called `file_name` in findings, for a node called `host_name` unless it names itself.
+/// Checks `text`, called `file_name` in findings, for a node called `host_name` unless it names itself. What `incremental`
+/// remembers costs no second reading.
 ///
 /// # Errors
 /// [`Refused::Invalid`].
-pub fn check(file_name: &str, text: &str, host_name: &str) -> Result<(Config, Vec<api::Diagnostic>), Refused> {
-    let mut checked = model::check(file_name, text);
+pub fn check(
+    incremental: &mut Incremental,
+    file_name: &str,
+    text: &str,
+    host_name: &str,
+) -> Result<(Config, Vec<api::Diagnostic>), Refused> {
+    let mut checked = incremental.check(file_name, text);
     let diagnostics = findings(&checked, text);
     match checked.config.take() {
         Some(config) => Ok((config.named(host_name), diagnostics)),
@@ -91,8 +97,14 @@ pub fn check(file_name: &str, text: &str, host_name: &str) -> Result<(Config, Ve
 ///
 /// # Errors
 /// [`Refused`].
-pub fn consider(in_force: &Config, file_name: &str, text: &str, host_name: &str) -> Result<Candidate, Refused> {
-    let (config, warnings) = check(file_name, text, host_name)?;
+pub fn consider(
+    in_force: &Config,
+    incremental: &mut Incremental,
+    file_name: &str,
+    text: &str,
+    host_name: &str,
+) -> Result<Candidate, Refused> {
+    let (config, warnings) = check(incremental, file_name, text, host_name)?;
     let diff = model::diff(in_force, &config);
     match fixed(&diff) {
         Some(refused) => Err(refused),

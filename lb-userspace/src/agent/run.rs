@@ -40,7 +40,7 @@ use crate::{
         pin::Pins,
     },
     health::Checker,
-    model::{Announce, Config, Node as NodeConfig},
+    model::{Announce, Config, Incremental, Node as NodeConfig},
     net::{self, Announcer},
     plan::{MapSizes, Secrets},
     store::{FileStore, Text},
@@ -82,12 +82,16 @@ pub enum StartError {
 }
 
 /// Reads and checks the configuration.
-fn configuration(store: &FileStore, host_name: &str) -> Result<(Config, Text), StartError> {
+fn configuration(
+    store: &FileStore,
+    incremental: &mut Incremental,
+    host_name: &str,
+) -> Result<(Config, Text), StartError> {
     let text = store.read().map_err(|e| {
         anyhow!(e).context("the agent needs a configuration: write one, or name another file with --config FILE")
     })?;
     let file_name = store.path().display().to_string();
-    match reload::check(&file_name, &text.text, host_name) {
+    match reload::check(incremental, &file_name, &text.text, host_name) {
         Ok((config, warnings)) => {
             warnings.iter().for_each(|w| tracing::warn!("{}", w.rendered));
             Ok((config, text))
@@ -213,7 +217,8 @@ pub async fn run(options: Options) -> Result<(), StartError> {
     let started = Instant::now();
     let host_name = host_name();
     let store = FileStore::new(&options.config);
-    let (config, text) = configuration(&store, &host_name)?;
+    let mut incremental = Incremental::default();
+    let (config, text) = configuration(&store, &mut incremental, &host_name)?;
     let node_config = config.node.clone();
     let _lock = Lock::acquire(runtime_dir(&node_config), &node_config.pin_dir).map_err(anyhow::Error::from)?;
     std::fs::create_dir_all(&node_config.state_dir)
@@ -259,6 +264,7 @@ pub async fn run(options: Options) -> Result<(), StartError> {
         process: Process { started, adopted, config_file: store.path().display().to_string() },
         store,
         text,
+        incremental,
         watch: watch.ok(),
         overrides_file,
         host_name,
@@ -302,7 +308,7 @@ async fn listen(address: SocketAddr) -> anyhow::Result<tokio::net::TcpListener> 
 /// [`StartError`]; what could be removed is removed.
 pub async fn unload(options: Options) -> Result<(), StartError> {
     let store = FileStore::new(&options.config);
-    let (config, _) = configuration(&store, &host_name())?;
+    let (config, _) = configuration(&store, &mut Incremental::default(), &host_name())?;
     let node = &config.node;
     let _lock = Lock::acquire(runtime_dir(node), &node.pin_dir).map_err(anyhow::Error::from)?;
     let pins = Pins::new(&node.pin_dir);
