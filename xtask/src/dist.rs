@@ -1,7 +1,7 @@
 //! `cargo xtask dist`: a release as one tarball, for machines without Rust.
 //!
-//! Owns: what is in it. Invariant: everything in the tarball is made from this working copy, the man pages and completions by
-//! the very binary that is shipped.
+//! Owns: what is in it. Invariants: everything in the tarball is made from this working copy, the man pages and completions by
+//! the very binary that is shipped; a tarball that lacks anything is not left behind.
 
 use std::{
     fs,
@@ -33,6 +33,22 @@ const FILES: [(&str, &str); 8] = [
     ("scripts/pktgen.sh", "pktgen.sh"),
 ];
 
+/// Shells and the names under which each looks for completions.
+const COMPLETIONS: [(&str, &str); 3] = [("bash", "weir.bash"), ("zsh", "_weir"), ("fish", "weir.fish")];
+
+/// What every tarball holds besides the man pages of subcommands, as paths below its folder.
+fn contents() -> Vec<String> {
+    let files = FILES.iter().map(|(_, to)| (*to).to_owned());
+    let completions = COMPLETIONS.iter().map(|(_, file)| format!("completions/{file}"));
+    ["weir", "man/weir.1"].map(str::to_owned).into_iter().chain(files).chain(completions).collect()
+}
+
+/// What of [`contents`] is not in `listing`, the paths that `tar -t` prints of a tarball with the folder `name`.
+fn missing(listing: &str, name: &str) -> Vec<String> {
+    let held = |path: &String| listing.lines().any(|line| line == format!("{name}/{path}"));
+    contents().into_iter().filter(|path| !held(path)).collect()
+}
+
 /// Builds and packs; prints what was made.
 pub fn run(args: &Args) -> Result<()> {
     step::run(
@@ -51,12 +67,13 @@ pub fn run(args: &Args) -> Result<()> {
     }
     fs::create_dir_all(tree.join("man")).with_context(|| format!("creating {}", tree.display()))?;
     fs::create_dir_all(tree.join("completions"))?;
-    copy(&binary, &tree.join("weir"))?;
+    // Three quarters of the file are line tables. The names of functions stay, for backtraces and perf.
+    output(Command::new("strip").args(["--strip-debug", "-o"]).arg(tree.join("weir")).arg(&binary))?;
     for (from, to) in FILES {
         copy(&root().join(from), &tree.join(to))?;
     }
     output(Command::new(&binary).arg("man").arg(tree.join("man")))?;
-    for (shell, file) in [("bash", "weir.bash"), ("zsh", "_weir"), ("fish", "weir.fish")] {
+    for (shell, file) in COMPLETIONS {
         let text = output(Command::new(&binary).args(["completions", shell]))?;
         fs::write(tree.join("completions").join(file), text)?;
     }
@@ -75,6 +92,11 @@ pub fn run(args: &Args) -> Result<()> {
             .arg(&out)
             .arg(&name),
     )?;
+    let missing = missing(&output(Command::new("tar").arg("-tzf").arg(&tarball))?, &name);
+    if !missing.is_empty() {
+        fs::remove_file(&tarball)?;
+        bail!("the tarball would lack {}", missing.join(", "));
+    }
     let sum = output(Command::new("sha256sum").arg(format!("{name}.tar.gz")).current_dir(&out))?;
     fs::write(out.join(format!("{name}.tar.gz.sha256")), &sum)?;
     fs::remove_dir_all(&tree)?;
@@ -94,4 +116,35 @@ fn output(command: &mut Command) -> Result<String> {
         bail!("`{}` failed: {}", step::command_line(command), String::from_utf8_lossy(&done.stderr));
     }
     String::from_utf8(done.stdout).context("output is not UTF-8")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn every_file_that_is_packed_is_in_the_working_copy() {
+        for (from, _) in FILES {
+            assert!(root().join(from).is_file(), "{from}");
+        }
+    }
+
+    #[test]
+    fn nothing_is_packed_over_something_else() {
+        let contents = contents();
+        assert_eq!(contents.iter().collect::<BTreeSet<_>>().len(), contents.len(), "{contents:?}");
+    }
+
+    #[test]
+    fn whatever_a_tarball_lacks_is_named() {
+        let listing: String = contents().iter().map(|path| format!("weir-1/{path}\n")).collect();
+        assert_eq!(missing(&listing, "weir-1"), Vec::<String>::new());
+        for path in contents() {
+            let lacking = listing.replace(&format!("weir-1/{path}\n"), "");
+            assert_eq!(missing(&lacking, "weir-1"), [path]);
+        }
+        assert_eq!(missing(&listing, "weir-2"), contents(), "files of another release");
+    }
 }
