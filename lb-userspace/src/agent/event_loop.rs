@@ -37,8 +37,9 @@ use crate::{
 };
 use axum::http::StatusCode;
 
-/// Pause between the news of a change and reading the file, so that one save is one reload.
-const FILE_PAUSE: Duration = Duration::from_millis(50);
+/// Pause between the news of a change and reading the file, so that one save, which may be a rename and a close, is one
+/// reload. News are of complete files only, so nothing is gained by waiting longer.
+const FILE_PAUSE: Duration = Duration::from_millis(5);
 /// Events of the checker that are taken at once.
 const EVENTS_AT_ONCE: usize = 512;
 /// Pause before a change that the maps refused is tried again.

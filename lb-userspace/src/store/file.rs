@@ -1,9 +1,10 @@
 //! A configuration file: read whole, replaced atomically, watched.
 //!
 //! The watch is on the folder, because editors replace a file by renaming another one over it and a watch on the file
-//! itself would stay with the old one. A change is only a wake-up: the reader reads the file and compares digests, so a
-//! lost, doubled or foreign event costs a read at most. What does *not* wake: writes before the writer closes the file,
-//! so that a half-written file is not mistaken for a broken one.
+//! itself would stay with the old one. A change is only a wake-up: the reader reads the file and compares texts, so a
+//! lost, doubled or foreign event costs a read at most. What does *not* wake: writes before the writer closes the file, and a
+//! file that is moved away or removed, after which editors write it anew. So a half-written file is not mistaken for a
+//! broken one, nor worse, for a shorter one.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -14,28 +15,24 @@ use std::{
 
 use notify::{
     Event, EventKind, RecursiveMode, Watcher as _,
-    event::{AccessKind, AccessMode, CreateKind, ModifyKind},
+    event::{AccessKind, AccessMode, CreateKind, ModifyKind, RenameMode},
 };
-use sha2::{Digest as _, Sha256};
 use tokio::sync::mpsc;
 
 /// Largest configuration that is read, in bytes: 65,536 backends take about 8 MiB.
 pub const FILE_BYTES_MAX: u64 = 32 << 20;
 
-/// A configuration text with its digest.
+/// A configuration text.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Text {
     /// The text.
     pub text: String,
-    /// SHA-256 of it.
-    pub digest: [u8; 32],
 }
 
 impl Text {
-    /// A text with its digest.
+    /// A text.
     pub fn new(text: String) -> Self {
-        let digest = Sha256::digest(text.as_bytes()).into();
-        Self { text, digest }
+        Self { text }
     }
 }
 
@@ -146,8 +143,9 @@ impl FileStore {
             let path = path.to_owned();
             move |cause| StoreError::Watch { path, cause }
         };
+        let file = self.path.clone();
         let mut watcher = notify::recommended_watcher(move |event: notify::Result<Event>| {
-            if event.as_ref().map_or(true, may_change) {
+            if event.as_ref().map_or(true, |event| may_change(event, &file)) {
                 // Full means that a wake-up already waits; closed means that nobody does.
                 let _ = sender.try_send(());
             }
@@ -172,20 +170,27 @@ impl FileStore {
     }
 }
 
-/// Whether an event in the folder may mean a new text. An error of the watcher counts as one too: it may hide events.
-fn may_change(event: &Event) -> bool {
+/// Whether an event in the folder means that `file` may have a new and complete text. An error of the watcher counts as one
+/// too: it may hide events.
+fn may_change(event: &Event, file: &Path) -> bool {
     if event.need_rescan() {
         return true;
     }
-    match event.kind {
-        EventKind::Access(AccessKind::Close(AccessMode::Write)) | EventKind::Modify(ModifyKind::Name(_)) => true,
+    let complete = match event.kind {
+        EventKind::Access(AccessKind::Close(AccessMode::Write)) => true,
+        // Where the last path of an event stands now, a file has just been put.
+        EventKind::Modify(ModifyKind::Name(mode)) => mode != RenameMode::From,
         // A new regular file is announced again when its writer closes it; a symbolic link is not.
         EventKind::Create(CreateKind::File | CreateKind::Any | CreateKind::Other) => {
-            event.paths.iter().any(|path| path.symlink_metadata().is_ok_and(|m| m.is_symlink()))
+            event.paths.iter().any(|path| path.is_symlink())
         }
-        EventKind::Remove(_) => true,
         _ => false,
-    }
+    };
+    let real = fs::canonicalize(file).ok();
+    let names = || [Some(file), real.as_deref()].into_iter().flatten().map(Path::file_name);
+    // A link of any name may be on the way to the file.
+    let concerned = |path: &PathBuf| names().any(|name| name == path.file_name()) || path.is_symlink();
+    complete && event.paths.last().is_some_and(concerned)
 }
 
 /// A running watch.
@@ -316,6 +321,14 @@ mod tests {
         // Reading wakes nobody, or a reload would cause the next one.
         store.read().unwrap();
         assert!(tokio::time::timeout(QUIET, watch.changed()).await.is_err(), "a read is no change");
+        // Nor does what stands beside the file, or a file that is not complete yet.
+        fs::write(folder.path().join("other.toml"), "6").unwrap();
+        fs::rename(&path, folder.path().join("weir.toml~")).unwrap();
+        let mut half = File::create(&path).unwrap();
+        half.write_all(b"half").unwrap();
+        assert!(tokio::time::timeout(QUIET, watch.changed()).await.is_err(), "nothing was saved yet");
+        drop(half);
+        assert!(wakes(&mut watch).await, "closed");
     }
 
     #[tokio::test(flavor = "current_thread")]

@@ -1,6 +1,6 @@
 //! Where the configuration lives: here a file on the node, watched.
 //!
-//! Owns: bytes, their digest and the news that they may have changed. Refuses to know: what the text means.
+//! Owns: bytes and the news that they may have changed. Refuses to know: what the text means.
 
 pub mod file;
 
