@@ -6,6 +6,7 @@
 //! carried out, the state before it stays.
 
 use std::{
+    cell::OnceCell,
     collections::{BTreeMap, HashMap},
     sync::Arc,
     time::{Duration, Instant, SystemTime},
@@ -161,14 +162,11 @@ impl Node {
         commit: impl FnOnce() -> Result<(), E>,
     ) -> Result<Published, E> {
         let started = Instant::now();
-        let held = self.held_next_hops();
-        let wanted = state.wanted(&|address| held.get(&address).copied());
+        let wanted = self.wanted_by(&state);
         let revision = self.revision() + u64::from(raise || self.revision() == 0);
         let plan = self.plan(&wanted, revision).await?;
         commit()?;
-        let mut touched = self.tally.leaving(&plan.next);
-        touched.extend(self.tally.coming(&plan.next));
-        let read = self.data.backend_counters(&touched).unwrap_or_default();
+        let read = self.data.backend_counters(&self.tally.touched(&plan.next)).unwrap_or_default();
         let (next, summary, ops) = (plan.next.clone(), plan.summary.clone(), plan.ops.len());
         self.data.apply(plan).map_err(PublishError::from)?;
         self.tally.changed(&next, &read);
@@ -181,8 +179,7 @@ impl Node {
 
     /// Whether the maps hold something else than what follows from `state`; also if that cannot be planned.
     pub fn differs(&self, state: &State) -> bool {
-        let held = self.held_next_hops();
-        let wanted = state.wanted(&|address| held.get(&address).copied());
+        let wanted = self.wanted_by(state);
         plan::diff(self.data.present(), &wanted, self.revision()).map_or(true, |plan| !plan.ops.is_empty())
     }
 
@@ -200,6 +197,12 @@ impl Node {
             }
         }
         Ok(plan::diff(self.data.present(), wanted, revision)?)
+    }
+
+    /// What the maps shall hold by `state`; what they hold is looked at only if the network has not spoken about all addresses.
+    fn wanted_by(&self, state: &State) -> Wanted {
+        let held = OnceCell::new();
+        state.wanted(&|address| held.get_or_init(|| self.held_next_hops()).get(&address).copied())
     }
 
     /// Next hops that the maps hold, for addresses that the network has said nothing about yet.

@@ -5,7 +5,7 @@
 //!
 //! Pure. Invariant: the total of a service never falls as long as the counters in the maps do not.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 
 use lb_core::abi::stats::Counter;
 
@@ -15,10 +15,10 @@ use crate::{model::ServiceKey, plan::Present};
 pub type ById = BTreeMap<u32, Counter>;
 
 /// See the module.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Tally {
-    /// Ids in use, with their service.
-    live: HashMap<u32, ServiceKey>,
+    /// What the maps held when they were last counted on.
+    live: Present,
     /// What an id had counted when its present backend got it.
     base: HashMap<u32, Counter>,
     /// What backends that went had counted.
@@ -37,49 +37,40 @@ fn plus(a: Counter, b: Counter) -> Counter {
     Counter { packets: a.packets.saturating_add(b.packets), bytes: a.bytes.saturating_add(b.bytes) }
 }
 
-fn ids(present: &Present) -> HashMap<u32, ServiceKey> {
-    present.services().flat_map(|(key, s)| s.backends.iter().map(|b| (b.id, *key))).collect()
-}
-
 impl Tally {
     /// Starts from maps whose counters all belong to the backends that they hold.
     pub fn new(present: &Present) -> Self {
-        Self { live: ids(present), ..Self::default() }
+        Self { live: present.clone(), base: HashMap::new(), gone: HashMap::new() }
     }
 
-    /// Ids that a change to `next` takes out of use: their counters are read before it is applied.
-    pub fn leaving(&self, next: &Present) -> Vec<u32> {
-        let next = ids(next);
-        self.live.iter().filter(|(id, key)| next.get(id) != Some(key)).map(|(id, _)| *id).collect()
+    /// Ids that a change to `next` takes out of use or into use: their counters are read before it is applied.
+    pub fn touched(&self, next: &Present) -> Vec<u32> {
+        let (leaving, coming) = (self.live.backends_beyond(next), next.backends_beyond(&self.live));
+        leaving.into_iter().chain(coming).map(|(id, _)| id).collect()
     }
 
-    /// Ids that `next` takes into use.
-    pub fn coming(&self, next: &Present) -> Vec<u32> {
-        ids(next).into_iter().filter(|(id, key)| self.live.get(id) != Some(key)).map(|(id, _)| id).collect()
-    }
-
-    /// The maps hold `next` now. `read` has the counters of the leaving and the coming ids, from just before.
+    /// The maps hold `next` now. `read` has the counters of the touched ids, from just before.
     pub fn changed(&mut self, next: &Present, read: &ById) {
-        let now = ids(next);
-        for id in self.leaving(next) {
+        let counted = |id| read.get(&id).copied().unwrap_or_default();
+        for (id, key) in self.live.backends_beyond(next) {
             let base = self.base.remove(&id).unwrap_or_default();
-            if let Some(key) = self.live.get(&id) {
-                let counted = minus(read.get(&id).copied().unwrap_or_default(), base);
-                let total = self.gone.entry(*key).or_default();
-                *total = plus(*total, counted);
-            }
+            let total = self.gone.entry(key).or_default();
+            *total = plus(*total, minus(counted(id), base));
         }
-        for id in self.coming(next) {
-            self.base.insert(id, read.get(&id).copied().unwrap_or_default());
+        for (id, _) in next.backends_beyond(&self.live) {
+            self.base.insert(id, counted(id));
         }
-        let services: BTreeSet<ServiceKey> = next.services().map(|(key, _)| *key).collect();
-        self.gone.retain(|key, _| services.contains(key));
-        self.live = now;
+        self.gone.retain(|key, _| next.service(key).is_some());
+        self.live = next.clone();
+    }
+
+    fn backends(&self) -> impl Iterator<Item = (u32, &ServiceKey)> {
+        self.live.services().flat_map(|(key, service)| service.backends.iter().map(move |backend| (backend.id, key)))
     }
 
     /// All ids in use.
     pub fn ids(&self) -> Vec<u32> {
-        self.live.keys().copied().collect()
+        self.backends().map(|(id, _)| id).collect()
     }
 
     /// What the backend with an id counted.
@@ -91,9 +82,9 @@ impl Tally {
     /// What each service counted, gone backends included.
     pub fn services(&self, read: &ById) -> HashMap<ServiceKey, Counter> {
         let mut totals = self.gone.clone();
-        for (id, key) in &self.live {
+        for (id, key) in self.backends() {
             let total = totals.entry(*key).or_default();
-            *total = plus(*total, self.backend(*id, read));
+            *total = plus(*total, self.backend(id, read));
         }
         totals
     }
@@ -102,29 +93,61 @@ impl Tally {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::Protocol;
-
-    fn key() -> ServiceKey {
-        ServiceKey { vip: [192, 0, 2, 1].into(), port: 80, protocol: Protocol::Tcp }
-    }
+    use crate::{
+        model::{NextHop, check},
+        plan::{MapSizes, Secrets, diff, wanted},
+    };
 
     fn count(packets: u64) -> Counter {
         Counter { packets, bytes: packets * 100 }
     }
 
+    /// What the maps hold after `before` when the services 192.0.2.N have the backends 10.0.0.X, for each (N, all X).
+    fn next(before: Option<&Present>, services: &[(u8, &[u8])]) -> Present {
+        let mut text = String::from("[node]\ninterface = \"eth0\"\n[node.limits]\nring_slots_max = 20000\n");
+        for (n, backends) in services {
+            text += &format!("[[service]]\nname = \"s{n}\"\nvip = \"192.0.2.{n}\"\nport = 80\nforward = \"ipip\"\n");
+            text += "algo_config = { ring_size = 251 }\n";
+            backends.iter().for_each(|x| text += &format!("[[service.backends]]\naddress = \"10.0.0.{x}\"\n"));
+        }
+        let config = check("f", &text).config.unwrap();
+        let hop = NextHop { ifindex: 1, mtu: 1500, src_mac: [2; 6], dst_mac: [2; 6] };
+        let wanted = wanted(&config, &|_, _| true, &|_| Some(hop));
+        let secrets = Secrets { hash_key: [1; lb_core::abi::node::HASH_KEY_WORDS], ring_seed: 1 };
+        let empty = Present::empty(MapSizes::of(&config.node.limits), secrets);
+        diff(before.unwrap_or(&empty), &wanted, 1).unwrap().next
+    }
+
+    fn id(present: &Present, service: u8, backend: u8) -> u32 {
+        let (key, _) =
+            present.services().find(|(key, _)| key.vip == std::net::Ipv4Addr::new(192, 0, 2, service)).unwrap();
+        present.backend(key, [10, 0, 0, backend].into(), 80).unwrap().id
+    }
+
     #[test]
     fn totals_do_not_fall_and_ids_start_at_zero() {
-        let mut tally = Tally { live: HashMap::from([(1, key()), (2, key())]), ..Tally::default() };
-        let read = ById::from([(1, count(5)), (2, count(7))]);
-        assert_eq!(tally.services(&read)[&key()], count(12));
-        // Backend 2 went, with 9 counted in the end; id 3 came, which had counted 100 for somebody else.
-        tally.gone.insert(key(), count(9));
-        tally.live = HashMap::from([(1, key()), (3, key())]);
-        tally.base.insert(3, count(100));
-        let read = ById::from([(1, count(5)), (3, count(101))]);
-        assert_eq!(tally.backend(3, &read), count(1));
-        assert_eq!(tally.services(&read)[&key()], count(15));
+        let one = next(None, &[(1, &[1, 2]), (2, &[9])]);
+        let (key, _) = one.services().next().unwrap();
+        let (a, b) = (id(&one, 1, 1), id(&one, 1, 2));
+        let mut tally = Tally::new(&one);
+        let read = ById::from([(a, count(5)), (b, count(7))]);
+        assert_eq!(tally.services(&read)[key], count(12));
+        // Backend 2 goes, with 9 counted in the end; 3 comes, whose id had counted 100 for somebody else.
+        let two = next(Some(&one), &[(1, &[1, 3]), (2, &[9])]);
+        let c = id(&two, 1, 3);
+        let mut touched = tally.touched(&two);
+        touched.sort_unstable();
+        assert_eq!(touched, [b, c], "and nothing of what stays");
+        tally.changed(&two, &ById::from([(b, count(9)), (c, count(100))]));
+        assert_eq!(tally.ids(), [a, c, id(&two, 2, 9)]);
+        let read = ById::from([(a, count(5)), (c, count(101))]);
+        assert_eq!(tally.backend(c, &read), count(1));
+        assert_eq!(tally.services(&read)[key], count(15));
         // The maps cleared the counter when the id was given out.
-        assert_eq!(tally.backend(3, &ById::from([(3, count(4))])), count(4));
+        assert_eq!(tally.backend(c, &ById::from([(c, count(4))])), count(4));
+        // A service that goes takes its total along.
+        let three = next(Some(&two), &[(2, &[9])]);
+        tally.changed(&three, &ById::from([(a, count(5)), (c, count(101))]));
+        assert!(!tally.services(&ById::new()).contains_key(key));
     }
 }

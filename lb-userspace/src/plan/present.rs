@@ -5,7 +5,7 @@
 //! quarantine is not given out; a copy is cheap, for services are shared; secrets are never shown.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, HashSet, VecDeque},
     fmt,
     net::IpAddr,
     sync::Arc,
@@ -216,6 +216,22 @@ impl Present {
     /// Whether no ring in use or in quarantine has a line of `extent`, and all of it lies in the arena.
     pub fn has_free(&self, extent: Extent) -> bool {
         self.arena.is_free(extent)
+    }
+
+    /// Ids of the backends that this has and `other` does not, or for another service, with their services. A service that
+    /// did not change since the one was made from the other costs next to nothing.
+    pub fn backends_beyond(&self, other: &Self) -> Vec<(u32, ServiceKey)> {
+        let mut beyond = Vec::new();
+        for (key, service) in &self.services {
+            let kept = other.services.get(key);
+            if kept.is_some_and(|kept| Arc::ptr_eq(kept, service)) {
+                continue;
+            }
+            let kept: HashSet<u32> = kept.iter().flat_map(|kept| &kept.backends).map(|backend| backend.id).collect();
+            let ids = service.backends.iter().map(|backend| backend.id);
+            beyond.extend(ids.filter(|id| !kept.contains(id)).map(|id| (id, *key)));
+        }
+        beyond
     }
 
     /// How full the maps are.
