@@ -9,6 +9,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, SocketAddr},
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 
@@ -59,7 +60,8 @@ pub struct State {
     effective: Config,
     health: BTreeMap<Target, Observed>,
     users: BTreeMap<Target, Vec<Place>>,
-    next_hops: BTreeMap<IpAddr, Resolution>,
+    /// Shared between copies: a change of the configuration seldom touches it, and it is large.
+    next_hops: Arc<BTreeMap<IpAddr, Resolution>>,
 }
 
 /// What asks a backend for its health: `None` without a check, or while it is in maintenance.
@@ -83,7 +85,7 @@ impl State {
             overrides,
             health: BTreeMap::new(),
             users: BTreeMap::new(),
-            next_hops: BTreeMap::new(),
+            next_hops: Arc::default(),
         };
         state.refresh(inherited);
         state
@@ -163,7 +165,11 @@ impl State {
         }
         self.users = users;
         let addresses = self.addresses();
-        self.next_hops.retain(|address, _| addresses.contains(address));
+        // Both are sorted, so that one walk over both tells whether anything left.
+        let mut kept = addresses.iter();
+        if !self.next_hops.keys().all(|address| kept.any(|kept| kept == address)) {
+            Arc::make_mut(&mut self.next_hops).retain(|address, _| addresses.contains(address));
+        }
     }
 
     /// What the checker shall probe, each with the state that a new target starts from.
@@ -244,7 +250,9 @@ impl State {
             }
             let before = self.next_hops.get(&address).and_then(Resolution::next_hop);
             changed |= before != resolution.next_hop();
-            self.next_hops.insert(address, resolution);
+            if self.next_hops.get(&address) != Some(&resolution) {
+                Arc::make_mut(&mut self.next_hops).insert(address, resolution);
+            }
         }
         changed
     }

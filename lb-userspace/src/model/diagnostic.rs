@@ -165,6 +165,10 @@ pub struct RelatedEntry {
 
 /// The findings with their positions, in the same order.
 pub fn entries(diagnostics: &[Diagnostic], file_name: &str, text: &str) -> Vec<Entry> {
+    // A large file without findings costs nothing.
+    if diagnostics.is_empty() {
+        return Vec::new();
+    }
     let lines = Lines::new(text);
     let entry = |d: &Diagnostic| {
         let ((line, column), (end_line, end_column)) = (lines.position(d.span.start), lines.position(d.span.end));

@@ -77,16 +77,11 @@ fn service(
         .map(|b| (b.admin_state, b.weight, b.admin_state != AdminState::Maint && up(service, b)))
         .collect();
     let (weights, fail_open) = effective_weights(&observed);
-    let mut backends: Vec<WantedBackend> = service
-        .backends
-        .iter()
-        .zip(&observed)
-        .zip(weights)
-        .filter_map(|((b, &(_, _, up)), weight)| {
-            let key = backend_key(&service.key, b.address, b.port);
-            Some(WantedBackend { key, weight: weight?, up, next_hop: next_hop(b.address) })
-        })
-        .collect();
+    let mut backends = Vec::with_capacity(service.backends.len());
+    backends.extend(service.backends.iter().zip(&observed).zip(weights).filter_map(|((b, &(_, _, up)), weight)| {
+        let key = backend_key(&service.key, b.address, b.port);
+        Some(WantedBackend { key, weight: weight?, up, next_hop: next_hop(b.address) })
+    }));
     backends.sort_unstable_by_key(|b| b.key);
     let Algo::Maglev { ring_size } = service.algo;
     WantedService {

@@ -69,18 +69,15 @@ impl Draft {
 
     /// The service, if nothing in it was refused.
     pub fn service(&self) -> Option<Service> {
-        let backends = self
-            .backends
-            .iter()
-            .map(|backend| {
-                Some(Backend {
-                    address: backend.address.as_ref()?.value,
-                    port: self.backend_port(backend)?,
-                    weight: backend.weight,
-                    admin_state: backend.admin_state,
-                })
-            })
-            .collect::<Option<_>>()?;
+        let mut backends = Vec::with_capacity(self.backends.len());
+        for backend in &self.backends {
+            backends.push(Backend {
+                address: backend.address.as_ref()?.value,
+                port: self.backend_port(backend)?,
+                weight: backend.weight,
+                admin_state: backend.admin_state,
+            });
+        }
         Some(Service {
             key: self.key()?,
             name: self.name.as_ref()?.value.clone(),
