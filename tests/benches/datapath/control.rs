@@ -15,7 +15,7 @@ use crate::{
 /// Backends of the ring that is timed; the figure of the Maglev paper, whose 1.8 ms are the target.
 const RING_BACKENDS: u32 = 1000;
 /// Services among which one changes.
-const SERVICES: u16 = 1000;
+pub const SERVICES: u16 = 1000;
 
 /// `count` equal members whose slots are numbered from `first`.
 fn members(count: u32, first: u32) -> Vec<Member> {

@@ -6,6 +6,7 @@
 
 mod control;
 mod lab;
+mod reload;
 mod report;
 mod scene;
 mod weir;
@@ -146,6 +147,12 @@ fn run(plan: &Plan) -> Result<()> {
     eprintln!("measuring the control side");
     report.targets.push(control::ring_build(if plan.quick { 11 } else { 51 }));
     report.targets.push(control::one_change(lab::SPARE, lab.egress(), if plan.quick { 5 } else { 15 })?);
+    report.targets.push(reload::one_save(
+        lab::SPARE,
+        lab.egress(),
+        control::SERVICES,
+        if plan.quick { 5 } else { 15 },
+    )?);
     report.add_ratios();
     print!("{}", report.text());
     if let Some(path) = &plan.json {

@@ -43,9 +43,22 @@ impl Weir {
         Ok(weir)
     }
 
+    /// The data plane opened anew, as an agent that was started again takes it over, and the configuration in it.
+    pub fn take_over(&self) -> Result<(KernelDataplane, Config)> {
+        let unused = Secrets { hash_key: [0; HASH_KEY_WORDS], ring_seed: 0 };
+        let plane = KernelDataplane::open(&self.pins, MapSizes::of(&self.config.node.limits), unused)?;
+        ensure!(plane.adopted(), "the maps of {} were not taken over", self.pins.dir().display());
+        Ok((plane, self.config.clone()))
+    }
+
+    /// The way to every backend.
+    pub fn next_hop(&self) -> NextHop {
+        NextHop { ifindex: self.egress, mtu: 1500, src_mac: BALANCER_MAC, dst_mac: CLIENT_MAC }
+    }
+
     /// Plans and applies the configuration as the agent does.
     fn apply(&mut self) -> Result<()> {
-        let hop = NextHop { ifindex: self.egress, mtu: 1500, src_mac: BALANCER_MAC, dst_mac: CLIENT_MAC };
+        let hop = self.next_hop();
         let wanted = wanted(&self.config, &|_, _| true, &|_: IpAddr| Some(hop));
         let plan = diff(self.plane.present(), &wanted, self.plane.present().revision() + 1)?;
         self.plane.apply(plan)?;
