@@ -155,8 +155,9 @@ mod tests {
     #[test]
     fn an_apply_takes_what_needs_no_more_and_refuses_the_rest() {
         for (from, to, needs) in changes() {
-            let (in_force, _) = check("old.toml", &from, "host").expect("the old text is valid");
-            match (consider(&in_force, "new.toml", &to, "host"), needs) {
+            let mut incremental = Incremental::default();
+            let (in_force, _) = check(&mut incremental, "old.toml", &from, "host").expect("the old text is valid");
+            match (consider(&in_force, &mut incremental, "new.toml", &to, "host"), needs) {
                 (Ok(candidate), Needs::Apply) => assert!(!candidate.diff.is_empty(), "{to}"),
                 (Err(Refused::Fixed { remedy, .. }), Needs::AgentRestart) => {
                     assert!(remedy.contains("restart the agent"))
