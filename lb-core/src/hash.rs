@@ -44,6 +44,23 @@ pub fn flow_v6(key: &HashKey, src: [u32; 4], dst: [u32; 4], ports: u32, proto: u
     )
 }
 
+/// Hash of a client's address, for services that send a client to one backend whatever its ports. Address words as in [`flow_v6`].
+#[inline(always)]
+pub fn source(key: &HashKey, src: [u32; 4]) -> u64 {
+    finish(pair(src[0], src[1], key[0], key[1]).wrapping_add(pair(src[2], src[3], key[2], key[3])))
+}
+
+/// The tag of a flow and its two candidate buckets in `FLOWS`; `mask` is [`crate::abi::node::Node::flow_mask`]. The tag has the low
+/// eight bits clear. Both buckets follow from the tag, so that a record's home can be told without its flow.
+#[inline(always)]
+pub fn flow_buckets(hash: u64, mask: u32) -> (u64, u32, u32) {
+    let tag = hash & !0xff;
+    // Slots come from the high half of the hash; buckets begin with the bits below it.
+    let first = (tag >> 8) as u32 & mask;
+    let second = (first ^ ((tag >> 32) as u32 | 1).wrapping_mul(0x9e37_79b1)) & mask;
+    (tag, first, second)
+}
+
 /// Hash of a lookup key: bucket choice in the low half, tag in the high half.
 #[inline(always)]
 pub fn lookup(key: &HashKey, k: &lookup::Key) -> u64 {

@@ -3,18 +3,20 @@
 extern crate alloc;
 
 use alloc::{collections::BTreeMap, vec::Vec};
-use core::cell::RefCell;
+use core::cell::{Cell, RefCell};
 
 use bytemuck::Zeroable;
 
 use crate::{
     abi::{
         backend::Backend,
+        flow::{self, Word},
         fragment::{Fragment, FragmentKey},
         lookup::Bucket,
         node::Node,
         ring::Line,
         service::Service,
+        stats::FlowEvent,
     },
     packet::{OFFSET_MAX, PacketEdit, PacketView},
     tables::{NextHop, Route, Tables},
@@ -94,8 +96,22 @@ pub struct Snapshot {
     pub services: Vec<Service>,
     /// `RINGS`.
     pub lines: Vec<Line>,
+    /// `OWNERS`; those that are missing are empty.
+    pub owners: Vec<Line>,
     /// `BACKENDS`.
     pub backends: Vec<Backend>,
+    /// `FLOWS`; empty is a table without room.
+    pub flows: Vec<flow::Bucket>,
+    /// `ACTIVE`; those that are missing are not counted.
+    pub active: Vec<Word>,
+    /// `FLOW_STATS`.
+    pub events: RefCell<BTreeMap<FlowEvent, u64>>,
+    /// `BACKEND_FLOWS`: SYNs, FINs, opened, closed.
+    pub totals: RefCell<BTreeMap<u32, [u64; 4]>>,
+    /// `TURNS` of the one CPU.
+    pub turns: RefCell<BTreeMap<u32, u32>>,
+    /// The kernel's jiffies.
+    pub jiffies: Cell<u64>,
     /// `FRAGMENTS`, unbounded here.
     pub fragments: RefCell<BTreeMap<FragmentKey, Fragment>>,
     /// Next hops of destinations in 16-byte form; those not listed have no route.
@@ -111,6 +127,13 @@ impl Default for Snapshot {
             lookup: Vec::new(),
             services: Vec::new(),
             lines: Vec::new(),
+            owners: Vec::new(),
+            flows: Vec::new(),
+            active: Vec::new(),
+            events: RefCell::default(),
+            totals: RefCell::default(),
+            turns: RefCell::default(),
+            jiffies: Cell::default(),
             backends: Vec::new(),
             fragments: RefCell::default(),
             next_hops: BTreeMap::new(),
@@ -136,8 +159,43 @@ impl Tables for Snapshot {
         self.lines.get(index as usize)
     }
 
+    fn owners(&self, index: u32) -> Option<&Line> {
+        self.owners.get(index as usize)
+    }
+
     fn backend(&self, id: u32) -> Option<&Backend> {
         self.backends.get(id as usize)
+    }
+
+    fn flows(&self, index: u32) -> Option<&flow::Bucket> {
+        self.flows.get(index as usize)
+    }
+
+    fn active(&self, id: u32) -> Option<&Word> {
+        self.active.get(id as usize)
+    }
+
+    fn count(&self, event: FlowEvent) {
+        *self.events.borrow_mut().entry(event).or_default() += 1;
+    }
+
+    fn count_flows(&self, backend: u32, flows: [u32; 4]) {
+        if flows != [0; 4] {
+            let mut totals = self.totals.borrow_mut();
+            let total = totals.entry(backend).or_default();
+            total.iter_mut().zip(flows).for_each(|(total, n)| *total += u64::from(n));
+        }
+    }
+
+    fn turn(&self, service: u32) -> u32 {
+        let mut turns = self.turns.borrow_mut();
+        let turn = turns.entry(service).or_default();
+        *turn = turn.wrapping_add(1);
+        turn.wrapping_sub(1)
+    }
+
+    fn jiffies(&self) -> u64 {
+        self.jiffies.get()
     }
 
     fn load_u64(&self, word: &u64) -> u64 {

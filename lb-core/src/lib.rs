@@ -12,6 +12,7 @@
 
 pub mod abi;
 pub mod decap;
+pub mod flow;
 pub mod hash;
 #[cfg(feature = "host")]
 pub mod host;

@@ -142,6 +142,8 @@ pub struct Packet {
     pub proto: u8,
     /// ToS or traffic class.
     pub tos: u8,
+    /// TCP flags of [`Transport::Flow`] ([`transport::SYN`] and others); 0 for UDP.
+    pub tcp_flags: u32,
     /// Fragmentation.
     pub part: Part,
     /// Identification that the fragments of a datagram share; 0 unless it is fragmented.
@@ -180,9 +182,9 @@ pub fn plain_v4<P: PacketView>(p: &P) -> Option<Packet> {
     if ip.fragment & (ipv4::MF | ipv4::OFFSET) != 0 || eth::LEN + ip.total_len as usize > p.len() {
         return None;
     }
-    plain_transport(p, ip.proto, L4_V4, ip.total_len as usize, ipv4::LEN, be16(&head, L4_V4 + 4))?;
+    let tcp_flags = plain_transport(p, ip.proto, L4_V4, ip.total_len as usize, ipv4::LEN, be16(&head, L4_V4 + 4))?;
     let addresses = Addresses::v4(ip.src, ip.dst);
-    Some(whole_flow(addresses, ip.proto, be32(&head, L4_V4), ip.tos, ip.total_len, L4_V4))
+    Some(Packet { tcp_flags, ..whole_flow(addresses, ip.proto, be32(&head, L4_V4), ip.tos, ip.total_len, L4_V4) })
 }
 
 /// As [`plain_v4`], IPv6.
@@ -197,9 +199,10 @@ pub fn plain_v6<P: PacketView>(p: &P) -> Option<Packet> {
     if eth::LEN + len > p.len() || len > u16::MAX as usize {
         return None;
     }
-    plain_transport(p, ip.next, L4_V6, len, ipv6::LEN, be16(&head, L4_V6 + 4))?;
+    let tcp_flags = plain_transport(p, ip.next, L4_V6, len, ipv6::LEN, be16(&head, L4_V6 + 4))?;
     let addresses = Addresses::v6(ip.src, ip.dst);
-    Some(whole_flow(addresses, ip.next, be32(&head, L4_V6), ip.traffic_class(), len as u16, L4_V6))
+    let packet = whole_flow(addresses, ip.next, be32(&head, L4_V6), ip.traffic_class(), len as u16, L4_V6);
+    Some(Packet { tcp_flags, ..packet })
 }
 
 #[inline(always)]
@@ -211,6 +214,7 @@ const fn whole_flow(addresses: Addresses, proto: u8, ports: u32, tos: u8, len: u
         len,
         ports,
         l4,
+        tcp_flags: 0,
         part: Part::Whole,
         id: 0,
         transport: Transport::Flow,
@@ -219,18 +223,19 @@ const fn whole_flow(addresses: Addresses, proto: u8, ports: u32, tos: u8, len: u
     }
 }
 
-/// Whether a TCP or UDP header at the fixed offset `l4` is well-formed; `len` and `ip_len` are of packet and IP header.
+/// The TCP flags (0 for UDP) of a well-formed TCP or UDP header at the fixed offset `l4`; `len` and `ip_len` are of packet and IP
+/// header.
 #[inline(always)]
-fn plain_transport<P: PacketView>(p: &P, proto: u8, l4: usize, len: usize, ip_len: usize, udp_len: u16) -> Option<()> {
+fn plain_transport<P: PacketView>(p: &P, proto: u8, l4: usize, len: usize, ip_len: usize, udp_len: u16) -> Option<u32> {
     match proto {
         ipv4::PROTO_TCP => {
-            let [offset] = p.bytes::<1>(l4 + transport::TCP_DATA_OFFSET)?;
+            let [offset, flags] = p.bytes::<2>(l4 + transport::TCP_DATA_OFFSET)?;
             let header_len = (offset >> 4) as usize * 4;
-            (header_len >= transport::TCP_LEN && ip_len + header_len <= len).then_some(())
+            (header_len >= transport::TCP_LEN && ip_len + header_len <= len).then_some(flags as u32)
         }
         ipv4::PROTO_UDP => {
             let udp_len = udp_len as usize;
-            (udp_len >= transport::UDP_LEN && ip_len + udp_len <= len).then_some(())
+            (udp_len >= transport::UDP_LEN && ip_len + udp_len <= len).then_some(0)
         }
         _ => None,
     }
@@ -402,13 +407,14 @@ fn tcp<P: PacketView>(p: &P, packet: &mut Packet, end: usize) -> Option<Reason> 
     else {
         return Some(Reason::TcpTruncated);
     };
-    let [offset] = crate::wire::take(&head, transport::TCP_DATA_OFFSET);
+    let [offset, flags] = crate::wire::take(&head, transport::TCP_DATA_OFFSET);
     let header_len = (offset >> 4) as usize * 4;
     if header_len < transport::TCP_LEN || packet.l4 + header_len > end {
         return Some(Reason::TcpBadOffset);
     }
     packet.transport = Transport::Flow;
     packet.ports = be32(&head, 0);
+    packet.tcp_flags = flags as u32;
     None
 }
 

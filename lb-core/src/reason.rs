@@ -104,6 +104,9 @@ reasons! {
     NatReplyRouteUnsupported = 41 Drop "nat_reply_route_unsupported" "A backend's reply to a client behind a route that XDP cannot follow, such as a tunnel."
     SourceInvalid = 42 Drop "source_invalid" "Would be answered, but its source is no unicast address."
     RewriteFailed = 43 Drop "rewrite_failed" "A bounds check failed after the packet was parsed; never expected."
+    FlowReset = 44 Transmit "flow_reset" "TCP flow of a backend that is down, answered with a reset as its service is configured."
+    SynRefused = 45 Drop "syn_refused" "New connection that could not be recorded while its slot moves; the client tries again."
+    ResetUnanswered = 46 Drop "reset_unanswered" "TCP flow of a backend that is down, in a packet that no reset may answer: a fragment, a reset, no unicast source."
 }
 
 impl Reason {

@@ -10,14 +10,15 @@ use crate::{
         fragment::{Fragment, FragmentKey},
         lookup::{Bucket, Entry, Key, Kind},
         node::{self, Node},
-        ring::{Extent, LINE_SLOTS, Slot},
+        ring::{Extent, Inputs, LINE_SLOTS, Slot},
         service::Service,
     },
+    flow::{self, Request},
     hash,
     parse::{Addresses, Family, Packet, Part, Transport},
     reason::Reason,
     tables::Tables,
-    wire::{ipv4, take},
+    wire::{ipv4, take, transport},
 };
 
 /// What is to be done with a packet that is not left alone. Plain numbers, no references: it crosses a call in the kernel, and the verifier does
@@ -33,6 +34,8 @@ pub enum Verdict {
     },
     /// Answer the echo request.
     Echo,
+    /// Reset the TCP connection in the name of its backend, which is down.
+    Reset,
 }
 
 /// The backend of a packet.
@@ -82,7 +85,9 @@ pub fn settled<'t, T: Tables>(packet: &Packet, tables: &'t T) -> Option<(Choice,
         return None;
     }
     let hash = flow_hash(node, &packet.addresses, packet.ports, packet.proto);
-    let (choice, backend) = choose(tables, candidate, service, hash).ok()?;
+    let flow =
+        Flow { addresses: &packet.addresses, hash, tcp_flags: packet.tcp_flags, proto: packet.proto, about: false };
+    let (choice, backend) = choose(tables, node, candidate, service, &flow).ok()?;
     Some((choice, Target { node, backend }))
 }
 
@@ -115,11 +120,17 @@ fn decide<T: Tables>(packet: &Packet, tables: &T, verdict: &mut Verdict) -> Opti
     let service = if own { find_service(tables, node, service_key(&flow, ports as u16, proto)) } else { 0 };
     if service != 0 {
         let hash = flow_hash(node, &flow, ports, proto);
+        let about = packet.transport == Transport::Error;
+        let flow = Flow { addresses: &flow, hash, tcp_flags: packet.tcp_flags, proto, about };
         let entry = tables.service(service).ok_or(Reason::NoBackend);
-        return match entry.and_then(|entry| choose(tables, service, entry, hash)) {
+        return match entry.and_then(|entry| choose(tables, node, service, entry, &flow)) {
             Ok((choice, _)) => {
                 remember(packet, tables, choice.backend, Kind::Service);
                 *verdict = Verdict::Forward(choice);
+                None
+            }
+            Err(Reason::FlowReset) => {
+                *verdict = Verdict::Reset;
                 None
             }
             Err(reason) => Some(reason),
@@ -168,7 +179,7 @@ fn later_fragment<T: Tables>(packet: &Packet, node: &Node, tables: &T, verdict: 
     if let Some(first) = tables.fragment(&fragment_key(packet)) {
         if first.kind == Kind::Service as u32 {
             let hash = flow_hash(node, &packet.addresses, 0, packet.proto);
-            return match live_backend(tables, first.backend) {
+            return match reachable(tables, first.backend) {
                 Ok(backend) => {
                     let service = backend.service;
                     *verdict = Verdict::Forward(Choice { service, slot: None, backend: first.backend, hash });
@@ -213,41 +224,111 @@ fn configured<T: Tables>(tables: &T) -> Option<&Node> {
     tables.node().filter(|node| node.abi_version == ABI_VERSION)
 }
 
-/// The backend for a flow hash, by the service's ring.
+/// A packet of a service.
+struct Flow<'p> {
+    /// Its addresses, client first.
+    addresses: &'p Addresses,
+    /// [`flow_hash`].
+    hash: u64,
+    /// TCP flags; 0 for UDP and for ICMP errors.
+    tcp_flags: u32,
+    /// 6 or 17.
+    proto: u8,
+    /// It is an ICMP error about the flow.
+    about: bool,
+}
+
+/// The 32 bits that choose a slot, by the inputs of a ring.
+#[inline(always)]
+fn slot_bits(node: &Node, inputs: Inputs, flow: &Flow<'_>) -> u32 {
+    match inputs {
+        Inputs::Source => hash::slot_bits(hash::source(&node.hash_key, flow.addresses.src)),
+        Inputs::Tuple => hash::slot_bits(flow.hash),
+    }
+}
+
+/// The backend of a packet: by the service's ring alone where its slot is settled and its backend up, else by [`flow`].
 #[inline(always)]
 fn choose<'t, T: Tables>(
     tables: &'t T,
+    node: &Node,
     id: u32,
     service: &Service,
-    hash: u64,
+    packet: &Flow<'_>,
 ) -> Result<(Choice, &'t Backend), Reason> {
-    let ring = Extent::unpack(tables.load_u64(&service.ring));
+    let ring_word = tables.load_u64(&service.ring);
+    let ring = Extent::unpack(ring_word);
     if ring.slots == 0 {
         return Err(Reason::NoBackend);
     }
-    let slot = ring.slot_of(hash::slot_bits(hash));
+    let slot = ring.slot_of(slot_bits(node, Inputs::unpack(ring_word), packet));
     let line = tables.line(ring.line.wrapping_add(slot / LINE_SLOTS as u32)).ok_or(Reason::SlotEmpty)?;
     let word = line.slots.get(slot as usize % LINE_SLOTS).ok_or(Reason::SlotEmpty)?;
-    let current = Slot(tables.load_u32(word)).current();
-    if current == 0 {
+    let word = Slot(tables.load_u32(word));
+    if word.current() == 0 {
         return Err(Reason::SlotEmpty);
     }
-    let backend = live_backend(tables, current)?;
-    Ok((Choice { service: id, slot: Some(slot), backend: current, hash }, backend))
+    let choice = Choice { service: id, slot: Some(slot), backend: word.current(), hash: packet.hash };
+    if word.is_plain() {
+        let backend = tables.backend(choice.backend).ok_or(Reason::BackendInvalid)?;
+        let flags = tables.load_u32(&backend.flags);
+        if flags & (backend::FLAG_VALID | backend::FLAG_NEXT_HOP | backend::FLAG_DOWN)
+            == backend::FLAG_VALID | backend::FLAG_NEXT_HOP
+        {
+            count_ends(tables, choice.backend, packet.tcp_flags);
+            return Ok((choice, backend));
+        }
+        if flags & backend::FLAG_DOWN == 0 {
+            return Err(unreachable(flags));
+        }
+    }
+    let previous = tables.load_u64(&service.previous_ring);
+    let previous_bits = if previous == 0 { 0 } else { slot_bits(node, Inputs::unpack(previous), packet) };
+    let request = Request {
+        hash: packet.hash,
+        ring: ring_word,
+        service: id,
+        slot,
+        word: word.0,
+        previous,
+        previous_bits,
+        tcp_flags: packet.tcp_flags,
+        proto: packet.proto as u32,
+        about: packet.about as u32,
+        pad: 0,
+    };
+    let chosen = flow::backend(tables, &request)?;
+    let backend = reachable(tables, chosen)?;
+    count_ends(tables, chosen, packet.tcp_flags);
+    Ok((Choice { backend: chosen, ..choice }, backend))
+}
+
+/// Counts the packets that begin and end connections: without records they are what is known of a backend's flows.
+#[inline(always)]
+fn count_ends<T: Tables>(tables: &T, backend: u32, tcp_flags: u32) {
+    use transport::{ACK, FIN, RST, SYN};
+    if tcp_flags & (SYN | FIN | RST) != 0 {
+        let begins = tcp_flags & (SYN | ACK | RST | FIN) == SYN;
+        let ends = tcp_flags & (FIN | RST) != 0;
+        tables.count_flows(backend, [begins as u32, ends as u32, 0, 0]);
+    }
 }
 
 /// The entry of a backend that packets can be sent to.
 #[inline(always)]
-fn live_backend<T: Tables>(tables: &T, id: u32) -> Result<&Backend, Reason> {
+fn reachable<T: Tables>(tables: &T, id: u32) -> Result<&Backend, Reason> {
     let backend = tables.backend(id).ok_or(Reason::BackendInvalid)?;
     let flags = tables.load_u32(&backend.flags);
-    if flags & backend::FLAG_VALID == 0 {
-        return Err(Reason::BackendInvalid);
+    match flags & (backend::FLAG_VALID | backend::FLAG_NEXT_HOP) == backend::FLAG_VALID | backend::FLAG_NEXT_HOP {
+        true => Ok(backend),
+        false => Err(unreachable(flags)),
     }
-    if flags & backend::FLAG_NEXT_HOP == 0 {
-        return Err(Reason::BackendUnresolved);
-    }
-    Ok(backend)
+}
+
+/// Why no packet can be sent to a backend with these flags.
+#[inline(always)]
+fn unreachable(flags: u32) -> Reason {
+    if flags & backend::FLAG_VALID == 0 { Reason::BackendInvalid } else { Reason::BackendUnresolved }
 }
 
 #[inline(always)]

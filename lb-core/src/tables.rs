@@ -3,13 +3,18 @@
 //! Over BPF maps in the kernel, over vectors in tests and `weir explain`. An absent entry is `None`; nothing here fails
 //! otherwise.
 
-use crate::abi::{
-    backend::Backend,
-    fragment::{Fragment, FragmentKey},
-    lookup::Bucket,
-    node::Node,
-    ring::Line,
-    service::Service,
+use crate::{
+    abi::{
+        backend::Backend,
+        flow::{self, Word},
+        fragment::{Fragment, FragmentKey},
+        lookup::Bucket,
+        node::Node,
+        ring::Line,
+        service::Service,
+        stats::FlowEvent,
+    },
+    flow::{self as flows, Request},
 };
 
 /// The maps of the load balancer.
@@ -22,8 +27,119 @@ pub trait Tables {
     fn service(&self, id: u32) -> Option<&Service>;
     /// `RINGS` at an index.
     fn line(&self, index: u32) -> Option<&Line>;
+    /// `OWNERS` at an index.
+    fn owners(&self, index: u32) -> Option<&Line>;
     /// `BACKENDS` at an id.
     fn backend(&self, id: u32) -> Option<&Backend>;
+    /// `FLOWS` at an index.
+    fn flows(&self, index: u32) -> Option<&flow::Bucket>;
+    /// `ACTIVE` at a backend id.
+    fn active(&self, id: u32) -> Option<&Word>;
+    /// A word of the two above, loaded once and whole. As given, this and the next three serve one thread; the kernel's are atomic.
+    #[inline(always)]
+    fn load(&self, word: &Word) -> u64 {
+        word.cell().get()
+    }
+    /// Stores a word that this CPU owns, after everything it stored before.
+    #[inline(always)]
+    fn store(&self, word: &Word, value: u64) {
+        word.cell().set(value);
+    }
+    /// Stores `new` if the word is `old`, as one step among all CPUs; says whether it did.
+    #[inline(always)]
+    fn exchange(&self, word: &Word, old: u64, new: u64) -> bool {
+        let same = word.cell().get() == old;
+        if same {
+            word.cell().set(new);
+        }
+        same
+    }
+    /// Adds to a word, as one step among all CPUs; wraps.
+    #[inline(always)]
+    fn add(&self, word: &Word, n: u64) {
+        word.cell().set(word.cell().get().wrapping_add(n));
+    }
+    /// [`flows::resolve`]. This and those called `flow_*` below are steps of a decision that the kernel makes functions of their own, which its
+    /// verifier checks once and not on every way that leads there.
+    #[inline(always)]
+    fn flow_resolve(&self, request: &Request) -> u64
+    where
+        Self: Sized,
+    {
+        flows::resolve(self, request)
+    }
+    /// [`flows::table::find`].
+    #[inline(always)]
+    fn flow_find(&self, hash: u64, mask: u32, now_s: u32) -> u64
+    where
+        Self: Sized,
+    {
+        flows::table::find(self, hash, mask, now_s)
+    }
+    /// [`flows::table::replace`].
+    #[inline(always)]
+    fn flow_replace(&self, hash: u64, mask: u32, old: u64, new: u64) -> bool
+    where
+        Self: Sized,
+    {
+        flows::table::replace(self, hash, mask, old, new)
+    }
+    /// [`flows::table::insert`].
+    #[inline(always)]
+    fn flow_insert(&self, hash: u64, mask: u32, now_s: u32, word: u64) -> bool
+    where
+        Self: Sized,
+    {
+        flows::table::insert(self, hash, mask, now_s, word)
+    }
+    /// [`flows::table::room_in`].
+    #[inline(always)]
+    fn flow_room(&self, bucket: u32, now_s: u32) -> u64
+    where
+        Self: Sized,
+    {
+        flows::table::room_in(self, bucket, now_s)
+    }
+    /// [`flows::choose::new`].
+    #[inline(always)]
+    fn flow_choose(&self, request: &Request) -> u32
+    where
+        Self: Sized,
+    {
+        flows::choose::new(self, request)
+    }
+    /// [`flows::choose::current`].
+    #[inline(always)]
+    fn flow_current(&self, request: &Request, limits: bool) -> u32
+    where
+        Self: Sized,
+    {
+        flows::choose::current(self, request, limits)
+    }
+    /// [`flows::choose::member`].
+    #[inline(always)]
+    fn flow_member(&self, service: u32, id: u32) -> u64
+    where
+        Self: Sized,
+    {
+        flows::choose::member(self, service, id)
+    }
+    /// [`flows::choose::least`].
+    #[inline(always)]
+    fn flow_least(&self, service: u32, hash: u64, members: u64) -> u32
+    where
+        Self: Sized,
+    {
+        flows::choose::least(self, service, hash, members)
+    }
+    /// Counts in `FLOW_STATS`.
+    fn count(&self, event: FlowEvent);
+    /// Adds to a backend's `BACKEND_FLOWS`: SYNs, FINs, flows opened, flows closed.
+    fn count_flows(&self, backend: u32, flows: [u32; 4]);
+    /// This CPU's turn of a service in `TURNS`, which then is the next one; wraps.
+    fn turn(&self, service: u32) -> u32;
+    /// The kernel's 64-bit jiffies.
+    fn jiffies(&self) -> u64;
     /// A 64-bit word of an entry above that the agent publishes while packets read it: loaded exactly once and whole.
     fn load_u64(&self, word: &u64) -> u64;
     /// As [`Self::load_u64`], 32 bits.

@@ -1,26 +1,29 @@
 //! lb-core's tables over the BPF maps and the kernel's routing table.
 
-use core::{mem::MaybeUninit, ptr};
+use core::{arch::asm, mem::MaybeUninit, ptr};
 
 use aya_ebpf::{
     bindings::{bpf_fib_lookup, xdp_md},
-    helpers::generated::bpf_fib_lookup as fib_lookup,
+    helpers::generated::{bpf_fib_lookup as fib_lookup, bpf_jiffies64},
 };
 use lb_core::{
     abi::{
         backend::Backend,
+        flow::{self, Word},
         fragment::{Fragment, FragmentKey},
         lookup::Bucket,
         node::Node,
         ring::Line,
         service::Service,
+        stats::FlowEvent,
     },
+    flow::Request,
     rewrite::is_v4,
     tables::{NextHop, Route, Tables},
     wire::take,
 };
 
-use crate::maps;
+use crate::{maps, steps};
 
 /// Results of `bpf_fib_lookup` (linux/bpf.h).
 const FIB_SUCCESS: i64 = 0;
@@ -42,7 +45,7 @@ pub struct Kernel {
 impl Kernel {
     /// Tables for the packet of a context.
     #[inline(always)]
-    pub fn new(ctx: *mut xdp_md) -> Self {
+    pub const fn new(ctx: *mut xdp_md) -> Self {
         Self { ctx }
     }
 
@@ -82,8 +85,150 @@ impl Tables for Kernel {
     }
 
     #[inline(always)]
+    fn owners(&self, index: u32) -> Option<&Line> {
+        maps::OWNERS.get(index)
+    }
+
+    #[inline(always)]
     fn backend(&self, id: u32) -> Option<&Backend> {
         maps::BACKENDS.get(id)
+    }
+
+    #[inline(always)]
+    fn flows(&self, index: u32) -> Option<&flow::Bucket> {
+        let bucket = maps::FLOWS.get_ptr(index)?;
+        // SAFETY: the map's values are buckets: as large, aligned to 64 bytes as the kernel aligns array values of that size to
+        // 8 and nothing here needs more, and made of words for which every value is valid. Cells allow that they change.
+        Some(unsafe { &*bucket.cast::<flow::Bucket>() })
+    }
+
+    #[inline(always)]
+    fn active(&self, id: u32) -> Option<&Word> {
+        let word = maps::ACTIVE.get_ptr(id)?;
+        // SAFETY: a word of the map, aligned and valid; a cell allows that it changes.
+        Some(unsafe { &*word.cast::<Word>() })
+    }
+
+    #[inline(always)]
+    fn load(&self, word: &Word) -> u64 {
+        // SAFETY: a reference is valid and aligned; volatile, because other CPUs store meanwhile.
+        unsafe { ptr::read_volatile(word.cell().as_ptr()) }
+    }
+
+    #[inline(always)]
+    fn store(&self, word: &Word, value: u64) {
+        // SAFETY: as in `load`. The caller owns the word; stores of one CPU are seen in their order where memory is strongly
+        // ordered, and elsewhere the exchange that claimed the word came before.
+        unsafe { ptr::write_volatile(word.cell().as_ptr(), value) };
+    }
+
+    #[inline(always)]
+    fn exchange(&self, word: &Word, old: u64, new: u64) -> bool {
+        let seen: u64;
+        // SAFETY: one instruction on a valid, aligned word of a map; r0 is its operand and result by definition.
+        unsafe {
+            asm!(
+                "r0 = cmpxchg_64({place} + 0, r0, {new})",
+                place = in(reg) word.cell().as_ptr(),
+                new = in(reg) new,
+                inout("r0") old => seen,
+                options(nostack)
+            );
+        }
+        seen == old
+    }
+
+    #[inline(always)]
+    fn add(&self, word: &Word, n: u64) {
+        // SAFETY: one instruction on a valid, aligned word of a map.
+        unsafe {
+            asm!("lock *(u64 *)({place} + 0) += {n}", place = in(reg) word.cell().as_ptr(), n = in(reg) n, options(nostack));
+        }
+    }
+
+    #[inline(always)]
+    fn flow_resolve(&self, request: &Request) -> u64 {
+        let Some(place) = maps::REQUEST.get_ptr_mut(0) else { return 0 };
+        // SAFETY: this CPU's own value, which no other code touches while the program runs.
+        unsafe { place.write(*request) };
+        steps::weir_resolve(place)
+    }
+
+    #[inline(always)]
+    fn flow_find(&self, hash: u64, mask: u32, now_s: u32) -> u64 {
+        steps::weir_find(hash, mask, now_s)
+    }
+
+    #[inline(always)]
+    fn flow_replace(&self, hash: u64, mask: u32, old: u64, new: u64) -> bool {
+        steps::weir_replace(hash, mask, old, new) != 0
+    }
+
+    #[inline(always)]
+    fn flow_insert(&self, hash: u64, mask: u32, now_s: u32, word: u64) -> bool {
+        steps::weir_insert(hash, mask, now_s, word) != 0
+    }
+
+    #[inline(always)]
+    fn flow_room(&self, bucket: u32, now_s: u32) -> u64 {
+        steps::weir_room(bucket, now_s)
+    }
+
+    #[inline(always)]
+    fn flow_choose(&self, request: &Request) -> u32 {
+        steps::weir_choose(request) as u32
+    }
+
+    #[inline(always)]
+    fn flow_current(&self, request: &Request, limits: bool) -> u32 {
+        steps::weir_current(request, limits as u32) as u32
+    }
+
+    #[inline(always)]
+    fn flow_member(&self, service: u32, id: u32) -> u64 {
+        steps::weir_member(service, id)
+    }
+
+    #[inline(always)]
+    fn flow_least(&self, service: u32, hash: u64, members: u64) -> u32 {
+        steps::weir_least(service, hash, members) as u32
+    }
+
+    #[inline(always)]
+    fn count(&self, event: FlowEvent) {
+        if let Some(counter) = maps::FLOW_STATS.get_ptr_mut(event as u32) {
+            // SAFETY: this CPU's own value, which no other code changes while the program runs.
+            unsafe { *counter = (*counter).wrapping_add(1) };
+        }
+    }
+
+    #[inline(always)]
+    fn count_flows(&self, backend: u32, [syns, fins, opened, closed]: [u32; 4]) {
+        if let Some(totals) = maps::BACKEND_FLOWS.get_ptr_mut(backend) {
+            // SAFETY: this CPU's own value, which no other code changes while the program runs.
+            let totals = unsafe { &mut *totals };
+            totals.syns = totals.syns.wrapping_add(syns as u64);
+            totals.fins = totals.fins.wrapping_add(fins as u64);
+            totals.opened = totals.opened.wrapping_add(opened as u64);
+            totals.closed = totals.closed.wrapping_add(closed as u64);
+        }
+    }
+
+    #[inline(always)]
+    fn turn(&self, service: u32) -> u32 {
+        let Some(turn) = maps::TURNS.get_ptr_mut(service) else { return 0 };
+        // SAFETY: this CPU's own value, which no other code changes while the program runs.
+        unsafe {
+            let now = *turn;
+            *turn = now.wrapping_add(1);
+            now
+        }
+    }
+
+    #[inline(always)]
+    fn jiffies(&self) -> u64 {
+        // SAFETY: the helper takes nothing.
+        unsafe { bpf_jiffies64() }
     }
 
     #[inline(always)]

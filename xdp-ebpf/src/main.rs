@@ -9,6 +9,7 @@
 
 mod kernel;
 mod maps;
+mod steps;
 mod view;
 
 use aya_ebpf::{
@@ -19,9 +20,10 @@ use aya_ebpf::{
 };
 use lb_core::{
     abi::stats::{Counter, REASONS_MAX},
-    packet::PacketView,
+    packet::{PacketEdit, PacketView},
     parse::{self, Packet},
     pipeline,
+    reason::Reason,
     rewrite::{self, Egress, Exit},
     select,
     wire::eth,
@@ -77,24 +79,89 @@ fn plain(ctx: *mut xdp_md, mut view: View, packet: Option<Packet>) -> u32 {
     }
 }
 
-/// The long way, for any packet. Takes the context, from which it makes its own view: pointers into the packet do not
-/// survive the call.
+/// The long way, for any packet: what it is, what is to be done, doing it.
+///
+/// VERIFIER: "combined stack size of 6 calls is 528. Too large": all three are calls, so that the stack of one is given back before
+/// the next takes its own. Each makes its own view: pointers into the packet do not survive a call.
 #[inline(never)]
 fn any(ctx: *mut xdp_md) -> u32 {
+    let mut refused = understand(ctx);
+    if refused == 0 {
+        refused = decide(ctx);
+    }
+    match refused {
+        0 => carry_out(ctx),
+        refused => refuse(ctx, refused - 1),
+    }
+}
+
+/// What was parsed and decided, on this CPU.
+#[inline(always)]
+fn scratch() -> Option<&'static mut Scratch> {
+    // SAFETY: this CPU's own value, which no other code touches while the program runs, and of which the callers hold one
+    // reference at a time; zeroed when the map was made, and since then written whole before it is read.
+    maps::SCRATCH.get_ptr_mut(0).map(|scratch| unsafe { &mut *scratch })
+}
+
+/// Parses, into the scratch. Gives 0, or the number of the reason to leave the packet, plus 1.
+#[inline(never)]
+fn understand(ctx: *mut xdp_md) -> u32 {
+    let Some(Scratch { packet, .. }) = scratch() else { return Reason::RewriteFailed as u32 + 1 };
+    *packet = Packet::unknown();
+    number(parse::any(&View::new(ctx), packet))
+}
+
+/// Selects, into the scratch; as [`understand`].
+#[inline(never)]
+fn decide(ctx: *mut xdp_md) -> u32 {
+    let Some(Scratch { packet, verdict }) = scratch() else { return Reason::RewriteFailed as u32 + 1 };
+    number(select::any(packet, &Kernel::new(ctx), verdict))
+}
+
+/// VERIFIER: calls give numbers.
+#[inline(always)]
+fn number(refused: Result<(), Reason>) -> u32 {
+    match refused {
+        Ok(()) => 0,
+        Err(reason) => reason as u32 + 1,
+    }
+}
+
+/// Does what was decided.
+#[inline(never)]
+fn carry_out(ctx: *mut xdp_md) -> u32 {
     let tables = Kernel::new(ctx);
     let mut view = View::new(ctx);
     let received = view.len();
-    let Some(scratch) = maps::SCRATCH.get_ptr_mut(0) else { return xdp_action::XDP_ABORTED };
-    // SAFETY: this CPU's own value, which no other code touches while the program runs; zeroed when the map was made, and
-    // since then written whole before it is read.
-    let Scratch { packet, verdict } = unsafe { &mut *scratch };
-    *packet = Packet::unknown();
-    let decided = parse::any(&view, packet).and_then(|()| select::any(packet, &tables, verdict));
-    let exit = match decided {
-        Ok(()) => rewrite::apply(&mut view, packet, verdict, &tables),
-        Err(reason) => Exit::new(reason, Egress::default()),
-    };
+    let Some(Scratch { packet, verdict }) = scratch() else { return xdp_action::XDP_ABORTED };
+    let exit = rewrite::apply(&mut view, packet, verdict, &tables);
     send(&tables, received, exit)
+}
+
+/// Leaves the packet as it is, for a reason.
+#[inline(never)]
+fn refuse(ctx: *mut xdp_md, reason: u32) -> u32 {
+    let received = View::new(ctx).len();
+    let reason = Reason::from_number(reason).unwrap_or(Reason::RewriteFailed);
+    send(&Kernel::new(ctx), received, Exit::new(reason, Egress::default()))
+}
+
+/// Buckets of the flow table that one run sweeps.
+const BUCKETS_A_RUN: u32 = 16;
+
+/// Removes expired records from the flow table. Run by the agent, never attached: its frame begins with the next bucket and, at byte
+/// 8, the number of records removed so far, both of which it moves on.
+#[xdp]
+pub fn weir_sweep(ctx: XdpContext) -> u32 {
+    let mut view = View::new(ctx.ctx);
+    let (Some(first), Some(removed)) = (view.bytes::<4>(0), view.bytes::<4>(8)) else { return xdp_action::XDP_ABORTED };
+    let (first, mut removed) = (u32::from_ne_bytes(first), u32::from_ne_bytes(removed));
+    for at in 0..BUCKETS_A_RUN {
+        removed = removed.wrapping_add(steps::weir_sweep_bucket(first.wrapping_add(at)) as u32);
+    }
+    let done = view.put(0, first.wrapping_add(BUCKETS_A_RUN).to_ne_bytes()).is_some()
+        && view.put(8, removed.to_ne_bytes()).is_some();
+    if done { xdp_action::XDP_PASS } else { xdp_action::XDP_ABORTED }
 }
 
 /// Counts a packet under its reason and turns the exit into an XDP action.

@@ -14,8 +14,9 @@ use lb_core::{
         node::Node,
         ring::Line,
         service::Service,
-        stats::{Counter, INTERFACES_MAX, REASONS_MAX},
+        stats::{Counter, FlowEvent, FlowTotals, INTERFACES_MAX, REASONS_MAX},
     },
+    flow::Request,
     parse::Packet,
     select::Verdict,
 };
@@ -35,6 +36,24 @@ pub static SERVICES: Array<Service, 16, MMAPABLE> = Array::new();
 /// The arena of rings.
 #[btf_map]
 pub static RINGS: Array<Line, 16, MMAPABLE> = Array::new();
+/// Who has the flows of slots in a window.
+#[btf_map]
+pub static OWNERS: Array<Line, 16, MMAPABLE> = Array::new();
+/// The flow table, each value a `flow::Bucket`.
+#[btf_map]
+pub static FLOWS: Array<[u64; 8], 16, MMAPABLE> = Array::new();
+/// Recorded flows by backend id.
+#[btf_map]
+pub static ACTIVE: Array<u64, 16, MMAPABLE> = Array::new();
+/// Flows by backend id, in all.
+#[btf_map]
+pub static BACKEND_FLOWS: PerCpuArray<FlowTotals, 16> = PerCpuArray::new();
+/// What the flow table did.
+#[btf_map]
+pub static FLOW_STATS: PerCpuArray<u64, { FlowEvent::ALL.len() }> = PerCpuArray::new();
+/// Turns of services that take backends in turn, by service id.
+#[btf_map]
+pub static TURNS: PerCpuArray<u32, 16> = PerCpuArray::new();
 /// Backends by id.
 #[btf_map]
 pub static BACKENDS: Array<Backend, 16, MMAPABLE> = Array::new();
@@ -57,6 +76,12 @@ pub static REASON_STATS: PerCpuArray<Counter, { (INTERFACES_MAX * REASONS_MAX) a
 /// after it; from a map they come back as plain numbers, so that the ways through the parser meet again.
 #[btf_map]
 pub static SCRATCH: PerCpuArray<Scratch, 1> = PerCpuArray::new();
+
+/// The request in hand; the object's own, not shared.
+///
+/// VERIFIER: "combined stack size of 6 calls is 528. Too large": what is passed down lies in a map instead.
+#[btf_map]
+pub static REQUEST: PerCpuArray<Request, 1> = PerCpuArray::new();
 
 /// See [`SCRATCH`].
 #[repr(C, align(8))]

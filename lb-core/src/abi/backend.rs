@@ -19,10 +19,17 @@ pub const KEYS_SHAPE: MapShape = array::<BackendKey>("BACKEND_KEYS");
 
 /// The entry is in use.
 pub const FLAG_VALID: u32 = 1 << 0;
-/// Health judged it up; inherited by an adopting agent. Rings are built from it, the program does not read it yet.
+/// Health judged it up; inherited by an adopting agent. Rings are built from it; the program reads `FLAG_DOWN`.
 pub const FLAG_UP: u32 = 1 << 1;
 /// The next hop is known: MAC addresses, interface and MTU hold.
 pub const FLAG_NEXT_HOP: u32 = 1 << 2;
+/// Health judged it down and its service does not fail open: flows leave it as the service's `on_marked_down` says, before any
+/// ring is rebuilt.
+pub const FLAG_DOWN: u32 = 1 << 3;
+/// It takes no new flows (drain, weight 0, removed from the configuration) and keeps those that it has.
+pub const FLAG_DRAINING: u32 = 1 << 4;
+/// It is no longer configured: kept until its drain is over. Only adopting agents read this.
+pub const FLAG_REMOVED: u32 = 1 << 5;
 
 /// A backend of a service, as packets meet it.
 #[repr(C, align(64))]
@@ -50,8 +57,12 @@ pub struct Backend {
     pub proto: u8,
     /// Zero.
     pub pad: [u8; 2],
-    /// Zero; room for limits and counters.
-    pub reserved: [u64; 2],
+    /// Active connections that it takes at most (`track = all`); 0 is no limit.
+    pub max_connections: u32,
+    /// Weight among the members of a chosen algorithm.
+    pub weight: u32,
+    /// Zero.
+    pub reserved: u64,
 }
 
 const _: () = assert!(size_of::<Backend>() == 64);

@@ -19,7 +19,7 @@ pub mod service;
 pub mod stats;
 
 /// Raised by every change of a layout below that an older program or agent would misread.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 
 /// IPv4 address in the 16-byte form that all maps use: `::ffff:a.b.c.d` (RFC 4291 section 2.5.5.2).
 #[inline(always)]
@@ -41,16 +41,22 @@ pub struct MapShape {
 }
 
 /// Every map of the load-balancing program.
-pub const MAPS: [MapShape; 9] = [
+pub const MAPS: [MapShape; 15] = [
     node::SHAPE,
     lookup::SHAPE,
     service::SHAPE,
     ring::SHAPE,
+    ring::OWNERS_SHAPE,
     backend::SHAPE,
     backend::KEYS_SHAPE,
     fragment::SHAPE,
     stats::BACKENDS_SHAPE,
     stats::REASONS_SHAPE,
+    flow::SHAPE,
+    flow::ACTIVE_SHAPE,
+    stats::BACKEND_FLOWS_SHAPE,
+    stats::FLOW_STATS_SHAPE,
+    stats::TURNS_SHAPE,
 ];
 
 /// [`MapShape`] of a memory-mapped array with values of type `T`.

@@ -39,8 +39,12 @@ pub struct Node {
     pub outer_source_v6: [u8; 16],
     /// Revision of the configuration that the maps hold; the agent's last store of every change.
     pub revision: u64,
+    /// Buckets of `FLOWS` minus one; the number of buckets is a power of two.
+    pub flow_mask: u32,
+    /// Ticks of the kernel's jiffies in a second (`CONFIG_HZ`), by which the program reads its clock.
+    pub hz: u32,
     /// Zero; room for later fields.
-    pub reserved: [u64; 4],
+    pub reserved: [u64; 3],
 }
 
 const _: () = assert!(size_of::<Node>() == 128);

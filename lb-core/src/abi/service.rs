@@ -1,7 +1,7 @@
 //! `SERVICES`: one cache line per service, index = service id, id 0 never valid.
 //!
-//! Written by the agent: a new entry in full before `LOOKUP` names it; afterwards only `ring` (one 64-bit store each)
-//! and `flags`. Read by the program, which reads `ring` once per packet through a volatile load.
+//! Written by the agent: a new entry in full before `LOOKUP` names it; afterwards single words. Read by the program, which
+//! reads `ring` once per packet through a volatile load.
 
 use bytemuck::{Pod, Zeroable};
 
@@ -35,13 +35,49 @@ impl Forward {
     }
 }
 
+/// Every flow is recorded (`track = all`).
+pub const FLAG_TRACK_ALL: u32 = 1 << 0;
+
+/// How the backend of a new flow is chosen.
+#[repr(u8)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Algo {
+    /// By the ring.
+    Hashed = 0,
+    /// In turn, each CPU with a turn of its own; weights stand in the order of the members.
+    Turns = 1,
+    /// The fewest connections for its weight.
+    LeastConnections = 2,
+    /// The better of two members that the flow's hash draws.
+    RandomTwo = 3,
+}
+
+/// What becomes of the flows of a backend that health judged down.
+#[repr(u8)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum OnMarkedDown {
+    /// They go to another backend at once.
+    Rehash = 0,
+    /// They stay with it.
+    Keep = 1,
+    /// TCP clients are sent a reset; other flows are rehashed.
+    Reset = 2,
+}
+
+/// The `flags` of a service.
+#[inline(always)]
+pub const fn flags(track_all: bool, algo: Algo, on_marked_down: OnMarkedDown) -> u32 {
+    (if track_all { FLAG_TRACK_ALL } else { 0 }) | (algo as u32) << 8 | (on_marked_down as u32) << 12
+}
+
 /// A service.
 #[repr(C, align(64))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 pub struct Service {
     /// Packed [`super::ring::Extent`]; 0 is "no backend takes new flows".
     pub ring: u64,
-    /// Extent that owned the flows before hash inputs, size or seed changed; 0 outside such a window (datapath rule f).
+    /// The ring that says who owned the flows before inputs, size or seed changed, kept whole with its owners; 0 outside such a window.
+    /// Packed as `ring`; stored before the new ring and cleared after its window.
     pub previous_ring: u64,
     /// VIP, 16-byte form.
     pub addr: [u8; 16],
@@ -51,17 +87,44 @@ pub struct Service {
     pub proto: u8,
     /// [`Forward`] as a number.
     pub forward: u8,
-    /// `FLAG_*`.
+    /// `FLAG_*`, [`Algo`] in bits 8..12 and [`OnMarkedDown`] in bits 12..16.
     pub flags: u32,
-    /// Hash inputs and salt of `ring` and of `previous_ring`; 0 is the 5-tuple without salt.
-    pub hash: [u32; 2],
-    /// Zero; room for track mode, windows and counters of chosen algorithms.
-    pub reserved: [u64; 2],
+    /// Zero.
+    pub pad: u64,
+    /// Packed extent of what a chosen algorithm picks from: backend ids in the order of turns ([`Algo::Turns`]), or each backend id
+    /// once. 0 without one.
+    pub members: u64,
+    /// Seconds that an established flow (for UDP: any flow) may be silent before its record expires, 1 to
+    /// [`super::flow::TIMEOUT_MAX_S`].
+    pub established_s: u32,
+    /// Zero.
+    pub reserved: u32,
 }
 
 const _: () = assert!(size_of::<Service>() == 64);
 
 impl Service {
+    /// How the backend of a new flow is chosen.
+    #[inline(always)]
+    pub const fn algo(&self) -> Algo {
+        match self.flags >> 8 & 0xf {
+            1 => Algo::Turns,
+            2 => Algo::LeastConnections,
+            3 => Algo::RandomTwo,
+            _ => Algo::Hashed,
+        }
+    }
+
+    /// What becomes of the flows of a dead backend.
+    #[inline(always)]
+    pub const fn on_marked_down(&self) -> OnMarkedDown {
+        match self.flags >> 12 & 0xf {
+            1 => OnMarkedDown::Keep,
+            2 => OnMarkedDown::Reset,
+            _ => OnMarkedDown::Rehash,
+        }
+    }
+
     /// The key under which `LOOKUP` names this service.
     #[inline(always)]
     pub const fn key(&self) -> super::lookup::Key {

@@ -28,3 +28,79 @@ pub struct Counter {
     /// Bytes of those packets, from the Ethernet header on.
     pub bytes: u64,
 }
+
+/// Shape of `BACKEND_FLOWS`, index = backend id: per-CPU totals.
+pub const BACKEND_FLOWS_SHAPE: MapShape =
+    MapShape { name: "BACKEND_FLOWS", key_size: 4, value_size: size_of::<FlowTotals>() as u32, mmapable: false };
+/// Shape of `FLOW_STATS`, index = [`FlowEvent`]: per-CPU counters.
+pub const FLOW_STATS_SHAPE: MapShape = MapShape { name: "FLOW_STATS", key_size: 4, value_size: 8, mmapable: false };
+/// Shape of `TURNS`, index = service id: each CPU's next turn. Written and read by the program.
+pub const TURNS_SHAPE: MapShape = MapShape { name: "TURNS", key_size: 4, value_size: 4, mmapable: false };
+
+/// Flows of a backend since the data plane was loaded.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct FlowTotals {
+    /// TCP packets with SYN and without ACK that were forwarded: at least one for each connection.
+    pub syns: u64,
+    /// TCP packets with FIN or RST that clients sent: about one for each connection.
+    pub fins: u64,
+    /// Recorded flows whose handshake the client completed.
+    pub opened: u64,
+    /// Recorded flows that ended or expired after that.
+    pub closed: u64,
+}
+
+/// What the flow table counts; a number never changes its meaning.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum FlowEvent {
+    /// The table was read for a packet.
+    Lookup = 0,
+    /// A flow was recorded.
+    Insert = 1,
+    /// There was no room for a record.
+    InsertFailed = 2,
+    /// A half-open flow made room.
+    EvictedHalfOpen = 3,
+    /// A flow that was learned and seen once made room.
+    EvictedOnce = 4,
+    /// A record that had expired was reused or swept.
+    Expired = 5,
+    /// A packet of a flow without record was learned.
+    Learned = 6,
+    /// A backend was full or down and the flow went to the next one.
+    Spilled = 7,
+    /// A new connection was refused because it could not be recorded and its owner takes no new flows.
+    SynRefused = 8,
+}
+
+impl FlowEvent {
+    /// Every event, in the order of its number.
+    pub const ALL: [Self; 9] = [
+        Self::Lookup,
+        Self::Insert,
+        Self::InsertFailed,
+        Self::EvictedHalfOpen,
+        Self::EvictedOnce,
+        Self::Expired,
+        Self::Learned,
+        Self::Spilled,
+        Self::SynRefused,
+    ];
+
+    /// Stable name, the label of metrics.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Lookup => "lookup",
+            Self::Insert => "insert",
+            Self::InsertFailed => "insert_failed",
+            Self::EvictedHalfOpen => "evicted_half_open",
+            Self::EvictedOnce => "evicted_once",
+            Self::Expired => "expired",
+            Self::Learned => "learned",
+            Self::Spilled => "spilled",
+            Self::SynRefused => "syn_refused",
+        }
+    }
+}

@@ -26,7 +26,8 @@ const TOS_CONTROL: u8 = 0xc0;
 const PTB_V4: usize = ipv4::LEN + icmp::LEN;
 const PTB_V6: usize = ipv6::LEN + icmp::LEN;
 
-fn is_unicast(addresses: &Addresses) -> bool {
+#[inline(always)]
+pub(super) fn is_unicast(addresses: &Addresses) -> bool {
     match addresses.family {
         Family::V4 => ipv4::is_unicast(addresses.src[3]),
         Family::V6 => ipv6::is_unicast(addresses.src),

@@ -6,6 +6,7 @@
 pub mod answer;
 pub mod encap;
 pub mod nat;
+pub mod reset;
 
 use crate::{
     abi::{backend::Backend, service::Forward},
@@ -120,6 +121,7 @@ pub fn apply<P: PacketEdit, T: Tables>(p: &mut P, packet: &Packet, verdict: &Ver
     let mut egress = Egress::default();
     let reason = match verdict {
         Verdict::Echo => answer::echo(p, packet),
+        Verdict::Reset => reset::reset(p, packet),
         Verdict::Forward(choice) => send_to_backend(p, packet, choice, tables, &mut egress),
         Verdict::Reply { backend } => send_reply(p, packet, *backend, tables, &mut egress),
     };

@@ -18,3 +18,15 @@ pub const TCP_CHECKSUM: usize = core::mem::offset_of!(TcpHdr, check);
 pub const UDP_LENGTH: usize = 4;
 /// Offset of the UDP checksum.
 pub const UDP_CHECKSUM: usize = 6;
+/// TCP flag FIN, in the byte behind [`TCP_DATA_OFFSET`].
+pub const FIN: u32 = 1 << 0;
+/// TCP flag SYN.
+pub const SYN: u32 = 1 << 1;
+/// TCP flag RST.
+pub const RST: u32 = 1 << 2;
+/// TCP flag ACK.
+pub const ACK: u32 = 1 << 4;
+/// Offset of the TCP sequence number.
+pub const TCP_SEQUENCE: usize = 4;
+/// Offset of the TCP acknowledgement number.
+pub const TCP_ACKNOWLEDGEMENT: usize = 8;

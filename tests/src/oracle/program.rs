@@ -56,6 +56,11 @@ impl Program {
             .map_max_entries("LOOKUP", snapshot.lookup.len() as u32)
             .map_max_entries("SERVICES", snapshot.services.len() as u32)
             .map_max_entries("RINGS", snapshot.lines.len().max(1) as u32)
+            .map_max_entries("OWNERS", snapshot.lines.len().max(1) as u32)
+            .map_max_entries("FLOWS", snapshot.flows.len().max(1) as u32)
+            .map_max_entries("ACTIVE", snapshot.backends.len() as u32)
+            .map_max_entries("BACKEND_FLOWS", snapshot.backends.len() as u32)
+            .map_max_entries("TURNS", snapshot.services.len() as u32)
             .map_max_entries("BACKENDS", snapshot.backends.len() as u32)
             .map_max_entries("BACKEND_STATS", snapshot.backends.len() as u32)
             .map_max_entries("FRAGMENTS", 1 << 16);
@@ -67,6 +72,7 @@ impl Program {
         this.set::<_, 64>("LOOKUP", &snapshot.lookup)?;
         this.set::<_, 64>("SERVICES", &snapshot.services)?;
         this.set::<_, 64>("RINGS", &snapshot.lines)?;
+        this.set::<_, 64>("OWNERS", &snapshot.owners)?;
         this.set::<_, 64>("BACKENDS", &snapshot.backends)?;
         Ok(this)
     }

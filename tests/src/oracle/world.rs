@@ -11,7 +11,7 @@ use lb_core::{
         backend::{self, Backend},
         lookup::{Bucket, Entry, Key, Kind, WAYS},
         node,
-        ring::{Extent, LINE_SLOTS, Line, Slot},
+        ring::{Extent, Inputs, LINE_SLOTS, Line, Slot},
         service::{Forward, Service},
     },
     hash,
@@ -111,7 +111,7 @@ pub fn set_ring(snapshot: &mut Snapshot, service: u32, slots: &[u32]) {
         }
         snapshot.lines.push(line);
     }
-    snapshot.services[service as usize].ring = Extent { line, slots: slots.len() as u32 }.pack();
+    snapshot.services[service as usize].ring = Extent { line, slots: slots.len() as u32 }.pack(Inputs::Tuple);
 }
 
 /// A node without services.

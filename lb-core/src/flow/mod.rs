@@ -1,0 +1,326 @@
+//! Which backend a packet's flow has, for packets that the ring alone does not decide: slots that a change moved, services that record
+//! every flow, backends that are down.
+//!
+//! Owns: the rules by slot state, packet and record. [`table`] keeps records, [`choose`] picks backends for new flows.
+//! Refuses to know: packets (it is told a [`Request`]) and who changes slots.
+//!
+//! | slot | SYN, no record | SYN, record | other, record | other, no record |
+//! |---|---|---|---|---|
+//! | settled | (not here) | | | |
+//! | announced | owner, recorded | see below | recorded backend | owner |
+//! | moving | current, recorded | see below | recorded backend | owner, learned |
+//! | residual | current | see below | recorded backend | current |
+//! | any, tracked | chosen, recorded (announced: owner) | see below | recorded backend | as the slot says, learned; UDP: chosen, recorded |
+//!
+//! A SYN follows a record that is half-open, or established and seen within [`DUPLICATE_S`]: a duplicate must not move a live
+//! flow. Otherwise the flow is new, and its record is overwritten; in residual it is removed.
+//!
+//! Compare JET (Ophir Eliasaf et al., "Just Enough Tracking", CoNEXT 2021) and Beamer (Olteanu et al., NSDI 2018).
+
+pub mod choose;
+pub mod table;
+
+use crate::{
+    abi::{
+        backend::{FLAG_DOWN, FLAG_DRAINING, FLAG_VALID},
+        flow::{self, DUPLICATE_S, FlowState, Record},
+        node::Node,
+        ring::{Extent, LINE_SLOTS, Slot, State},
+        service::{FLAG_TRACK_ALL, OnMarkedDown, Service},
+        stats::FlowEvent,
+    },
+    reason::Reason,
+    tables::Tables,
+    wire::{ipv4, transport},
+};
+
+/// A packet of a service, as far as its flow matters. Numbers only: it crosses a call in the kernel.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Request {
+    /// Hash of the 5-tuple.
+    pub hash: u64,
+    /// Packed extent of the service's ring, as it was read for this packet.
+    pub ring: u64,
+    /// Packed previous ring of the service, as it was read for this packet.
+    pub previous: u64,
+    /// Service id.
+    pub service: u32,
+    /// Slot of that ring.
+    pub slot: u32,
+    /// What stands in the slot.
+    pub word: u32,
+    /// The 32 bits that choose a slot under the hash inputs of the previous ring.
+    pub previous_bits: u32,
+    /// TCP flags; 0 for UDP.
+    pub tcp_flags: u32,
+    /// IP protocol number.
+    pub proto: u32,
+    /// 1 for a packet *about* the flow (an ICMP error): it finds the flow's backend and records nothing.
+    pub about: u32,
+    /// Zero.
+    pub pad: u32,
+}
+
+impl Request {
+    #[inline(always)]
+    const fn is_syn(&self) -> bool {
+        self.tcp_flags & (transport::SYN | transport::ACK | transport::RST | transport::FIN) == transport::SYN
+    }
+
+    #[inline(always)]
+    const fn ends(&self) -> bool {
+        self.tcp_flags & (transport::RST | transport::FIN) != 0
+    }
+}
+
+/// What became of a request, as one number: a backend id, or a reason above bit 32.
+///
+/// VERIFIER: a number comes back from a call in a register; a result that is written through a pointer does not.
+#[inline(always)]
+const fn refused(reason: Reason) -> u64 {
+    (reason as u64 + 1) << 32
+}
+
+/// The backend of a request that the ring alone does not decide.
+///
+/// # Errors
+/// The reason for which the packet goes to no backend.
+#[inline(always)]
+pub fn backend<T: Tables>(tables: &T, request: &Request) -> Result<u32, Reason> {
+    let outcome = tables.flow_resolve(request);
+    match (outcome >> 32) as u32 {
+        0 => Ok(outcome as u32),
+        n if n == Reason::FlowReset as u32 + 1 => Err(Reason::FlowReset),
+        n if n == Reason::SynRefused as u32 + 1 => Err(Reason::SynRefused),
+        _ => Err(Reason::SlotEmpty),
+    }
+}
+
+/// The flags of a backend that belongs to the service, 0 for any other.
+#[inline(always)]
+fn flags_of<T: Tables>(tables: &T, service: u32, id: u32) -> u32 {
+    match tables.backend(id) {
+        Some(backend) if backend.service == service => tables.load_u32(&backend.flags),
+        _ => 0,
+    }
+}
+
+#[inline(always)]
+fn alive<T: Tables>(tables: &T, service: u32, id: u32) -> bool {
+    flags_of(tables, service, id) & (FLAG_VALID | FLAG_DOWN) == FLAG_VALID
+}
+
+/// Whether an owner still takes new flows.
+#[inline(always)]
+fn takes_new<T: Tables>(tables: &T, service: u32, id: u32) -> bool {
+    flags_of(tables, service, id) & (FLAG_VALID | FLAG_DOWN | FLAG_DRAINING) == FLAG_VALID
+}
+
+/// The decision behind [`backend`].
+#[inline(always)]
+pub fn resolve<T: Tables>(tables: &T, request: &Request) -> u64 {
+    let (Some(node), Some(service)) = (tables.node(), tables.service(request.service)) else {
+        return refused(Reason::SlotEmpty);
+    };
+    let now_s = now_s(tables, node);
+    tables.count(FlowEvent::Lookup);
+    let held = tables.flow_find(request.hash, node.flow_mask, now_s);
+    let step = Step { request, service, mask: node.flow_mask, now_s, held };
+    if request.is_syn() && request.about == 0 { syn(tables, &step) } else { other(tables, &step) }
+}
+
+/// A request with what was read for it.
+struct Step<'a> {
+    request: &'a Request,
+    service: &'a Service,
+    /// [`Node::flow_mask`].
+    mask: u32,
+    now_s: u32,
+    /// What [`table::find`] said.
+    held: u64,
+}
+
+impl Step<'_> {
+    #[inline(always)]
+    fn record(&self) -> Option<Record> {
+        if flow::is_record(self.held) { Some(Record::unpack(self.held)) } else { None }
+    }
+
+    /// The word of a record for this flow.
+    #[inline(always)]
+    fn word(&self, backend: u32, slot: u32, state: FlowState) -> u64 {
+        let expires_s = self.now_s.wrapping_add(state.timeout_s(self.service.established_s));
+        Record { backend, slot, state, expires_s }.pack()
+    }
+
+    /// Writes a record where [`table::find`] saw one or none; not while another CPU writes it.
+    #[inline(always)]
+    fn write<T: Tables>(&self, tables: &T, word: u64) -> bool {
+        match self.held {
+            0 => tables.flow_insert(self.request.hash, self.mask, self.now_s, word),
+            flow::BUSY => false,
+            held if held == word => true,
+            held => tables.flow_replace(self.request.hash, self.mask, held, word),
+        }
+    }
+}
+
+/// The program's clock in seconds, modulo 2^32.
+#[inline(always)]
+pub fn now_s<T: Tables>(tables: &T, node: &Node) -> u32 {
+    let hz = if node.hz == 0 { 1 } else { node.hz as u64 };
+    (tables.jiffies() / hz) as u32
+}
+
+/// The state of the slot. One that is settled comes here because its backend is down: its flows leave as in a window.
+#[inline(always)]
+fn state(request: &Request) -> State {
+    match Slot(request.word).state() {
+        State::Settled if !Slot(request.word).tracked() => State::Moving,
+        state => state,
+    }
+}
+
+/// Who has the flows that nobody recorded.
+#[inline(always)]
+fn owner<T: Tables>(tables: &T, request: &Request) -> u32 {
+    let current = Slot(request.word).current();
+    match Slot(request.word).state() {
+        State::Announced | State::Moving => {}
+        State::Settled | State::Residual => return current,
+    }
+    let previous = Extent::unpack(request.previous);
+    if previous.slots == 0 {
+        return word_at(tables, Extent::unpack(request.ring), request.slot, true).current();
+    }
+    // The ring before hash inputs or size changed speaks for them, and where it was itself in a window, its owners.
+    let slot = previous.slot_of(request.previous_bits);
+    let word = word_at(tables, previous, slot, false);
+    match word.state() {
+        State::Announced | State::Moving => word_at(tables, previous, slot, true).current(),
+        State::Settled | State::Residual => word.current(),
+    }
+}
+
+/// A slot of a ring, or its owner; empty outside the arena.
+#[inline(always)]
+fn word_at<T: Tables>(tables: &T, ring: Extent, slot: u32, owner: bool) -> Slot {
+    let index = ring.line.wrapping_add(slot / LINE_SLOTS as u32);
+    let line = if owner { tables.owners(index) } else { tables.line(index) };
+    let word = line.and_then(|line| line.slots.get(slot as usize % LINE_SLOTS)).map_or(0, |word| tables.load_u32(word));
+    Slot(word)
+}
+
+/// A connection begins, or a SYN of it is repeated.
+#[inline(always)]
+fn syn<T: Tables>(tables: &T, step: &Step<'_>) -> u64 {
+    let Step { request, service, .. } = *step;
+    let state = state(request);
+    let all = service.flags & FLAG_TRACK_ALL != 0;
+    if let Some(held) = step.record() {
+        if alive(tables, request.service, held.backend) {
+            let silent_s = service.established_s.saturating_sub(held.left_s(step.now_s));
+            match held.state {
+                FlowState::HalfOpen => {
+                    step.write(tables, step.word(held.backend, request.slot, FlowState::HalfOpen));
+                    return held.backend as u64;
+                }
+                FlowState::Established | FlowState::Once if silent_s <= DUPLICATE_S => return held.backend as u64,
+                _ => {}
+            }
+        }
+        if state == State::Residual && !all {
+            tables.flow_replace(request.hash, step.mask, step.held, 0);
+        }
+    }
+    if state == State::Residual && !all {
+        return tables.flow_current(request, all) as u64;
+    }
+    let owner = owner(tables, request);
+    // While a drain is announced, its backend still takes new flows.
+    let backend = if state == State::Announced && alive(tables, request.service, owner) {
+        owner
+    } else if all {
+        chosen(tables, request)
+    } else {
+        tables.flow_current(request, false)
+    };
+    if step.write(tables, step.word(backend, request.slot, FlowState::HalfOpen)) {
+        return backend as u64;
+    }
+    if all {
+        // Its ACK finds no record either, and goes the same way.
+        return unrecorded(tables, request, owner) as u64;
+    }
+    if takes_new(tables, request.service, owner) {
+        return owner as u64;
+    }
+    tables.count(FlowEvent::SynRefused);
+    refused(Reason::SynRefused)
+}
+
+/// The backend of a new flow of a service that records every flow.
+#[inline(always)]
+fn chosen<T: Tables>(tables: &T, request: &Request) -> u32 {
+    match tables.flow_choose(request) {
+        0 => tables.flow_current(request, true),
+        id => id,
+    }
+}
+
+/// Where a flow that cannot be recorded goes: to the slot's owner while that is up, else along the ring. The same for each of its
+/// packets while nothing changes.
+#[inline(always)]
+fn unrecorded<T: Tables>(tables: &T, request: &Request, owner: u32) -> u32 {
+    if alive(tables, request.service, owner) { owner } else { tables.flow_current(request, false) }
+}
+
+/// Any packet that does not begin a connection.
+#[inline(always)]
+fn other<T: Tables>(tables: &T, step: &Step<'_>) -> u64 {
+    let Step { request, service, .. } = *step;
+    let all = service.flags & FLAG_TRACK_ALL != 0;
+    let udp = request.proto == ipv4::PROTO_UDP as u32;
+    let record = step.record();
+    let owner = match record {
+        Some(held) => held.backend,
+        None => owner(tables, request),
+    };
+    let chooses = udp && all && request.about == 0 && record.is_none();
+    let flags = flags_of(tables, request.service, owner);
+    let backend = if !chooses && flags & (FLAG_VALID | FLAG_DOWN) == FLAG_VALID {
+        owner
+    } else {
+        match service.on_marked_down() {
+            OnMarkedDown::Keep if !chooses && flags & FLAG_VALID != 0 => owner,
+            OnMarkedDown::Reset if !udp && request.about == 0 => return refused(Reason::FlowReset),
+            _ if all && (chooses || record.is_some()) => chosen(tables, request),
+            _ => tables.flow_current(request, false),
+        }
+    };
+    if request.about != 0 {
+        return backend as u64;
+    }
+    if let Some(held) = record {
+        let next = match held.state {
+            _ if request.ends() => FlowState::Closing,
+            FlowState::Closing => FlowState::Closing,
+            _ => FlowState::Established,
+        };
+        step.write(tables, step.word(backend, request.slot, next));
+        return backend as u64;
+    }
+    // A flow that ends with this packet needs no record.
+    if (all || state(request) == State::Moving) && request.tcp_flags & transport::RST == 0 {
+        let state = if request.ends() { FlowState::Closing } else { FlowState::Once };
+        if step.write(tables, step.word(backend, request.slot, state)) {
+            tables.count(FlowEvent::Learned);
+        } else if chooses {
+            return unrecorded(tables, request, owner) as u64;
+        }
+    }
+    backend as u64
+}
+
+const _: () = assert!(size_of::<Request>() == 56);
