@@ -78,6 +78,9 @@ codes! {
     BackendPort "backend-port" Error "The forwarding mode cannot change the port.";
     TimeoutAboveInterval "timeout-above-interval" Error "A probe may take longer than the time between probes.";
     RingSize "ring-size" Error "The ring size is not a prime number in range.";
+    TrackConflict "track-conflict" Error "Every flow has to be recorded, and a key says otherwise.";
+    ProtocolKey "protocol-key" Error "The key or its value does not belong to services of that protocol.";
+    WindowAboveTimeout "window-above-timeout" Error "Records expire before the window is over that they have to last.";
     HealthPath "health-path" Error "The path of an HTTP check is not one that can be requested.";
     HealthHost "health-host" Error "The host of an HTTP check is not one that can be sent.";
     HealthPort "health-port" Error "The check of a service on all ports does not say which port to ask.";
@@ -89,6 +92,8 @@ codes! {
     LimitRings "limit-rings" Error "The rings do not fit the arena.";
     NoServices "no-services" Warning "The configuration has no service.";
     NoBackends "no-backends" Warning "A service has no backend.";
+    WeightIgnored "weight-ignored" Warning "The algorithm does not heed weights that differ.";
+    ChosenHandover "chosen-handover" Warning "Flows of an algorithm that chooses do not survive a change of node.";
     RingSmall "ring-small" Warning "The ring is too small for an even balance.";
 }
 

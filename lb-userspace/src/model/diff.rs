@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use super::{
     Algo, Backend, BackendRef, Config, HealthCheck, Node, Probe, Service, ServiceKey, XdpMode, duration, forward_word,
+    on_marked_down_word,
 };
 
 /// The difference between two configurations.
@@ -88,6 +89,8 @@ pub struct BackendSummary {
     pub backend: BackendRef,
     /// Weight.
     pub weight: u16,
+    /// Connections that it takes at most; 0 is no limit.
+    pub max_connections: u32,
     /// Administrative state.
     pub admin_state: super::AdminState,
 }
@@ -97,7 +100,7 @@ pub struct BackendSummary {
 pub struct BackendChange {
     /// Its name.
     pub backend: BackendRef,
-    /// `weight`, `admin_state`.
+    /// `weight`, `max_connections`, `admin_state`.
     pub fields: Vec<FieldChange>,
 }
 
@@ -155,6 +158,7 @@ fn node(old: &Node, new: &Node) -> Vec<FieldChange> {
     compare("limits.services_max", Needs::Reload, &|n| Some(n.limits.services_max.to_string()));
     compare("limits.backends_max", Needs::Reload, &|n| Some(n.limits.backends_max.to_string()));
     compare("limits.ring_slots_max", Needs::Reload, &|n| Some(n.limits.ring_slots_max.to_string()));
+    compare("limits.flows_max", Needs::Reload, &|n| Some(n.limits.flows_max.to_string()));
     compare("metrics.listen", Needs::AgentRestart, &|n| n.metrics_listen.map(|address| address.to_string()));
     compare("api.socket", Needs::AgentRestart, &|n| Some(path(&n.api_socket)));
     compare("api.group", Needs::AgentRestart, &|n| n.api_group.clone());
@@ -179,11 +183,8 @@ fn service(old: &Service, new: &Service) -> Option<ServiceChange> {
     let mut fields = Fields(Vec::new());
     fields.compare("name", Needs::Apply, old.name.clone(), new.name.clone());
     fields.compare("forward", Needs::Apply, forward_word(old.forward).to_owned(), forward_word(new.forward).to_owned());
-    match (old.algo, new.algo) {
-        (Algo::Maglev { ring_size: from }, Algo::Maglev { ring_size: to }) => {
-            fields.compare("algo_config.ring_size", Needs::Apply, from.to_string(), to.to_string());
-        }
-    }
+    algo(old.algo, new.algo, &mut fields);
+    flows(old, new, &mut fields);
     health_check(old.health_check.as_ref(), new.health_check.as_ref(), &mut fields);
     let by_place = |service: &Service| -> HashMap<(IpAddr, u16), Backend> {
         service.backends.iter().map(|backend| ((backend.address, backend.port), backend.clone())).collect()
@@ -192,6 +193,7 @@ fn service(old: &Service, new: &Service) -> Option<ServiceChange> {
     let summary = |backend: &Backend| BackendSummary {
         backend: new.backend_ref(backend),
         weight: backend.weight,
+        max_connections: backend.max_connections,
         admin_state: backend.admin_state,
     };
     let without = |service: &Service, other: &HashMap<(IpAddr, u16), Backend>| -> Vec<BackendSummary> {
@@ -201,6 +203,7 @@ fn service(old: &Service, new: &Service) -> Option<ServiceChange> {
         let old = before.get(&(backend.address, backend.port))?;
         let mut fields = Fields(Vec::new());
         fields.compare("weight", Needs::Apply, old.weight.to_string(), backend.weight.to_string());
+        fields.compare("max_connections", Needs::Apply, limit(old.max_connections), limit(backend.max_connections));
         fields.compare("admin_state", Needs::Apply, old.admin_state.to_string(), backend.admin_state.to_string());
         let fields = fields.0;
         (!fields.is_empty()).then(|| BackendChange { backend: new.backend_ref(backend), fields })
@@ -218,6 +221,25 @@ fn service(old: &Service, new: &Service) -> Option<ServiceChange> {
         && change.backends_added.is_empty()
         && change.backends_changed.is_empty();
     (!same).then_some(change)
+}
+
+fn algo(old: Algo, new: Algo, fields: &mut Fields) {
+    fields.compare("algo", Needs::Apply, old.word().to_owned(), new.word().to_owned());
+    let (from, to) = (old.ring_size().to_string(), new.ring_size().to_string());
+    fields.compare("algo_config.ring_size", Needs::Apply, from, to);
+}
+
+fn flows(old: &Service, new: &Service, fields: &mut Fields) {
+    let mut compare = |field, value: &dyn Fn(&Service) -> Option<String>| {
+        fields.compare(field, Needs::Apply, value(old), value(new));
+    };
+    compare("track", &|s| Some(s.flows.track.to_string()));
+    compare("udp_flows", &|s| s.udp_flows().map(|udp_flows| udp_flows.to_string()));
+    compare("on_marked_down", &|s| Some(on_marked_down_word(s.flows.on_marked_down).to_owned()));
+    compare("window", &|s| Some(duration::format(s.flows.window)));
+    compare("flow_timeout", &|s| Some(duration::format(s.flows.flow_timeout)));
+    compare("announce_for", &|s| Some(duration::format(s.flows.announce_for)));
+    compare("drain_timeout", &|s| Some(duration::format(s.flows.drain_timeout)));
 }
 
 fn health_check(old: Option<&HealthCheck>, new: Option<&HealthCheck>, fields: &mut Fields) {
@@ -300,9 +322,10 @@ impl ConfigDiff {
                         state => format!(", {state}"),
                     };
                     out.push(format!(
-                        "service {name}: backend {} {verb}, weight {}{state}",
+                        "service {name}: backend {} {verb}, weight {}{}{state}",
                         place(&b.backend),
-                        b.weight
+                        b.weight,
+                        limit_words(b, ", ")
                     ));
                 }
             }
@@ -321,6 +344,16 @@ fn place(backend: &BackendRef) -> String {
     text.split_once('/').map_or(text.clone(), |(_, place)| place.to_owned())
 }
 
+/// `max_connections`; `None` is no limit.
+fn limit(max_connections: u32) -> Option<String> {
+    (max_connections > 0).then(|| max_connections.to_string())
+}
+
+/// The limit of a backend that appears or disappears, behind `separator`; nothing for none.
+fn limit_words(backend: &BackendSummary, separator: &str) -> String {
+    limit(backend.max_connections).map_or_else(String::new, |limit| format!("{separator}max_connections {limit}"))
+}
+
 fn backends_words(n: usize) -> String {
     if n == 1 { "1 backend".to_owned() } else { format!("{n} backends") }
 }
@@ -336,12 +369,13 @@ impl fmt::Display for ConfigDiff {
         let listed = || self.services_removed.iter().chain(&self.services_added);
         let names = listed().map(|s| s.name.len()).max().unwrap_or(0);
         let keys = listed().map(|s| s.key.len()).max().unwrap_or(0);
+        let algos = listed().map(|s| s.algo.len()).max().unwrap_or(0);
         for (services, sign) in [(&self.services_removed, '-'), (&self.services_added, '+')] {
             for s in services {
                 let backends = backends_words(s.backends);
                 writeln!(
                     f,
-                    "{sign} service {:names$}  {:keys$}  {:4}  {}  {backends}",
+                    "{sign} service {:names$}  {:keys$}  {:4}  {:algos$}  {backends}",
                     s.name, s.key, s.forward, s.algo
                 )?;
             }
@@ -359,7 +393,8 @@ impl fmt::Display for ConfigDiff {
             for (backends, sign) in [(removed, '-'), (added, '+')] {
                 for b in backends {
                     let place = place(&b.backend);
-                    writeln!(f, "    {sign} backend {place:width$}  weight {}  {}", b.weight, b.admin_state)?;
+                    let limit = limit_words(b, "  ");
+                    writeln!(f, "    {sign} backend {place:width$}  weight {}{limit}  {}", b.weight, b.admin_state)?;
                 }
             }
             for b in &service.backends_changed {
@@ -452,6 +487,42 @@ mod tests {
         let json = serde_json::to_value(&diff).unwrap_or_default();
         assert_eq!(json["services_changed"][0]["backends_changed"][0]["backend"], "web/10.0.0.12:80");
         assert_eq!(json["node"][1]["needs"], "reload");
+    }
+
+    #[test]
+    fn flows_change_at_once_and_their_table_does_not() {
+        let text = |limits: &str, keys: &str, backends: &str| {
+            let service = "name = \"dns\"\nvip = \"192.0.2.1\"\nport = 53\nprotocol = \"udp\"\nforward = \"dsr\"";
+            config(&format!(
+                "node = {{ interface = \"eth0\" {limits} }}\n[[service]]\n{service}\n{keys}\nbackends = [{backends}]"
+            ))
+        };
+        let old = text("", "", "{ address = \"10.0.0.1\" }");
+        let keys = "algo = \"random_two\"\nalgo_config = { ring_size = 10007 }\non_marked_down = \"keep\"\nwindow = \"90s\"\n\
+                    flow_timeout = \"10m\"\nannounce_for = \"0s\"\ndrain_timeout = \"1h30m\"";
+        let backends =
+            "{ address = \"10.0.0.1\", max_connections = 9 }, { address = \"10.0.0.2\", max_connections = 8 }";
+        let new = text("", keys, backends);
+        let expect = "\
+~ service dns  192.0.2.1:53/udp
+    ~ algo                   maglev -> random_two
+    ~ algo_config.ring_size  65537 -> 10007
+    ~ track                  moved -> all
+    ~ udp_flows              stateless -> sticky
+    ~ on_marked_down         rehash -> keep
+    ~ window                 5m -> 1m30s
+    ~ flow_timeout           5m -> 10m
+    ~ announce_for           4s -> 0s
+    ~ drain_timeout          30s -> 1h30m
+    + backend 10.0.0.2:53  weight 1  max_connections 8  ready
+    ~ backend 10.0.0.1:53  max_connections - -> 9
+";
+        let change = diff(&old, &new);
+        assert_eq!((change.to_string().as_str(), change.needs()), (expect, Needs::Apply));
+        let sentence = "service dns: backend 10.0.0.2:53 added, weight 1, max_connections 8".to_owned();
+        assert!(change.sentences().contains(&sentence), "{:?}", change.sentences());
+        let table = text(", limits = { flows_max = 2048 }", keys, backends);
+        assert_eq!(diff(&new, &table).needs(), Needs::Reload);
     }
 
     proptest! {

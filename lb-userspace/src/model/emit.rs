@@ -4,14 +4,14 @@
 
 use std::fmt::Write as _;
 
-use super::{Algo, Config, HealthCheck, Node, Probe, Service, duration, forward_word};
+use super::{Config, HealthCheck, Node, Probe, Service, duration, forward_word, on_marked_down_word};
 
 /// The canonical TOML of a configuration.
 pub fn emit(config: &Config) -> String {
     let mut out = String::new();
     node(&mut out, &config.node);
     for service in &config.services {
-        self::service(&mut out, service);
+        self::service(&mut out, service, &settings(service));
     }
     out
 }
@@ -36,6 +36,7 @@ fn node(out: &mut String, node: &Node) {
     set(out, "services_max", &node.limits.services_max.to_string());
     set(out, "backends_max", &node.limits.backends_max.to_string());
     set(out, "ring_slots_max", &node.limits.ring_slots_max.to_string());
+    set(out, "flows_max", &node.limits.flows_max.to_string());
     out.push_str("\n[node.metrics]\n");
     let listen = node.metrics_listen.map_or_else(|| "none".to_owned(), |address| address.to_string());
     set(out, "listen", &quoted(&listen));
@@ -46,7 +47,8 @@ fn node(out: &mut String, node: &Node) {
     }
 }
 
-fn service(out: &mut String, service: &Service) {
+/// `[[service]]` with these keys about algorithm and flows, which need not be the service's own.
+pub(super) fn service(out: &mut String, service: &Service, settings: &[(&'static str, String)]) {
     out.push_str("\n[[service]]\n");
     set(out, "name", &quoted(&service.name));
     set(out, "vip", &quoted(&service.key.vip.to_string()));
@@ -56,11 +58,8 @@ fn service(out: &mut String, service: &Service) {
     }
     set(out, "protocol", &quoted(&service.key.protocol.to_string()));
     set(out, "forward", &quoted(forward_word(service.forward)));
-    match service.algo {
-        Algo::Maglev { ring_size } => {
-            set(out, "algo", "\"maglev\"");
-            set(out, "algo_config", &format!("{{ ring_size = {ring_size} }}"));
-        }
+    for (key, value) in settings {
+        set(out, key, value);
     }
     if let Some(check) = &service.health_check {
         health_check(out, check);
@@ -72,8 +71,29 @@ fn service(out: &mut String, service: &Service) {
             set(out, "port", &backend.port.to_string());
         }
         set(out, "weight", &backend.weight.to_string());
+        set(out, "max_connections", &backend.max_connections.to_string());
         set(out, "admin_state", &quoted(&backend.admin_state.to_string()));
     }
+}
+
+/// The keys of `[[service]]` about algorithm and flows, with their values in TOML.
+pub(super) fn settings(service: &Service) -> Vec<(&'static str, String)> {
+    let (algo, flows) = (service.algo, &service.flows);
+    let time = |time| quoted(&duration::format(time));
+    let mut settings = vec![
+        ("algo", quoted(algo.word())),
+        ("algo_config", format!("{{ ring_size = {} }}", algo.ring_size())),
+        ("track", quoted(&flows.track.to_string())),
+    ];
+    settings.extend(service.udp_flows().map(|udp_flows| ("udp_flows", quoted(&udp_flows.to_string()))));
+    settings.extend([
+        ("on_marked_down", quoted(on_marked_down_word(flows.on_marked_down))),
+        ("window", time(flows.window)),
+        ("flow_timeout", time(flows.flow_timeout)),
+        ("announce_for", time(flows.announce_for)),
+        ("drain_timeout", time(flows.drain_timeout)),
+    ]);
+    settings
 }
 
 fn health_check(out: &mut String, check: &HealthCheck) {
@@ -102,7 +122,7 @@ fn set(out: &mut String, key: &str, value: &str) {
 }
 
 /// A TOML basic string (TOML 1.0, "String").
-fn quoted(text: &str) -> String {
+pub(super) fn quoted(text: &str) -> String {
     let mut out = String::with_capacity(text.len() + 2);
     out.push('"');
     for c in text.chars() {

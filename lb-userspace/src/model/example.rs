@@ -1,6 +1,6 @@
 //! The commented configuration that ships with weir: clean, complete, and right about its defaults.
 
-use super::{check, emit, schema};
+use super::{algo::Kind, check, emit, schema};
 
 const TEXT: &str = include_str!("../../assets/weir.toml");
 
@@ -54,7 +54,7 @@ fn it_shows_every_key_in_its_table() {
         if let Some(key) = shown_key(line) {
             shown.push((table, key));
             if key == "algo_config" && line.contains("ring_size = ") {
-                shown.push((Table::Maglev, "ring_size"));
+                shown.extend(Kind::ALL.map(|kind| (Table::AlgoConfig(kind), "ring_size")));
             }
         }
     }
@@ -63,6 +63,16 @@ fn it_shows_every_key_in_its_table() {
     }
     for (table, key) in shown {
         assert!(schema::find(table, key).is_some(), "{table} shows `{key}`, which does not exist");
+    }
+}
+
+#[test]
+fn it_explains_every_algorithm() {
+    for kind in Kind::ALL {
+        let word = format!("\"{kind}\"");
+        let explains = |line: &str| line.strip_prefix('#').is_some_and(|line| line.trim_start().starts_with(&word));
+        assert!(TEXT.lines().any(explains), "{word} is not explained");
+        assert!(schema::find(schema::Table::Service, "algo").is_some_and(|key| key.takes.contains(&word)), "{word}");
     }
 }
 

@@ -10,6 +10,13 @@ const IPVSADM: &str = "ipvsadm";
 /// A foreign name, whose it is, and what it is in weir (the rest of the sentence).
 type Name = (&'static str, &'static str, &'static str);
 
+const PERSISTENCE: &str =
+    "has no counterpart in time: `algo = \"source_hash\"` keeps a client on a backend for as long as it is there";
+const NO_LOWER_THRESHOLD: &str =
+    "has no counterpart: a backend takes new flows again once it is below `max_connections`";
+const STICK: &str =
+    "has no counterpart: `algo = \"source_hash\"` keeps a client on a backend, and every flow keeps its own";
+
 const NAMES: &[Name] = &[
     // keepalived.conf(5)
     ("virtual_server", KEEPALIVED, "is a `[[service]]` with `vip`, `port` and `protocol`"),
@@ -35,7 +42,11 @@ const NAMES: &[Name] = &[
     ("digest", KEEPALIVED, "has no counterpart: the status decides, 200 to 299 are a success"),
     ("virtualhost", KEEPALIVED, "is `host` in `[service.health_check]`"),
     ("sorry_server", KEEPALIVED, "has no counterpart: with no healthy backend a service uses all of them (fail open)"),
-    ("persistence_timeout", KEEPALIVED, "has no counterpart: the Maglev ring keeps a flow on its backend"),
+    ("persistence_timeout", KEEPALIVED, PERSISTENCE),
+    ("persistence_granularity", KEEPALIVED, "has no counterpart: `algo = \"source_hash\"` hashes the whole address"),
+    ("uthreshold", KEEPALIVED, "is `max_connections` of `[[service.backends]]`"),
+    ("lthreshold", KEEPALIVED, NO_LOWER_THRESHOLD),
+    ("ops", KEEPALIVED, "is `udp_flows = \"stateless\"`, the default"),
     ("quorum", KEEPALIVED, "has no counterpart: with no healthy backend a service uses all of them (fail open)"),
     ("inhibit_on_failure", KEEPALIVED, "has no counterpart: a failed backend leaves the ring"),
     ("global_defs", KEEPALIVED, "is `[node]`"),
@@ -64,8 +75,19 @@ const NAMES: &[Name] = &[
     ("fastinter", HAPROXY, "has no counterpart: probes are faster by themselves while a backend changes state"),
     ("downinter", HAPROXY, "has no counterpart: `interval` holds for backends that are down, too"),
     ("addr", HAPROXY, "is `address`"),
-    ("maxconn", HAPROXY, "has no counterpart: a flow costs weir no memory; a backend limits itself"),
-    ("minconn", HAPROXY, "has no counterpart: a flow costs weir no memory; a backend limits itself"),
+    ("maxconn", HAPROXY, "is `max_connections` of `[[service.backends]]`"),
+    ("minconn", HAPROXY, "has no counterpart: `max_connections` of `[[service.backends]]` is the same at any load"),
+    ("fullconn", HAPROXY, "has no counterpart: `max_connections` of `[[service.backends]]` is the same at any load"),
+    (
+        "maxqueue",
+        HAPROXY,
+        "has no counterpart: weir queues nothing, what is beyond `max_connections` goes to other backends",
+    ),
+    ("on-marked-up", HAPROXY, "has no counterpart: flows stay where they are when a backend comes up"),
+    ("shutdown-sessions", HAPROXY, "is `on_marked_down = \"reset\"`"),
+    ("stick-table", HAPROXY, STICK),
+    ("stick", HAPROXY, STICK),
+    ("hard-stop-after", HAPROXY, "is nearest to `drain_timeout` of `[[service]]`"),
     ("backup", HAPROXY, "has no counterpart: give a backend `weight = 0` and raise it when needed"),
     ("disabled", HAPROXY, "is `admin_state = \"maint\"`"),
     ("slowstart", HAPROXY, "has no counterpart: raise `weight` in steps"),
@@ -87,19 +109,23 @@ const NAMES: &[Name] = &[
     ("tunneling", IPVSADM, "is `forward = \"ipip\"`"),
     ("ipip", IPVSADM, "is `forward = \"ipip\"`"),
     ("masquerading", IPVSADM, "is `forward = \"nat\"`"),
-    ("persistent", IPVSADM, "has no counterpart: the Maglev ring keeps a flow on its backend"),
-    ("u-threshold", IPVSADM, "has no counterpart: a flow costs weir no memory; a backend limits itself"),
-    ("l-threshold", IPVSADM, "has no counterpart: a flow costs weir no memory; a backend limits itself"),
-    ("rr", IPVSADM, "is a value of `algo`, of which there is \"maglev\""),
-    ("wrr", IPVSADM, "is a value of `algo`, of which there is \"maglev\""),
-    ("wlc", IPVSADM, "is a value of `algo`, of which there is \"maglev\""),
+    ("persistent", IPVSADM, PERSISTENCE),
+    ("one-packet", IPVSADM, "is `udp_flows = \"stateless\"`, the default"),
+    ("u-threshold", IPVSADM, "is `max_connections` of `[[service.backends]]`"),
+    ("l-threshold", IPVSADM, NO_LOWER_THRESHOLD),
+    ("rr", IPVSADM, "is `algo = \"round_robin\"`"),
+    ("wrr", IPVSADM, "is `algo = \"weighted_round_robin\"`"),
+    ("lc", IPVSADM, "is `algo = \"least_connections\"`"),
+    ("wlc", IPVSADM, "is `algo = \"weighted_least_connections\"`"),
+    ("sh", IPVSADM, "is `algo = \"source_hash\"`"),
     ("mh", IPVSADM, "is `algo = \"maglev\"`"),
 ];
 
 /// Words of one of weir's keys: the foreign word, whose it is, what it is here.
 type Word = (&'static str, &'static str, &'static str, &'static str);
 
-const ONLY_MAGLEV: &str = "has no counterpart yet: \"maglev\" hashes flows to backends by weight";
+const NO_LOCALITY: &str = "has no counterpart: the destination is the VIP; \"maglev\" keeps a flow on its backend";
+const NO_FAILOVER: &str = "has no counterpart: give backends `weight = 0` and raise it when needed";
 
 const WORDS: &[Word] = &[
     ("forward", "dr", "keepalived", "is \"dsr\""),
@@ -114,21 +140,29 @@ const WORDS: &[Word] = &[
     ("forward", "fullnat", "LVS", "has no counterpart yet: \"nat\" rewrites the destination only"),
     ("forward", "gue", "LVS", "has no counterpart yet: \"ipip\" tunnels"),
     ("algo", "mh", "IPVS", "is \"maglev\""),
-    ("algo", "sh", "IPVS", "is nearest to \"maglev\", which hashes addresses and ports"),
-    ("algo", "dh", "IPVS", "is nearest to \"maglev\", which hashes addresses and ports"),
-    ("algo", "source", "HAProxy", "is nearest to \"maglev\", which hashes addresses and ports"),
+    ("algo", "sh", "IPVS", "is \"source_hash\""),
+    ("algo", "dh", "IPVS", "has no counterpart: the destination is the VIP; \"maglev\" hashes addresses and ports"),
+    ("algo", "rr", "IPVS", "is \"round_robin\""),
+    ("algo", "wrr", "IPVS", "is \"weighted_round_robin\""),
+    ("algo", "lc", "IPVS", "is \"least_connections\""),
+    ("algo", "wlc", "IPVS", "is \"weighted_least_connections\""),
+    ("algo", "sed", "IPVS", "is nearest to \"weighted_least_connections\""),
+    ("algo", "nq", "IPVS", "is nearest to \"weighted_least_connections\""),
+    ("algo", "twos", "IPVS", "is \"random_two\""),
+    ("algo", "lblc", "IPVS", NO_LOCALITY),
+    ("algo", "lblcr", "IPVS", NO_LOCALITY),
+    ("algo", "fo", "IPVS", NO_FAILOVER),
+    ("algo", "ovf", "IPVS", NO_FAILOVER),
+    ("algo", "roundrobin", "HAProxy", "heeds weights, as \"weighted_round_robin\" does"),
+    ("algo", "static-rr", "HAProxy", "heeds weights, as \"weighted_round_robin\" does"),
+    ("algo", "leastconn", "HAProxy", "heeds weights, as \"weighted_least_connections\" does"),
+    ("algo", "random", "HAProxy", "draws two, as \"random_two\" does"),
+    ("algo", "random(2)", "HAProxy", "is \"random_two\""),
+    ("algo", "source", "HAProxy", "is \"source_hash\""),
     ("algo", "consistent", "HAProxy", "is \"maglev\""),
-    ("algo", "rr", "IPVS", ONLY_MAGLEV),
-    ("algo", "wrr", "IPVS", ONLY_MAGLEV),
-    ("algo", "lc", "IPVS", ONLY_MAGLEV),
-    ("algo", "wlc", "IPVS", ONLY_MAGLEV),
-    ("algo", "sed", "IPVS", ONLY_MAGLEV),
-    ("algo", "nq", "IPVS", ONLY_MAGLEV),
-    ("algo", "lblc", "IPVS", ONLY_MAGLEV),
-    ("algo", "roundrobin", "HAProxy", ONLY_MAGLEV),
-    ("algo", "static-rr", "HAProxy", ONLY_MAGLEV),
-    ("algo", "leastconn", "HAProxy", ONLY_MAGLEV),
-    ("algo", "random", "HAProxy", ONLY_MAGLEV),
+    ("algo", "first", "HAProxy", "has no counterpart: backends share the load"),
+    ("on_marked_down", "shutdown-sessions", "HAProxy", "is \"reset\""),
+    ("udp_flows", "ops", "IPVS", "is \"stateless\""),
     ("admin_state", "enabled", "HAProxy", "is \"ready\""),
     ("admin_state", "disabled", "HAProxy", "is \"maint\""),
     ("type", "http_get", "keepalived", "is \"http\""),
@@ -220,6 +254,10 @@ mod tests {
     fn hints_name_the_other_program() {
         assert_eq!(key_hint("LB-ALGO").as_deref(), Some("in weir, keepalived's `lb_algo` is `algo`"));
         assert_eq!(word_hint("forward", "DR").as_deref(), Some("in weir, keepalived's \"dr\" is \"dsr\""));
+        assert_eq!(
+            word_hint("algo", "WLC").as_deref(),
+            Some("in weir, IPVS' \"wlc\" is \"weighted_least_connections\"")
+        );
         assert_eq!(key_hint("colour"), None);
     }
 

@@ -5,9 +5,14 @@
 //! | `LOOKUP` | buckets of 7 places for 3 times the keys, as a power of two | 64 | 2 MiB |
 //! | `SERVICES` | 2 x `services_max` + 1 | 64 | 513 KiB |
 //! | `RINGS` | `ring_slots_max` / 16 lines | 64 | 64 MiB |
+//! | `OWNERS` | as `RINGS` | 64 | 64 MiB |
+//! | `FLOWS` | buckets of 4 places for twice `flows_max`, as a power of two | 64 | 32 MiB |
+//! | `ACTIVE` | 2 x `backends_max` + 1 | 8 | 1 MiB |
 //! | `BACKENDS` | 2 x `backends_max` + 1 | 64 | 8 MiB |
 //! | `BACKEND_KEYS` | 2 x `backends_max` + 1 | 40 | 5 MiB |
 //! | `BACKEND_STATS` | 2 x `backends_max` + 1, on each CPU | 16 | 2 MiB a CPU |
+//! | `BACKEND_FLOWS` | 2 x `backends_max` + 1, on each CPU | 32 | 4 MiB a CPU |
+//! | `TURNS` | 2 x `services_max` + 1, on each CPU | 8 | 64 KiB a CPU |
 //! | `REASON_STATS` | 16 interfaces x 64 reasons, on each CPU | 16 | 16 KiB a CPU |
 //! | `NODE` | 1 | 128 | 128 B |
 //!
@@ -20,11 +25,11 @@
 use std::ops::RangeInclusive;
 
 use lb_core::abi::{
-    backend, lookup,
+    backend, flow, lookup,
     node::Node,
     ring::{Extent, LINE_SLOTS, Line},
     service,
-    stats::{Counter, INTERFACES_MAX, REASONS_MAX},
+    stats::{Counter, FlowTotals, INTERFACES_MAX, REASONS_MAX},
 };
 use serde::{Deserialize, Serialize};
 
@@ -35,9 +40,13 @@ pub const BACKENDS_MAX_RANGE: RangeInclusive<u32> = 1..=4 << 20;
 /// What `ring_slots_max` can be: from two of the smallest rings to 2 GiB.
 pub const RING_SLOTS_MAX_RANGE: RangeInclusive<u32> = 512..=512 << 20;
 
+/// What `flows_max` can be: up to 2 GiB of `FLOWS`.
+pub const FLOWS_MAX_RANGE: RangeInclusive<u32> = 1024..=64 << 20;
+
 /// Bounds of the number of `LOOKUP` buckets.
 const LOOKUP_BUCKETS_MIN: u32 = 64;
 const LOOKUP_BUCKETS_MAX: u32 = 1 << 26;
+const FLOW_BUCKETS_MIN: u32 = 64;
 /// Ids are 24 bits wide.
 const IDS_MAX: u32 = 1 << 24;
 
@@ -65,11 +74,13 @@ pub struct Limits {
     pub backends_max: u32,
     /// Slots of the ring arena, 4 bytes each; default 16 Mi. A changed ring needs room beside the old one.
     pub ring_slots_max: u32,
+    /// Flows that are recorded at the same time; default 1 Mi, 32 bytes each. Where more are recorded, insertions begin to fail.
+    pub flows_max: u32,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { services_max: 4096, backends_max: 65_536, ring_slots_max: 16 << 20 }
+        Self { services_max: 4096, backends_max: 65_536, ring_slots_max: 16 << 20, flows_max: 1 << 20 }
     }
 }
 
@@ -88,6 +99,13 @@ impl Limits {
     pub const fn ring_lines(&self) -> u32 {
         let lines = self.ring_slots_max.div_ceil(LINE_SLOTS as u32);
         if lines == 0 { 1 } else { lines }
+    }
+
+    /// Buckets of `FLOWS`, a power of two: at `flows_max` at most half of the places are taken, where the emptier of two buckets of
+    /// four lacks room for 0.003 % of insertions.
+    pub const fn flow_buckets(&self) -> u32 {
+        let buckets = (self.flows_max as u64 * 2).div_ceil(flow::WAYS as u64).next_power_of_two();
+        if buckets < FLOW_BUCKETS_MIN as u64 { FLOW_BUCKETS_MIN } else { buckets as u32 }
     }
 
     /// Buckets of `LOOKUP`, a power of two: room for each service, each service's VIP and each backend's reply key. At
@@ -112,10 +130,15 @@ impl Limits {
         let shared = array::<Node>(1)
             + array::<lookup::Bucket>(self.lookup_buckets())
             + array::<service::Service>(self.service_entries())
-            + array::<Line>(self.ring_lines())
+            + 2 * array::<Line>(self.ring_lines())
+            + array::<flow::Bucket>(self.flow_buckets())
+            + array::<u64>(self.backend_entries())
             + array::<backend::Backend>(self.backend_entries())
             + array::<backend::BackendKey>(self.backend_entries());
-        let per_cpu = array::<Counter>(self.backend_entries()) + array::<Counter>(INTERFACES_MAX * REASONS_MAX);
+        let per_cpu = array::<Counter>(self.backend_entries())
+            + array::<FlowTotals>(self.backend_entries())
+            + array::<u64>(self.service_entries())
+            + array::<Counter>(INTERFACES_MAX * REASONS_MAX);
         shared + per_cpu * cpus as u64
     }
 
@@ -157,10 +180,10 @@ mod tests {
         let limits = Limits::default();
         assert_eq!(limits.lookup_buckets(), 32_768);
         let shared = limits.memory_bytes(0);
-        let table = 128 + 32_768 * 64 + 8193 * 64 + (64 << 20) + 131_073 * (64 + 40);
+        let table = 128 + 32_768 * 64 + 8193 * 64 + 2 * (64 << 20) + (32 << 20) + 131_073 * (64 + 40 + 8);
         assert_eq!(shared, table);
-        assert_eq!(limits.memory_bytes(3) - shared, 3 * (131_073 * 16 + 16 * 64 * 16));
-        assert_eq!(bytes_shown(shared), "79.6 MiB");
+        assert_eq!(limits.memory_bytes(3) - shared, 3 * (131_073 * (16 + 32) + 8193 * 8 + 16 * 64 * 16));
+        assert_eq!(bytes_shown(shared), "176.6 MiB");
     }
 
     #[test]
@@ -169,10 +192,11 @@ mod tests {
             services_max: *SERVICES_MAX_RANGE.end(),
             backends_max: *BACKENDS_MAX_RANGE.end(),
             ring_slots_max: *RING_SLOTS_MAX_RANGE.end(),
+            flows_max: *FLOWS_MAX_RANGE.end(),
         };
         assert!(limits.backend_entries() < 1 << 24);
         assert_eq!(limits.lookup_buckets(), 1 << 21);
-        assert_eq!(bytes_shown(limits.memory_bytes(1024)), "131 GiB");
+        assert_eq!(bytes_shown(limits.memory_bytes(1024)), "392.1 GiB");
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! Pure: no clock, no file, no socket. A [`Config`] exists only as the output of validation, so everything behind it may
 //! rely on the rules of the configuration reference (families match, names are unique, limits hold).
 
+pub mod algo;
 pub mod code;
 pub mod diagnostic;
 pub mod diff;
@@ -10,6 +11,7 @@ pub mod duration;
 pub mod emit;
 #[cfg(test)]
 mod example;
+pub mod flows;
 mod foreign;
 #[cfg(test)]
 mod golden;
@@ -23,6 +25,7 @@ mod reference;
 mod sample;
 pub mod schema;
 pub mod seed;
+pub mod set;
 
 use std::{
     fmt,
@@ -34,10 +37,12 @@ use std::{
 use ipnet::{Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 
+pub use algo::Algo;
 pub use diff::{ConfigDiff, diff};
 pub use emit::emit;
+pub use flows::{Flows, OnMarkedDown, Track, UdpFlows, on_marked_down_word};
 pub use lb_core::abi::service::Forward;
-pub use limits::{BACKENDS_MAX_RANGE, Limits, RING_SLOTS_MAX_RANGE, SERVICES_MAX_RANGE};
+pub use limits::{BACKENDS_MAX_RANGE, FLOWS_MAX_RANGE, Limits, RING_SLOTS_MAX_RANGE, SERVICES_MAX_RANGE};
 pub use parse::{Checked, Incremental, check};
 pub use reference::{BackendRef, BackendRefError, NAME_BYTES_MAX, is_name};
 
@@ -118,6 +123,8 @@ pub enum Announce {
 pub const SERVICE_BACKENDS_MAX: usize = 4096;
 /// Largest configured weight; 0 is "no new flows".
 pub const WEIGHT_MAX: u16 = 1000;
+/// Largest `max_connections`: as many flows as the largest flow table holds.
+pub const MAX_CONNECTIONS_MAX: u32 = *FLOWS_MAX_RANGE.end();
 
 /// `protocol`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -176,20 +183,6 @@ impl fmt::Display for Announce {
     }
 }
 
-/// `maglev(65537)`.
-impl fmt::Display for Algo {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Maglev { ring_size } => write!(f, "maglev({ring_size})"),
-        }
-    }
-}
-
-impl Algo {
-    /// Default of `ring_size`.
-    pub const RING_SIZE: u32 = 65_537;
-}
-
 /// The word that the configuration uses for a forwarding mode.
 pub const fn forward_word(forward: Forward) -> &'static str {
     match forward {
@@ -221,20 +214,23 @@ pub struct Service {
     pub forward: Forward,
     /// How a backend is chosen.
     pub algo: Algo,
+    /// What becomes of its flows when backends change.
+    pub flows: Flows,
     /// Health check; without one every backend counts as up.
     pub health_check: Option<HealthCheck>,
     /// Backends in file order, unique by (address, port).
     pub backends: Vec<Backend>,
 }
 
-/// `algo` with its `algo_config`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Algo {
-    /// Maglev consistent hashing.
-    Maglev {
-        /// Prime number of ring entries, 251 to 655373; default 65537.
-        ring_size: u32,
-    },
+impl Service {
+    /// What a UDP service promises; `None` for TCP. A datagram's flow is sticky exactly where it is recorded.
+    pub const fn udp_flows(&self) -> Option<UdpFlows> {
+        match (self.key.protocol, self.flows.track) {
+            (Protocol::Tcp, _) => None,
+            (Protocol::Udp, Track::Moved) => Some(UdpFlows::Stateless),
+            (Protocol::Udp, Track::All) => Some(UdpFlows::Sticky),
+        }
+    }
 }
 
 /// `[[service.backends]]`.
@@ -246,6 +242,8 @@ pub struct Backend {
     pub port: u16,
     /// Configured weight, 0 to [`WEIGHT_MAX`]; default 1.
     pub weight: u16,
+    /// Connections that it takes at most, up to [`MAX_CONNECTIONS_MAX`]; 0, the default, is no limit.
+    pub max_connections: u32,
     /// Administrative state; default ready.
     pub admin_state: AdminState,
 }

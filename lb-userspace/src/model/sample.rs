@@ -6,8 +6,8 @@ use ipnet::{Ipv4Net, Ipv6Net};
 use proptest::{collection::vec, option, prelude::*, sample::select};
 
 use super::{
-    AdminState, Algo, Announce, Backend, Config, Forward, HealthCheck, Limits, Node, Probe, Protocol, Service,
-    ServiceKey, XdpMode,
+    AdminState, Algo, Announce, Backend, Config, Flows, Forward, HealthCheck, Limits, MAX_CONNECTIONS_MAX, Node,
+    OnMarkedDown, Probe, Protocol, Service, ServiceKey, Track, XdpMode, algo,
 };
 
 /// A valid configuration with up to five services.
@@ -36,7 +36,7 @@ fn path() -> impl Strategy<Value = String> {
 fn node() -> impl Strategy<Value = Node> {
     let names = ("[a-zA-Z0-9._-]{0,64}", vec("[a-z]{2}[a-z0-9.@-]{0,13}", 1..4));
     let sources = (any::<u16>(), 0x2000u64 << 48..0x3fff << 48);
-    let limits = (10u32..=65_535, 1000u32..=4 << 20, 8u32 << 20..=512 << 20);
+    let limits = (10u32..=65_535, 1000u32..=4 << 20, 8u32 << 20..=512 << 20, 1024u32..=64 << 20);
     let paths = (path(), option::of("[a-z][a-z0-9_-]{0,10}"), path(), path(), option::of(path()));
     let rest = (any::<bool>(), any::<bool>(), option::of(any::<std::net::SocketAddr>()));
     (names, sources, limits, paths, rest).prop_map(|(names, sources, limits, paths, rest)| {
@@ -54,7 +54,12 @@ fn node() -> impl Strategy<Value = Node> {
             announce: if rest.1 { Announce::Address } else { Announce::None },
             outer_source_v4: Ipv4Net::new_assert(v4.into(), 16),
             outer_source_v6: Ipv6Net::new_assert(v6.into(), 64),
-            limits: Limits { services_max: limits.0, backends_max: limits.1, ring_slots_max: limits.2 },
+            limits: Limits {
+                services_max: limits.0,
+                backends_max: limits.1,
+                ring_slots_max: limits.2,
+                flows_max: limits.3,
+            },
             metrics_listen,
             api_socket: paths.0.into(),
             api_group: paths.1,
@@ -80,22 +85,32 @@ fn service() -> impl Strategy<Value = Service> {
     let forward = select(vec![Forward::Dsr, Forward::Ipip, Forward::Nat]);
     let ring_size = select(vec![251u32, 65_537, 655_373]);
     let states = select(vec![AdminState::Ready, AdminState::Drain, AdminState::Maint]);
-    let backend = (any::<bool>(), any::<u8>(), 1..=u16::MAX, 0..=1000u16, states);
-    let parts = ("[a-zA-Z0-9._-]{1,20}", key, forward, ring_size, option::of(health_check()), vec(backend, 0..6));
-    parts.prop_map(|(name, key, forward, ring_size, health_check, backends)| {
+    let limit = prop_oneof![4 => Just(0), 1 => 1..=MAX_CONNECTIONS_MAX];
+    let backend = (any::<bool>(), any::<u8>(), 1..=u16::MAX, 0..=1000u16, limit, states);
+    let algo = (select(algo::Kind::ALL.as_slice()), ring_size).prop_map(|(kind, ring_size)| Algo::new(kind, ring_size));
+    let parts = ("[a-zA-Z0-9._-]{1,20}", key, forward, algo, flows(), option::of(health_check()), vec(backend, 0..6));
+    parts.prop_map(|(name, key, forward, algo, mut flows, health_check, backends)| {
         let port = key.2;
-        let backends = backends.into_iter().map(|(v4, n, own_port, weight, admin_state)| Backend {
+        let protocol = if key.3 { Protocol::Tcp } else { Protocol::Udp };
+        if !algo.is_hashed() || backends.iter().any(|(.., limit, _)| *limit > 0) {
+            flows.track = Track::All;
+        }
+        if protocol == Protocol::Udp && flows.on_marked_down == OnMarkedDown::Reset {
+            flows.on_marked_down = OnMarkedDown::Keep;
+        }
+        let backends = backends.into_iter().map(|(v4, n, own_port, weight, max_connections, admin_state)| Backend {
             address: address(if forward == Forward::Ipip { v4 } else { key.0 }, false, n),
             port: if forward == Forward::Nat && port != 0 { own_port } else { port },
             weight,
+            max_connections,
             admin_state,
         });
-        let protocol = if key.3 { Protocol::Tcp } else { Protocol::Udp };
         Service {
             name,
             key: ServiceKey { vip: address(key.0, true, key.1), port, protocol },
             forward,
-            algo: Algo::Maglev { ring_size },
+            algo,
+            flows,
             health_check: health_check.map(|mut check: HealthCheck| {
                 if port == 0 {
                     check.port.get_or_insert(1);
@@ -105,6 +120,21 @@ fn service() -> impl Strategy<Value = Service> {
             backends: backends.collect(),
         }
     })
+}
+
+fn flows() -> impl Strategy<Value = Flows> {
+    let ends = select(vec![OnMarkedDown::Rehash, OnMarkedDown::Keep, OnMarkedDown::Reset]);
+    let silences = (1000u64..=64_800_000, 1000u64..=64_800_000);
+    (any::<bool>(), ends, silences, 0u64..=60_000, 0u64..=86_400_000).prop_map(
+        |(all, on_marked_down, (a, b), announce_for, drain_timeout)| Flows {
+            track: if all { Track::All } else { Track::Moved },
+            on_marked_down,
+            window: Duration::from_millis(a.min(b)),
+            flow_timeout: Duration::from_millis(a.max(b)),
+            announce_for: Duration::from_millis(announce_for),
+            drain_timeout: Duration::from_millis(drain_timeout),
+        },
+    )
 }
 
 fn health_check() -> impl Strategy<Value = HealthCheck> {

@@ -5,6 +5,8 @@
 
 use std::fmt;
 
+use super::algo::Kind;
+
 /// A table of the configuration file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Table {
@@ -20,8 +22,8 @@ pub enum Table {
     Api,
     /// `[[service]]`.
     Service,
-    /// `algo_config` of `algo = "maglev"`.
-    Maglev,
+    /// `algo_config` of an algorithm.
+    AlgoConfig(Kind),
     /// `[service.health_check]`.
     HealthCheck,
     /// `[[service.backends]]`.
@@ -31,13 +33,13 @@ pub enum Table {
 impl fmt::Display for Table {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
+            Self::AlgoConfig(kind) => return write!(f, "`algo_config` of `{kind}`"),
             Self::Root => "the top level",
             Self::Node => "`[node]`",
             Self::Limits => "`[node.limits]`",
             Self::Metrics => "`[node.metrics]`",
             Self::Api => "`[node.api]`",
             Self::Service => "`[[service]]`",
-            Self::Maglev => "`algo_config` of `maglev`",
             Self::HealthCheck => "`[service.health_check]`",
             Self::Backend => "`[[service.backends]]`",
         })
@@ -61,6 +63,9 @@ const fn key(table: Table, name: &'static str, takes: &'static str, default: &'s
     Key { table, name, takes, default }
 }
 
+/// What each algorithm's `ring_size` takes.
+const RING_SIZE: &str = "a prime number from 251 to 655373";
+
 /// Every key, by table, in the order in which [`super::emit`] writes them.
 pub const KEYS: &[Key] = &[
     key(Table::Root, "node", "a table, `[node]`", "required"),
@@ -81,6 +86,7 @@ pub const KEYS: &[Key] = &[
     key(Table::Limits, "services_max", "a number from 1 to 65535", "4096"),
     key(Table::Limits, "backends_max", "a number from 1 to 4194304", "65536"),
     key(Table::Limits, "ring_slots_max", "a number from 512 to 536870912", "16777216"),
+    key(Table::Limits, "flows_max", "a number from 1024 to 67108864", "1048576"),
     key(Table::Metrics, "listen", "an address with a port, or \"none\"", "\"127.0.0.1:9650\""),
     key(Table::Api, "socket", "an absolute path of at most 107 bytes", "\"/run/weir/api.sock\""),
     key(Table::Api, "group", "a group name", "none: only the owner"),
@@ -89,11 +95,50 @@ pub const KEYS: &[Key] = &[
     key(Table::Service, "port", "a number from 1 to 65535, or \"all\"", "required"),
     key(Table::Service, "protocol", "\"tcp\" or \"udp\"", "\"tcp\""),
     key(Table::Service, "forward", "\"dsr\", \"ipip\" or \"nat\"", "required"),
-    key(Table::Service, "algo", "\"maglev\"", "\"maglev\""),
+    key(
+        Table::Service,
+        "algo",
+        "\"maglev\", \"source_hash\", \"round_robin\", \"weighted_round_robin\", \"least_connections\", \
+         \"weighted_least_connections\" or \"random_two\"",
+        "\"maglev\"",
+    ),
     key(Table::Service, "algo_config", "a table with the parameters of `algo`", "the defaults of its keys"),
+    key(
+        Table::Service,
+        "track",
+        "\"moved\" or \"all\"",
+        "\"moved\", or \"all\" where the algorithm chooses, a backend has `max_connections` or UDP is sticky",
+    ),
+    key(
+        Table::Service,
+        "udp_flows",
+        "\"stateless\" or \"sticky\"",
+        "\"stateless\", or \"sticky\" where `track` is \"all\"",
+    ),
+    key(Table::Service, "on_marked_down", "\"rehash\", \"keep\" or \"reset\"", "\"rehash\""),
+    key(
+        Table::Service,
+        "window",
+        "a duration from \"1s\" to \"18h\", at most `flow_timeout`",
+        "\"2h4m\", or \"5m\" for UDP, or `flow_timeout` if that is less",
+    ),
+    key(
+        Table::Service,
+        "flow_timeout",
+        "a duration from \"1s\" to \"18h\"",
+        "\"2h4m\", or \"5m\" for UDP, or `window` if that is more",
+    ),
+    key(Table::Service, "announce_for", "a duration from \"0s\" to \"60s\"", "\"4s\""),
+    key(Table::Service, "drain_timeout", "a duration from \"0s\" to \"24h\"", "\"5m\", or \"30s\" for UDP"),
     key(Table::Service, "health_check", "a table, `[service.health_check]`", "none: every backend counts as up"),
     key(Table::Service, "backends", "an array of tables, `[[service.backends]]`", "none"),
-    key(Table::Maglev, "ring_size", "a prime number from 251 to 655373", "65537"),
+    key(Table::AlgoConfig(Kind::Maglev), "ring_size", RING_SIZE, "65537"),
+    key(Table::AlgoConfig(Kind::SourceHash), "ring_size", RING_SIZE, "65537"),
+    key(Table::AlgoConfig(Kind::RoundRobin), "ring_size", RING_SIZE, "65537"),
+    key(Table::AlgoConfig(Kind::WeightedRoundRobin), "ring_size", RING_SIZE, "65537"),
+    key(Table::AlgoConfig(Kind::LeastConnections), "ring_size", RING_SIZE, "65537"),
+    key(Table::AlgoConfig(Kind::WeightedLeastConnections), "ring_size", RING_SIZE, "65537"),
+    key(Table::AlgoConfig(Kind::RandomTwo), "ring_size", RING_SIZE, "65537"),
     key(Table::HealthCheck, "type", "\"http\" or \"tcp\"", "required"),
     key(Table::HealthCheck, "path", "a path that starts with `/`", "\"/health\""),
     key(Table::HealthCheck, "host", "a host name, with or without port", "the backend's address and port"),
@@ -110,6 +155,7 @@ pub const KEYS: &[Key] = &[
     key(Table::Backend, "address", "an IPv4 or IPv6 address", "required"),
     key(Table::Backend, "port", "a number from 1 to 65535", "the service's port"),
     key(Table::Backend, "weight", "a number from 0 to 1000", "1"),
+    key(Table::Backend, "max_connections", "a number from 0 to 67108864", "0"),
     key(Table::Backend, "admin_state", "\"ready\", \"drain\" or \"maint\"", "\"ready\""),
 ];
 

@@ -4,7 +4,7 @@
 use std::{collections::HashMap, net::IpAddr};
 
 use super::{
-    super::{Limits, limits::bytes_shown},
+    super::{Announce, Limits, limits::bytes_shown},
     Code, Diagnostic, Findings, Forward, Protocol, Span, node,
     service::Draft,
 };
@@ -15,6 +15,7 @@ pub(super) fn check(node: Option<&node::Draft>, services: &[&Draft], findings: &
     vips(services, findings);
     replies(services, findings);
     if let Some(node) = node {
+        handover(node, services, findings);
         limits(&node.limits, &node.limit_spans, services, findings);
     }
 }
@@ -67,6 +68,19 @@ fn vips(services: &[&Draft], findings: &mut Findings) {
         let finding = Diagnostic::new(Code::VipIsBackend, address.span.clone(), message)
             .related(Span::clone(vip), "the VIP")
             .hint("packets would come back to the node for ever: write the backend's own address");
+        findings.push(finding);
+    }
+}
+
+/// Records stay on their node: where the network may bring a flow to another one, a choice is lost.
+fn handover(node: &node::Draft, services: &[&Draft], findings: &mut Findings) {
+    let Some(announce) = node.announce.as_ref().filter(|at| at.value == Announce::None) else { return };
+    for service in services.iter().filter(|service| service.algo.is_chosen()) {
+        let (Some(kind), Some(span)) = (service.algo.kind, &service.algo.span) else { continue };
+        let message = format!("flows that `{kind}` chose do not survive a change of node");
+        let finding = Diagnostic::new(Code::ChosenHandover, span.clone(), message)
+            .related(announce.span.clone(), "the network may route the VIP to several nodes")
+            .hint("`maglev` gives a flow the same backend on every node; where one node alone has the VIP, nothing is lost");
         findings.push(finding);
     }
 }
@@ -158,14 +172,14 @@ fn limits(limits: &Limits, spans: &[Option<Span>; 3], services: &[&Draft], findi
 
 /// The arena holds every ring and, while one is replaced, the largest a second time.
 fn rings(limits: &Limits, span: &Option<Span>, services: &[&Draft], findings: &mut Findings) {
-    let sizes = || services.iter().filter_map(|service| Some(service.ring_size.as_ref()?.0));
+    let sizes = || services.iter().filter_map(|service| Some(service.algo.ring_size.as_ref()?.0));
     let needed = Limits::ring_slots_needed(sizes());
     if needed <= limits.ring_slots_max.into() {
         return;
     }
-    let largest = services.iter().max_by_key(|service| service.ring_size.as_ref().map_or(0, |(size, _)| *size));
+    let largest = services.iter().max_by_key(|service| service.algo.ring_size.as_ref().map_or(0, |(size, _)| *size));
     let place = largest.and_then(|service| {
-        let (_, span) = service.ring_size.as_ref()?;
+        let (_, span) = service.algo.ring_size.as_ref()?;
         Some(span.clone().unwrap_or_else(|| service.span.clone()))
     });
     let place = span.clone().or(place).unwrap_or(0..0);

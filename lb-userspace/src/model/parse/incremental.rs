@@ -144,7 +144,7 @@ mod tests {
         incremental.check("f", &before);
         // What is known of the second service is made to differ from its text, which shows who is asked.
         let (part, mut known) = incremental.known.remove_entry(&before[cuts(&before)[1]..cuts(&before)[2]]).unwrap();
-        known.draft.backends[0].weight = 7;
+        known.draft.backends[0].weight.value = 7;
         incremental.known.insert(part, known);
         let after = before.replace("10.0.0.1", "10.0.0.111");
         let config = incremental.check("f", &after).config.unwrap();

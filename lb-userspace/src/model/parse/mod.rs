@@ -7,7 +7,9 @@
 //! Pure, and total: no text makes it panic. Refuses to know: files, the machine's interfaces, the running configuration.
 
 mod address;
+mod algo;
 mod cross;
+mod flows;
 mod health;
 mod incremental;
 mod node;
@@ -18,7 +20,7 @@ mod within;
 use toml::de::DeTable;
 
 use super::{
-    Algo, Config, Forward, HealthCheck, Limits, Node, Protocol,
+    Config, Forward, HealthCheck, Limits, Node, Protocol, Service,
     diagnostic::{self, Code, DIAGNOSTICS_MAX, Diagnostic, Entry, Severity, Span},
     foreign,
     schema::Table,
@@ -153,6 +155,22 @@ fn finish(node: Option<node::Draft>, services: &[&service::Draft]) -> Option<Con
     Some(Config { node: node?.into_node()?, services })
 }
 
+/// Checks a text that holds one `[[service]]` and nothing else. Everything that was found, if there is an error in it.
+pub(super) fn service(text: &str) -> Result<Service, Vec<Diagnostic>> {
+    let (document, errors) = DeTable::parse_recoverable(text);
+    let mut findings = Findings::default();
+    reader::syntax(text, &diagnostic::Lines::new(text), &errors, &mut findings);
+    let root = Section::open(Table::Root, document.get_ref(), 0..text.len(), &mut findings);
+    let mut services = Vec::new();
+    for section in root.tables("service", Table::Service, &mut findings) {
+        services.push(service_of(&section, &mut findings));
+    }
+    let services: Vec<_> = services.iter().collect();
+    cross::check(None, &services, &mut findings);
+    let service = services.last().and_then(|draft| draft.service());
+    service.filter(|_| findings.errors == 0).ok_or(findings.list)
+}
+
 /// A value with the place where it stands.
 #[derive(Clone, Debug)]
 struct At<T> {
@@ -243,6 +261,11 @@ mod tests {
         "\nservice = 1\n",
         "\nnode.name = \"x\"\n",
         "\nring_size = 4\n",
+        "\nalgo = \"round_robin\"\n",
+        "\ntrack = \"moved\"\n",
+        "\nudp_flows = \"sticky\"\n",
+        "\nwindow = \"1h\"\n",
+        "\nmax_connections = 1\n",
         "\"\"\"",
         "1e400",
         "nan",
@@ -368,6 +391,7 @@ state_dir = "/var/lib/weir"
 services_max = 4096
 backends_max = 65536
 ring_slots_max = 16777216
+flows_max = 1048576
 
 [node.metrics]
 listen = "127.0.0.1:9650"
@@ -383,6 +407,12 @@ protocol = "tcp"
 forward = "ipip"
 algo = "maglev"
 algo_config = { ring_size = 65537 }
+track = "moved"
+on_marked_down = "rehash"
+window = "2h4m"
+flow_timeout = "2h4m"
+announce_for = "4s"
+drain_timeout = "5m"
 
 [service.health_check]
 type = "http"
@@ -396,6 +426,7 @@ fall = 3
 address = "2001:db8::1"
 port = 80
 weight = 1
+max_connections = 0
 admin_state = "ready"
 "#;
         assert_eq!(config.as_deref(), Some(expect));

@@ -6,7 +6,10 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use lb_core::abi::stats::INTERFACES_MAX;
 
 use super::{
-    super::{Announce, BACKENDS_MAX_RANGE, RING_SLOTS_MAX_RANGE, SERVICES_MAX_RANGE, XdpMode, reference::is_name},
+    super::{
+        Announce, BACKENDS_MAX_RANGE, FLOWS_MAX_RANGE, RING_SLOTS_MAX_RANGE, SERVICES_MAX_RANGE, XdpMode,
+        reference::is_name,
+    },
     At, Code, Diagnostic, Findings, Limits, Node, Span, Table,
     reader::{Section, shown},
 };
@@ -23,7 +26,8 @@ pub(super) struct Draft {
     name: String,
     interfaces: Option<Vec<String>>,
     xdp_mode: XdpMode,
-    announce: Announce,
+    /// `None` is the default.
+    pub announce: Option<At<Announce>>,
     outer_source_v4: Option<Ipv4Net>,
     outer_source_v6: Option<Ipv6Net>,
     /// Limits in force; the default in place of one that was refused.
@@ -45,7 +49,7 @@ impl Draft {
             name: self.name,
             interfaces: self.interfaces?,
             xdp_mode: self.xdp_mode,
-            announce: self.announce,
+            announce: self.announce.map_or(Announce::Address, |at| at.value),
             outer_source_v4: self.outer_source_v4?,
             outer_source_v6: self.outer_source_v6?,
             limits: self.limits,
@@ -77,9 +81,7 @@ pub(super) fn read(section: &Section<'_>, findings: &mut Findings) -> Option<Dra
         xdp_mode: section
             .word("xdp_mode", &[("native", XdpMode::Native), ("generic", XdpMode::Generic)], findings)
             .map_or(XdpMode::Native, |mode| mode.value),
-        announce: section
-            .word("announce", &[("address", Announce::Address), ("none", Announce::None)], findings)
-            .map_or(Announce::Address, |announce| announce.value),
+        announce: section.word("announce", &[("address", Announce::Address), ("none", Announce::None)], findings),
         outer_source_v4: outer_source(section, "outer_source_v4", 16, "198.18.0.0/16", findings).and_then(|net| {
             match net {
                 IpNet::V4(net) => Some(net),
@@ -123,12 +125,14 @@ fn limits(section: &Section<'_>, findings: &mut Findings) -> (Limits, [Option<Sp
     let services = section.integer("services_max", SERVICES_MAX_RANGE, findings);
     let backends = section.integer("backends_max", BACKENDS_MAX_RANGE, findings);
     let slots = section.integer("ring_slots_max", RING_SLOTS_MAX_RANGE, findings);
+    let flows = section.integer("flows_max", FLOWS_MAX_RANGE, findings);
     let default = Limits::default();
     let value = |limit: &Option<At<u32>>, default: u32| limit.as_ref().map_or(default, |at| at.value);
     let limits = Limits {
         services_max: value(&services, default.services_max),
         backends_max: value(&backends, default.backends_max),
         ring_slots_max: value(&slots, default.ring_slots_max),
+        flows_max: value(&flows, default.flows_max),
     };
     (limits, [services, backends, slots].map(|limit| limit.map(|at| at.span)))
 }

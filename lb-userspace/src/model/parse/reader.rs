@@ -130,7 +130,8 @@ impl<'d> Section<'d> {
         findings: &mut Findings,
     ) -> Option<At<Duration>> {
         let value = self.get(name)?;
-        let units = "a duration is a whole number and a unit: \"500ms\", \"2s\", \"1m\", \"1h\"";
+        let units =
+            "a duration is whole numbers with units, the larger unit first: \"500ms\", \"2s\", \"1m30s\", \"2h4m\"";
         let text = match value.get_ref() {
             DeValue::String(text) => text,
             DeValue::Integer(number) => {

@@ -5,8 +5,8 @@ use std::net::IpAddr;
 use toml::de::DeValue;
 
 use super::{
-    super::{AdminState, Backend, Service, ServiceKey, WEIGHT_MAX, diagnostic::shift, prime},
-    Algo, At, Code, Diagnostic, Findings, Forward, Protocol, Span, Table, address, health,
+    super::{AdminState, Backend, Flows, MAX_CONNECTIONS_MAX, Service, ServiceKey, WEIGHT_MAX, diagnostic::shift},
+    At, Code, Diagnostic, Findings, Forward, Protocol, Span, Table, address, algo, flows, health,
     node::name,
     reader::Section,
 };
@@ -21,8 +21,8 @@ pub(super) struct Draft {
     pub port: Option<At<u16>>,
     pub protocol: Option<Protocol>,
     pub forward: Option<At<Forward>>,
-    /// Ring size and where it is set, if it is.
-    pub ring_size: Option<(u32, Option<Span>)>,
+    pub algo: algo::Draft,
+    pub flows: Option<Flows>,
     /// Outer `None`: no check.
     pub health: Option<health::Draft>,
     pub backends: Vec<BackendDraft>,
@@ -39,8 +39,16 @@ pub(super) struct BackendDraft {
     pub port: Option<At<u16>>,
     /// Whether `port` stands in the table but was refused.
     pub port_refused: bool,
-    pub weight: u16,
+    pub weight: Weight,
+    /// `None` unless the file says one.
+    pub max_connections: Option<At<u32>>,
     pub admin_state: AdminState,
+}
+
+/// A weight and where it is set, if it is.
+pub(super) struct Weight {
+    pub value: u16,
+    pub span: Option<Span>,
 }
 
 impl Draft {
@@ -74,7 +82,8 @@ impl Draft {
             backends.push(Backend {
                 address: backend.address.as_ref()?.value,
                 port: self.backend_port(backend)?,
-                weight: backend.weight,
+                weight: backend.weight.value,
+                max_connections: backend.max_connections.as_ref().map_or(0, |limit| limit.value),
                 admin_state: backend.admin_state,
             });
         }
@@ -82,7 +91,8 @@ impl Draft {
             key: self.key()?,
             name: self.name.as_ref()?.value.clone(),
             forward: self.forward.as_ref()?.value,
-            algo: Algo::Maglev { ring_size: self.ring_size.as_ref()?.0 },
+            algo: self.algo.algo()?,
+            flows: self.flows?,
             health_check: match &self.health {
                 None => None,
                 Some(draft) => Some(draft.check.clone()?),
@@ -93,20 +103,28 @@ impl Draft {
 
     /// Moves every place by `by` bytes, which wrap around.
     pub fn shift(&mut self, by: usize) {
-        let Self { span, name, vip, port, protocol: _, forward, ring_size, health, backends, no_backends: _ } = self;
+        let Self { span, name, vip, port, protocol: _, forward, algo, flows: _, health, backends, no_backends: _ } =
+            self;
+        algo.shift(by);
         let own = [
             Some(span),
             name.as_mut().map(|at| &mut at.span),
             vip.as_mut().map(|at| &mut at.span),
             port.as_mut().map(|at| &mut at.span),
             forward.as_mut().map(|at| &mut at.span),
-            ring_size.as_mut().and_then(|(_, span)| span.as_mut()),
             health.as_mut().map(|check| &mut check.span),
         ];
         own.into_iter().flatten().for_each(|span| shift(span, by));
         for backend in backends {
-            let BackendDraft { span, address, port, port_refused: _, weight: _, admin_state: _ } = backend;
-            let own = [Some(span), address.as_mut().map(|at| &mut at.span), port.as_mut().map(|at| &mut at.span)];
+            let BackendDraft { span, address, port, port_refused: _, weight, max_connections, admin_state: _ } =
+                backend;
+            let own = [
+                Some(span),
+                address.as_mut().map(|at| &mut at.span),
+                port.as_mut().map(|at| &mut at.span),
+                weight.span.as_mut(),
+                max_connections.as_mut().map(|at| &mut at.span),
+            ];
             own.into_iter().flatten().for_each(|span| shift(span, by));
         }
     }
@@ -124,6 +142,9 @@ pub(super) fn read(section: &Section<'_>, findings: &mut Findings) -> Draft {
     let modes = [("dsr", Forward::Dsr), ("ipip", Forward::Ipip), ("nat", Forward::Nat)];
     let health = section.table("health_check", Table::HealthCheck, findings);
     let backends = section.tables("backends", Table::Backend, findings);
+    let algo = algo::read(section, findings);
+    let backends: Vec<BackendDraft> = backends.iter().map(|section| backend(section, findings)).collect();
+    algo::weights(&algo, &backends, findings);
     Draft {
         span: section.span.clone(),
         name: name(section, findings),
@@ -131,10 +152,11 @@ pub(super) fn read(section: &Section<'_>, findings: &mut Findings) -> Draft {
         port: service_port(section, findings),
         protocol,
         forward: section.word("forward", &modes, findings),
-        ring_size: ring_size(section, findings),
+        flows: flows::read(section, protocol, &algo, &backends, findings),
+        algo,
         health: health.map(|section| health::read(&section, findings)),
         no_backends: section.is_empty("backends"),
-        backends: backends.iter().map(|section| backend(section, findings)).collect(),
+        backends,
     }
 }
 
@@ -161,51 +183,22 @@ fn number_port(section: &Section<'_>, findings: &mut Findings) -> Option<At<u16>
     u16::try_from(port.value).ok().map(|value| At { value, span: port.span })
 }
 
-/// The ring size that `algo` and `algo_config` ask for.
-fn ring_size(section: &Section<'_>, findings: &mut Findings) -> Option<(u32, Option<Span>)> {
-    if section.get("algo").is_some() {
-        // The one algorithm so far; its parameters mean nothing under a name that weir does not know.
-        section.word("algo", &[("maglev", ())], findings)?;
-    }
-    if section.get("algo_config").is_none() {
-        return Some((Algo::RING_SIZE, None));
-    }
-    let section = section.table("algo_config", Table::Maglev, findings)?;
-    if section.get("ring_size").is_none() {
-        return Some((Algo::RING_SIZE, None));
-    }
-    let At { value, span } = section.integer("ring_size", 0..=u32::MAX, findings)?;
-    let wrong = if !prime::RING_SIZES.contains(&value) {
-        format!("`ring_size` is out of range: {value}")
-    } else if !prime::is_prime(value) {
-        format!("`ring_size` is not prime: {value}")
-    } else {
-        return Some((value, Some(span)));
-    };
-    let hint = match prime::neighbours(value.into()) {
-        (Some(below), Some(above)) => format!("the nearest primes are {below} and {above}"),
-        (Some(prime), None) => format!("the largest ring has {prime} slots"),
-        (None, Some(prime)) => format!("the smallest ring has {prime} slots"),
-        (None, None) => String::new(),
-    };
-    findings.push(Diagnostic::new(Code::RingSize, span, wrong).hint(hint));
-    None
-}
-
 /// Reads `[[service.backends]]`.
 fn backend(section: &Section<'_>, findings: &mut Findings) -> BackendDraft {
     section.require(&["address"], findings);
     let port = number_port(section, findings);
+    let weight = section.integer("weight", 0..=WEIGHT_MAX.into(), findings);
     let states = [("ready", AdminState::Ready), ("drain", AdminState::Drain), ("maint", AdminState::Maint)];
     BackendDraft {
         span: section.span.clone(),
         address: address::read(section, "address", findings),
         port_refused: port.is_none() && section.get("port").is_some(),
         port,
-        weight: section
-            .integer("weight", 0..=WEIGHT_MAX.into(), findings)
-            .and_then(|weight| u16::try_from(weight.value).ok())
-            .unwrap_or(1),
+        weight: Weight {
+            value: weight.as_ref().and_then(|weight| u16::try_from(weight.value).ok()).unwrap_or(1),
+            span: weight.map(|weight| weight.span),
+        },
+        max_connections: section.integer("max_connections", 0..=MAX_CONNECTIONS_MAX, findings),
         admin_state: section.word("admin_state", &states, findings).map_or(AdminState::Ready, |state| state.value),
     }
 }

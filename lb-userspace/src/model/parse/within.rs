@@ -106,8 +106,8 @@ fn port(service: &Draft, backend: &BackendDraft, findings: &mut Findings) {
 /// A ring much larger than the number of backends is what makes shares even: with M > 100 N the difference is below 1 %
 /// (Eisenbud et al., "Maglev: A Fast and Reliable Software Network Load Balancer", NSDI 2016, section 3.4).
 fn ring(service: &Draft, findings: &mut Findings) {
-    let Some((size, span)) = &service.ring_size else { return };
-    let active = service.backends.iter().filter(|backend| backend.weight > 0).count();
+    let Some((size, span)) = service.algo.ring_size.as_ref().filter(|_| !service.algo.is_chosen()) else { return };
+    let active = service.backends.iter().filter(|backend| backend.weight.value > 0).count();
     let wanted = active as u64 * 100;
     if u64::from(*size) >= wanted {
         return;
