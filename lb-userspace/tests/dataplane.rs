@@ -30,7 +30,7 @@ use lb_userspace::{
     },
     model::{Forward, Limits, NextHop, Protocol, ServiceKey, XdpMode},
     object::WEIR_DECAP,
-    plan::{MapSizes, Secrets, Wanted, WantedBackend, WantedService, diff, wanted::backend_key},
+    plan::{MapSizes, Policy, Secrets, Wanted, WantedBackend, WantedService, wanted::backend_key, window::GRACE_S},
 };
 
 const SECRETS: Secrets = Secrets { hash_key: [11, 22, 33, 44, 55, 66, 77, 88, 99, 111, 122, 133], ring_seed: 5 };
@@ -90,7 +90,7 @@ impl Drop for Place {
 }
 
 fn sizes() -> MapSizes {
-    MapSizes::of(&Limits { services_max: 8, backends_max: 64, ring_slots_max: 16_384 })
+    MapSizes::of(&Limits { services_max: 8, backends_max: 64, ring_slots_max: 16_384, flows_max: 1024 })
 }
 
 /// One `dsr` service with backends of the given numbers, all behind the interface `ifindex`.
@@ -101,12 +101,21 @@ fn wanted(backends: impl IntoIterator<Item = u8>, ifindex: u32) -> Wanted {
         key: backend_key(&key, IpAddr::from(Ipv4Addr::new(10, 0, 0, n)), 80),
         weight: 1,
         up: true,
+        max_connections: 0,
         next_hop,
     };
     let mut backends: Vec<WantedBackend> = backends.into_iter().map(backend).collect();
     backends.sort_by_key(|b| b.key);
-    let service =
-        WantedService { name: "web".into(), key, forward: Forward::Dsr, ring_size: 1009, fail_open: false, backends };
+    let service = WantedService {
+        name: "web".into(),
+        key,
+        forward: Forward::Dsr,
+        ring_size: 1009,
+        policy: Policy { windows: false, ..Policy::DEFAULT },
+        fail_open: false,
+        backends,
+        dismissed: Vec::new(),
+    };
     Wanted { services: vec![service], outer_source_v4: [198, 18, 0, 0], outer_source_v6: mapped([0; 4]) }
 }
 
@@ -116,10 +125,13 @@ fn open(pins: &Pins) -> KernelDataplane {
 }
 
 fn apply(plane: &mut KernelDataplane, wanted: &Wanted, revision: u64) -> usize {
-    let plan = match diff(plane.present(), wanted, revision) {
+    let plan = match plane.plan(wanted, revision) {
         Err(e) if e.is_transient() => {
             plane.settle(Instant::now() + GRACE).expect("settle");
-            diff(plane.present(), wanted, revision).expect("plan after the grace")
+            std::thread::sleep(Duration::from_secs(GRACE_S));
+            let look = plane.look()().expect("look");
+            plane.looked(look);
+            plane.plan(wanted, revision).expect("plan after the grace")
         }
         plan => plan.expect("plan"),
     };
@@ -191,7 +203,7 @@ fn fills_counts_and_is_adopted() {
         assert_eq!(plane.present().revision(), 7);
         assert!(plane.present().has_secrets(&SECRETS));
         assert_eq!(plane.present().fill().backends, 4);
-        let plan = diff(plane.present(), &wanted(1..=4, ifindex), 8).expect("plan");
+        let plan = plane.plan(&wanted(1..=4, ifindex), 8).expect("plan");
         assert_eq!((plan.summary.rings_built, plan.ops.len()), (0, 1), "{:?}", plan.ops);
         plane.apply(plan).expect("apply");
     });
@@ -226,7 +238,7 @@ fn other_versions_and_contradictions_are_refused_and_forwarding_goes_on() {
 
         // Somebody else's store between planning and applying is noticed where it matters.
         let mut plane = open(pins);
-        let plan = diff(plane.present(), &wanted(1..=3, ifindex), 2).expect("plan");
+        let plan = plane.plan(&wanted(1..=3, ifindex), 2).expect("plan");
         let again = plan.clone();
         plane.apply(plan).expect("apply");
         assert!(matches!(plane.apply(again), Err(Error::Stale { .. })));

@@ -80,7 +80,7 @@ impl Drop for Place {
 }
 
 fn sizes(ring_slots_max: u32) -> MapSizes {
-    MapSizes::of(&Limits { services_max: 8, backends_max: 32, ring_slots_max })
+    MapSizes::of(&Limits { services_max: 8, backends_max: 32, ring_slots_max, flows_max: 1024 })
 }
 
 #[test]

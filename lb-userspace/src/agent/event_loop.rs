@@ -15,6 +15,7 @@ use std::{
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     sync::mpsc,
+    task::JoinHandle,
 };
 
 use super::{
@@ -28,10 +29,11 @@ use super::{
     view::Process,
 };
 use crate::{
-    api,
+    api, dataplane,
     health::{self, Checker},
     model::{self, Announce, BackendRef, Config, Incremental, Service},
     net::{forwarding::Unmet, sysctl},
+    plan,
     store::{FileStore, StoreError, Text, Watch},
     telemetry::metrics::{Metrics, ReloadOutcome, Snapshot},
 };
@@ -42,6 +44,8 @@ use axum::http::StatusCode;
 const FILE_PAUSE: Duration = Duration::from_millis(5);
 /// Events of the checker that are taken at once.
 const EVENTS_AT_ONCE: usize = 512;
+/// Time between looks at the flow table, which also sweep it: what is active is right within this and the time-outs of records.
+const LOOK_INTERVAL: Duration = Duration::from_secs(5);
 /// Pause before a change that the maps refused is tried again.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -82,6 +86,8 @@ pub struct EventLoop {
     pub(super) parts: Parts,
     pub(super) pace: Pace,
     read_at: Option<Instant>,
+    look_at: Instant,
+    look: Option<JoinHandle<Result<plan::Look, dataplane::Error>>>,
     pub(super) snapshot: Option<(Instant, Arc<Snapshot>)>,
     /// Services that failed open when that was last looked at.
     open: Vec<String>,
@@ -151,6 +157,18 @@ async fn at(due: Option<Instant>) {
     }
 }
 
+/// The end of a look; the handle is gone then.
+async fn finished(
+    look: &mut Option<JoinHandle<Result<plan::Look, dataplane::Error>>>,
+) -> Result<plan::Look, dataplane::Error> {
+    let Some(handle) = look else { return std::future::pending().await };
+    let ended = handle.await;
+    *look = None;
+    ended.unwrap_or_else(|error| {
+        Err(dataplane::Error::Kernel { action: "look at the flow table".into(), source: Box::new(error) })
+    })
+}
+
 async fn next(signal: &mut Signal) {
     if signal.recv().await.is_none() {
         std::future::pending::<()>().await;
@@ -167,7 +185,8 @@ async fn news(watch: &mut Option<Watch>) {
 impl EventLoop {
     /// A loop around its parts; [`EventLoop::spread`] was not called yet.
     pub fn new(parts: Parts) -> Self {
-        Self { parts, pace: Pace::default(), read_at: None, snapshot: None, open: Vec::new() }
+        let look_at = Instant::now();
+        Self { parts, pace: Pace::default(), read_at: None, look_at, look: None, snapshot: None, open: Vec::new() }
     }
 
     /// Tells everybody outside what the state asks of them.
@@ -222,6 +241,10 @@ impl EventLoop {
         let mut alive_at = watchdog.map(|_| Instant::now());
         loop {
             let grace = self.parts.node.grace_until();
+            // A plan that is asked for already will see what is due.
+            let due =
+                self.pace.due().is_none().then(|| self.parts.node.due_in()).flatten().map(|due| Instant::now() + due);
+            let look_at = self.look.is_none().then_some(self.look_at);
             tokio::select! {
                 biased;
                 () = next(&mut terminate) => return Ok("SIGTERM"),
@@ -250,6 +273,9 @@ impl EventLoop {
                     self.read_at.get_or_insert(Instant::now() + FILE_PAUSE);
                 }
                 Some(call) = self.parts.calls.recv() => self.answer(call).await,
+                () = at(due) => self.pace.request(Instant::now()),
+                () = at(look_at) => self.look = Some(tokio::task::spawn_blocking(self.parts.node.look())),
+                looked = finished(&mut self.look) => self.take_look(looked),
                 () = at(grace) => {
                     if let Err(error) = self.parts.node.settle() {
                         tracing::error!(%error, "cannot give back what earlier changes took out of use");
@@ -257,6 +283,19 @@ impl EventLoop {
                     }
                 }
             }
+        }
+    }
+
+    /// A look that failed is told and tried again: until then slots stay in their windows and ids out of use.
+    fn take_look(&mut self, looked: Result<plan::Look, dataplane::Error>) {
+        self.look_at = Instant::now() + LOOK_INTERVAL;
+        match looked {
+            Ok(look) => {
+                if self.parts.node.looked(look) {
+                    self.pace.request(Instant::now());
+                }
+            }
+            Err(error) => tracing::error!(%error, "cannot look at the flow table"),
         }
     }
 

@@ -369,7 +369,7 @@ async fn a_restart_inherits_health() {
             .expect("good");
     let mut left = FakeDataplane::new(MapSizes::of(&config.node.limits), secrets()).unwrap();
     let wanted = crate::plan::wanted(&config, &|_, b| b.address != IpAddr::from([10, 0, 0, 2]), &|_| None);
-    let plan = crate::plan::diff(left.present(), &wanted, 41).unwrap();
+    let plan = left.plan(&wanted, 41).unwrap();
     left.apply(plan).unwrap();
     let up: Vec<bool> =
         left.present().services().flat_map(|(_, s)| &s.backends).map(|b| b.entry.flags & FLAG_UP != 0).collect();

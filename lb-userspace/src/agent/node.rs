@@ -180,12 +180,12 @@ impl Node {
     /// Whether the maps hold something else than what follows from `state`; also if that cannot be planned.
     pub fn differs(&self, state: &State) -> bool {
         let wanted = self.wanted_by(state);
-        plan::diff(self.data.present(), &wanted, self.revision()).map_or(true, |plan| !plan.ops.is_empty())
+        self.data.plan(&wanted, self.revision()).map_or(true, |plan| !plan.ops.is_empty())
     }
 
     async fn plan(&mut self, wanted: &Wanted, revision: u64) -> Result<plan::Plan, PublishError> {
         for _ in 0..TRANSIENT_TRIES {
-            match plan::diff(self.data.present(), wanted, revision) {
+            match self.data.plan(wanted, revision) {
                 Err(error) if error.is_transient() => {
                     let Some(until) = self.data.grace_until() else { return Err(error.into()) };
                     tracing::debug!(%error, "waiting for the grace of an earlier change");
@@ -196,7 +196,7 @@ impl Node {
                 planned => return Ok(planned?),
             }
         }
-        Ok(plan::diff(self.data.present(), wanted, revision)?)
+        Ok(self.data.plan(wanted, revision)?)
     }
 
     /// What the maps shall hold by `state`; what they hold is looked at only if the network has not spoken about all addresses.
@@ -215,6 +215,22 @@ impl Node {
                 (plan::wanted::address(e.addr), hop)
             })
             .collect()
+    }
+
+    /// When a plan has something to do that only time brings about, as from now.
+    pub fn due_in(&self) -> Option<Duration> {
+        self.data.due_in()
+    }
+
+    /// A look at the flow table, to be run on a thread of its own.
+    pub fn look(&self) -> dataplane::LookJob {
+        self.data.look()
+    }
+
+    /// Takes what a look found. Says whether a plan could bring something to its end by it.
+    pub fn looked(&mut self, look: plan::Look) -> bool {
+        self.data.looked(look);
+        self.data.present().waits_for_records()
     }
 
     /// When [`Node::settle`] has something to do.

@@ -243,10 +243,10 @@ mod tests {
     use std::{os::unix::fs::PermissionsExt as _, path::PathBuf};
 
     use super::*;
-    use crate::model::{Algo, Announce, Forward, Limits, Node, Protocol, Service, XdpMode};
+    use crate::model::{Algo, Announce, Flows, Forward, Limits, Node, Protocol, Service, XdpMode};
 
     fn backend(last: u8, weight: u16, admin_state: AdminState) -> Backend {
-        Backend { address: [10, 0, 0, last].into(), port: 80, weight, admin_state }
+        Backend { address: [10, 0, 0, last].into(), port: 80, weight, max_connections: 0, admin_state }
     }
 
     fn config(backends: Vec<Backend>) -> Config {
@@ -268,7 +268,8 @@ mod tests {
         };
         let algo = Algo::Maglev { ring_size: 251 };
         let forward = Forward::Ipip;
-        let services = vec![Service { name: "web".into(), key, forward, algo, health_check: None, backends }];
+        let flows = Flows::defaults(Protocol::Tcp, algo.kind());
+        let services = vec![Service { name: "web".into(), key, forward, algo, flows, health_check: None, backends }];
         Config { node, services }
     }
 

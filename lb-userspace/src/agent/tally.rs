@@ -95,7 +95,7 @@ mod tests {
     use super::*;
     use crate::{
         model::{NextHop, check},
-        plan::{MapSizes, Secrets, diff, wanted},
+        plan::{MapSizes, Secrets, Seen, diff, wanted},
     };
 
     fn count(packets: u64) -> Counter {
@@ -112,10 +112,12 @@ mod tests {
         }
         let config = check("f", &text).config.unwrap();
         let hop = NextHop { ifindex: 1, mtu: 1500, src_mac: [2; 6], dst_mac: [2; 6] };
-        let wanted = wanted(&config, &|_, _| true, &|_| Some(hop));
+        let mut wanted = wanted(&config, &|_, _| true, &|_| Some(hop));
+        // Without windows, what is no longer wanted leaves at once.
+        wanted.services.iter_mut().for_each(|service| service.policy.windows = false);
         let secrets = Secrets { hash_key: [1; lb_core::abi::node::HASH_KEY_WORDS], ring_seed: 1 };
-        let empty = Present::empty(MapSizes::of(&config.node.limits), secrets);
-        diff(before.unwrap_or(&empty), &wanted, 1).unwrap().next
+        let empty = Present::empty(MapSizes::of(&config.node.limits), secrets, 250);
+        diff(before.unwrap_or(&empty), &wanted, 1, Seen::rings(0, &|_| None)).unwrap().next
     }
 
     fn id(present: &Present, service: u8, backend: u8) -> u32 {

@@ -82,9 +82,7 @@ fn health_state(observed: Option<&Observed>) -> api::HealthState {
 }
 
 fn algo(algo: &model::Algo) -> (String, u32) {
-    match algo {
-        model::Algo::Maglev { ring_size } => ("maglev".into(), *ring_size),
-    }
+    (algo.word().into(), algo.ring_size())
 }
 
 /// The counters and rings that several answers need.

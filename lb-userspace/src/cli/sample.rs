@@ -2,7 +2,7 @@
 
 use crate::{
     api::{Backend, Forward, HealthCheckSettings, HealthState, NextHop, Service, Share, backend_name},
-    model::{self, AdminState, Algo, Announce, Config, Limits, Node, Protocol, ServiceKey, XdpMode},
+    model::{self, AdminState, Algo, Announce, Config, Flows, Limits, Node, Protocol, ServiceKey, XdpMode, algo::Kind},
 };
 
 /// The time at which the samples were taken.
@@ -109,11 +109,13 @@ pub fn config(forward: model::Forward) -> Config {
             key: ServiceKey { vip: [203, 0, 113, 1].into(), port: 80, protocol: Protocol::Tcp },
             forward,
             algo: Algo::Maglev { ring_size: 65537 },
+            flows: Flows::defaults(Protocol::Tcp, Kind::Maglev),
             health_check: None,
             backends: vec![model::Backend {
                 address: [10, 0, 0, 11].into(),
                 port: 80,
                 weight: 1,
+                max_connections: 0,
                 admin_state: AdminState::Ready,
             }],
         }],

@@ -10,7 +10,7 @@ use lb_core::abi::{
     backend::{Backend, BackendKey},
     lookup::Bucket,
     node::Node,
-    ring::{Extent, LINE_SLOTS, Line},
+    ring::{Extent, LINE_SLOTS, Line, Slot},
     service::Service,
 };
 
@@ -31,6 +31,8 @@ pub enum Map {
     Services,
     /// `RINGS`.
     Rings,
+    /// `OWNERS`.
+    Owners,
     /// `BACKENDS`.
     Backends,
     /// `BACKEND_KEYS`.
@@ -44,7 +46,7 @@ impl Map {
             Self::Node => size_of::<Node>() / 8,
             Self::Lookup => size_of::<Bucket>() / 8,
             Self::Services => size_of::<Service>() / 8,
-            Self::Rings => size_of::<Line>() / 8,
+            Self::Rings | Self::Owners => size_of::<Line>() / 8,
             Self::Backends => size_of::<Backend>() / 8,
             Self::BackendKeys => size_of::<BackendKey>() / 8,
         }
@@ -65,6 +67,9 @@ pub trait Memory {
     /// Stores one word; false outside the map.
     fn store(&mut self, map: Map, index: u32, word: usize, value: u64) -> bool;
 
+    /// Backend ids that flow records name.
+    fn recorded(&self) -> HashSet<u32>;
+
     /// Waits until every packet has left that met the maps before this call.
     fn synchronize(&self);
 
@@ -79,19 +84,34 @@ pub trait Memory {
 
     /// The slots of an extent of the arena; `None` if it reaches beyond.
     fn ring(&self, extent: Extent) -> Option<Vec<u32>> {
+        self.slots(Map::Rings, extent)
+    }
+
+    /// The owners of an extent; `None` if it reaches beyond the arena.
+    fn owners(&self, extent: Extent) -> Option<Vec<u32>> {
+        self.slots(Map::Owners, extent)
+    }
+
+    /// The slots of an extent of one of the arenas; `None` if it reaches beyond.
+    fn slots(&self, map: Map, extent: Extent) -> Option<Vec<u32>> {
         let end = u64::from(extent.line) + u64::from(extent.lines());
-        if end > u64::from(self.entries(Map::Rings)) {
+        if end > u64::from(self.entries(map)) {
             return None;
         }
         let mut slots = Vec::with_capacity(extent.slots as usize);
         for at in (0..extent.slots as usize).step_by(WORD_SLOTS) {
             let (line, word) = place(extent, at);
-            let pair: [u32; WORD_SLOTS] = bytemuck::cast(self.load(Map::Rings, line, word)?);
+            let pair: [u32; WORD_SLOTS] = bytemuck::cast(self.load(map, line, word)?);
             slots.extend_from_slice(&pair);
         }
         slots.truncate(extent.slots as usize);
         Some(slots)
     }
+}
+
+/// Whether each slot has the same backend in both.
+fn same_backends(a: &[u32], b: &[u32]) -> bool {
+    a.len() == b.len() && a.iter().zip(b).all(|(a, b)| Slot(*a).current() == Slot(*b).current())
 }
 
 /// Line and word of the slot `at` of a ring.
@@ -115,10 +135,25 @@ pub fn check(memory: &impl Memory, present: &Present, ops: &[Op]) -> Result<(), 
             Op::BackendWord { id, word, .. } if *id == 0 || !inside(Map::Backends, *id, *word) => {
                 Some("the word lies in the map")
             }
-            Op::PutRing { extent, slots } if slots.len() != extent.slots as usize => {
+            Op::PutRing { extent, slots, .. } | Op::RingStates { extent, slots, .. }
+                if slots.len() != extent.slots as usize =>
+            {
                 Some("a ring has all of its slots")
             }
-            Op::PutRing { slots, .. } if slots.contains(&0) => Some("a slot names a backend"),
+            Op::PutRing { slots, .. } | Op::RingStates { slots, .. } if slots.contains(&0) => {
+                Some("a slot names a backend or is in a window")
+            }
+            Op::PutRing { extent, owners, .. } | Op::RingStates { extent, owners, .. }
+                if !owners.is_empty() && owners.len() != extent.slots as usize =>
+            {
+                Some("every slot of a window has its owner")
+            }
+            Op::RingStates { extent, slots, .. } => match memory.ring(*extent) {
+                _ if present.has_free(*extent) => Some("states are stored into a ring in use"),
+                Some(held) if !same_backends(&held, slots) => Some("a slot in use keeps its backend"),
+                Some(_) => None,
+                None => Some("a ring lies in the arena"),
+            },
             Op::PutRing { extent, .. } if !present.has_free(*extent) => {
                 Some("a ring is written to lines that no service and no quarantine holds")
             }
@@ -136,13 +171,24 @@ pub fn check(memory: &impl Memory, present: &Present, ops: &[Op]) -> Result<(), 
             Op::ServiceRing { id, .. } if *id == 0 || !inside(Map::Services, *id, SERVICE_WORD_RING) => {
                 Some("the id lies in the map")
             }
-            Op::ServiceRing { extent, .. } if extent.slots != 0 && !written.contains(extent) => {
+            Op::ServiceRing { ring, .. }
+                if Extent::unpack(*ring).slots != 0 && !written.contains(&Extent::unpack(*ring)) =>
+            {
                 Some("a ring is written before it is named")
+            }
+            Op::ServiceWord { id, word, .. }
+                if *id == 0 || *word == SERVICE_WORD_RING || !inside(Map::Services, *id, *word) =>
+            {
+                Some("the word lies in the map, and is not the ring")
             }
             Op::LookupWord { bucket, word, .. } if !inside(Map::Lookup, *bucket, *word) => {
                 Some("the word lies in the map")
             }
-            Op::ClearBackend { id } if present.uses_backend_id(*id) => Some("what is in use is not cleared"),
+            Op::ClearBackend { id }
+                if present.uses_backend_id(*id) && !present.former().iter().any(|f| f.id == *id) =>
+            {
+                Some("what is in use is not cleared")
+            }
             Op::ClearService { id } if present.uses_service_id(*id) => Some("what is in use is not cleared"),
             Op::NodeWord { word, .. } if !inside(Map::Node, 0, *word) => Some("the word lies in the map"),
             _ => None,
@@ -170,13 +216,19 @@ fn words(op: &Op, mut store: impl FnMut(Map, u32, usize, u64) -> bool) -> bool {
             put(Map::BackendKeys, *id, bytemuck::bytes_of(key)) && put(Map::Backends, *id, bytemuck::bytes_of(entry))
         }
         Op::BackendWord { id, word, value } => store(Map::Backends, *id, *word, *value),
-        Op::PutRing { extent, slots } => (0..extent.lines() as usize * LINE_SLOTS).step_by(WORD_SLOTS).all(|at| {
-            let slot = |at: usize| slots.get(at).copied().unwrap_or(0);
-            let (line, word) = place(*extent, at);
-            store(Map::Rings, line, word, bytemuck::cast([slot(at), slot(at + 1)]))
-        }),
+        Op::PutRing { extent, slots, owners } | Op::RingStates { extent, slots, owners } => {
+            let mut put = |map: Map, slots: &[u32]| {
+                slots.chunks(WORD_SLOTS).enumerate().all(|(at, pair)| {
+                    let (line, word) = place(*extent, at * WORD_SLOTS);
+                    let slot = |at: usize| pair.get(at).copied().unwrap_or(0);
+                    store(map, line, word, bytemuck::cast([slot(0), slot(1)]))
+                })
+            };
+            put(Map::Owners, owners) && put(Map::Rings, slots)
+        }
         Op::PutService { id, entry } => put(Map::Services, *id, bytemuck::bytes_of(entry)),
-        Op::ServiceRing { id, extent } => store(Map::Services, *id, SERVICE_WORD_RING, extent.pack()),
+        Op::ServiceRing { id, ring } => store(Map::Services, *id, SERVICE_WORD_RING, *ring),
+        Op::ServiceWord { id, word, value } => store(Map::Services, *id, *word, *value),
         Op::LookupWord { bucket, word, value } => store(Map::Lookup, *bucket, *word, *value),
         Op::ClearBackend { id } => store(Map::Backends, *id, BACKEND_WORD_FLAGS, 0),
         Op::ClearService { id } => put(Map::Services, *id, &[0; size_of::<Service>()]),
@@ -205,7 +257,8 @@ pub fn verify(memory: &impl Memory, ops: &[Op]) -> Result<(), Error> {
     let mut seen: HashSet<(Map, u32, usize)> = HashSet::new();
     for op in ops.iter().rev() {
         // Lines and new entries are written once; only single words can be written again later.
-        let single = matches!(op, Op::BackendWord { .. } | Op::LookupWord { .. } | Op::NodeWord { .. });
+        let single =
+            matches!(op, Op::BackendWord { .. } | Op::ServiceWord { .. } | Op::LookupWord { .. } | Op::NodeWord { .. });
         let same = words(op, |map, index, word, value| {
             (single && !seen.insert((map, index, word))) || memory.load(map, index, word) == Some(value)
         });

@@ -18,10 +18,19 @@ use super::{
     Applied, Error,
     apply::{self, Map, Memory},
 };
-use crate::plan::{self, MapSizes, Plan, Present, Secrets, rebuild::Contents};
+use crate::plan::{self, Look, MapSizes, Plan, PlanError, Present, Records, Secrets, Seen, Wanted, rebuild::Contents};
 
 /// Time between applying a change and reusing what it took out of use.
 pub const GRACE: Duration = Duration::from_secs(1);
+
+/// The clocks of the program and of plans.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Clock {
+    /// Ticks of the kernel in a second.
+    pub hz: u32,
+    /// Now, in seconds of a clock that only grows.
+    pub now_s: u64,
+}
 
 /// Memory, and what it holds.
 #[derive(Debug)]
@@ -32,6 +41,8 @@ pub struct Engine<M> {
     /// Plans whose removals wait, with the time when each was applied.
     graces: VecDeque<(u64, Instant)>,
     adopted: bool,
+    /// The last look at the flow table.
+    look: Option<Look>,
 }
 
 impl<M: Memory> Engine<M> {
@@ -39,23 +50,23 @@ impl<M: Memory> Engine<M> {
     ///
     /// # Errors
     /// [`Error::Contents`] where the contents cannot be relied on; nothing was written then.
-    pub fn start(mut memory: M, sizes: MapSizes, secrets: Secrets) -> Result<Self, Error> {
+    pub fn start(mut memory: M, sizes: MapSizes, secrets: Secrets, clock: Clock) -> Result<Self, Error> {
         let node: Node = memory.read(Map::Node, 0).unwrap_or_else(bytemuck::Zeroable::zeroed);
         if node.abi_version == 0 {
-            let present = Present::empty(sizes, secrets);
+            let present = Present::empty(sizes, secrets, clock.hz);
             let words: Vec<&[u8]> = bytes_of(present.node()).chunks_exact(8).collect();
             // The version lies in the first word and is stored last: an agent that dies before starts anew.
             for (word, bytes) in words.iter().enumerate().rev() {
                 memory.store(Map::Node, 0, word, (*bytes).try_into().map_or(0, u64::from_ne_bytes));
             }
-            return Ok(Self { memory, sizes, present, graces: VecDeque::new(), adopted: false });
+            return Ok(Self { memory, sizes, present, graces: VecDeque::new(), adopted: false, look: None });
         }
         // What an agent that just died took out of use may still be in flight; nothing here knows when it did.
         memory.synchronize();
-        let plan::Adopted { present, repairs } = contents(&memory, sizes)?;
+        let plan::Adopted { present, repairs } = contents(&memory, sizes, clock.now_s)?;
         apply::check(&memory, &present, &repairs)?;
         apply::write(&mut memory, &repairs)?;
-        Ok(Self { memory, sizes, present, graces: VecDeque::new(), adopted: true })
+        Ok(Self { memory, sizes, present, graces: VecDeque::new(), adopted: true, look: None })
     }
 
     /// Whether the maps held something when this agent came.
@@ -79,18 +90,44 @@ impl<M: Memory> Engine<M> {
         &mut self.memory
     }
 
+    /// As [`super::Dataplane::plan`], at `now_s`; `flows` says how many recorded flows a backend has.
+    ///
+    /// # Errors
+    /// As [`super::Dataplane::plan`].
+    pub fn plan(
+        &self,
+        wanted: &Wanted,
+        revision: u64,
+        now_s: u64,
+        flows: &dyn Fn(u32) -> u64,
+    ) -> Result<Plan, PlanError> {
+        let ring = |extent| self.memory.ring(extent);
+        let records = self.look.as_ref().map(|look| look as &dyn Records);
+        plan::diff(&self.present, wanted, revision, Seen { now_s, ring: &ring, records, flows })
+    }
+
+    /// As [`super::Dataplane::looked`].
+    pub fn looked(&mut self, look: Look) {
+        self.look = Some(look);
+    }
+
+    /// As [`super::Dataplane::last_look`].
+    pub fn last_look(&self) -> Option<&Look> {
+        self.look.as_ref()
+    }
+
     /// As [`super::Dataplane::apply`]; `now` begins the grace of what the plan removes.
     ///
     /// # Errors
     /// As [`super::Dataplane::apply`]. After a mismatch the present state is read from the maps again.
-    pub fn apply(&mut self, plan: Plan, now: Instant) -> Result<Applied, Error> {
+    pub fn apply(&mut self, plan: Plan, now: Instant, now_s: u64) -> Result<Applied, Error> {
         if plan.base != self.present.version() {
             return Err(Error::Stale { base: plan.base, present: self.present.version() });
         }
         apply::check(&self.memory, &self.present, &plan.ops)?;
         let written = apply::write(&mut self.memory, &plan.ops).and_then(|()| apply::verify(&self.memory, &plan.ops));
         if let Err(error) = written {
-            if let Ok(found) = contents(&self.memory, self.sizes) {
+            if let Ok(found) = contents(&self.memory, self.sizes, now_s) {
                 self.present = found.present;
                 self.graces.clear();
             }
@@ -128,7 +165,7 @@ impl<M: Memory> Engine<M> {
 }
 
 /// Reads everything and makes out what it means.
-fn contents(memory: &impl Memory, sizes: MapSizes) -> Result<plan::Adopted, Error> {
+fn contents(memory: &impl Memory, sizes: MapSizes, now_s: u64) -> Result<plan::Adopted, Error> {
     let node = memory.read(Map::Node, 0).unwrap_or_else(bytemuck::Zeroable::zeroed);
     fn all<T: bytemuck::Pod>(memory: &impl Memory, map: Map) -> Vec<T> {
         (0..memory.entries(map)).map_while(|index| memory.read(map, index)).collect()
@@ -142,6 +179,9 @@ fn contents(memory: &impl Memory, sizes: MapSizes) -> Result<plan::Adopted, Erro
         backends: &backends,
         keys: &keys,
         ring: &|extent| memory.ring(extent),
+        owners: &|extent| memory.owners(extent),
+        recorded: memory.recorded(),
+        now_s,
     };
     Ok(plan::rebuild(sizes, contents)?)
 }

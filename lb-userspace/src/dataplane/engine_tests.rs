@@ -11,7 +11,7 @@ use lb_core::abi::{
     backend::{Backend, FLAG_NEXT_HOP, FLAG_UP, FLAG_VALID},
     lookup::{Bucket, Key, Kind},
     node::{self, Node},
-    ring::{Extent, Slot},
+    ring::{Extent, Inputs, Slot},
     service::{Forward, Service},
 };
 use proptest::prelude::*;
@@ -19,22 +19,26 @@ use proptest::prelude::*;
 use super::{
     Error,
     apply::{self, Map, Memory},
-    engine::{Engine, GRACE},
+    engine::{Clock, Engine, GRACE},
     fake::Heap,
 };
 use crate::{
     model::{Limits, NextHop, Protocol, ServiceKey},
     plan::{
-        MapSizes, Op, PlanError, Present, Secrets, Wanted, WantedBackend, WantedService, diff,
+        Look, MapSizes, Op, Plan, PlanError, Policy, Present, Secrets, Wanted, WantedBackend, WantedService,
         lookup::Table,
         wanted::{backend_key, octets},
+        window::GRACE_S,
     },
 };
 
+/// Slots and backends change at once; windows have tests of their own.
+const AT_ONCE: Policy = Policy { windows: false, ..Policy::DEFAULT };
+const CLOCK: Clock = Clock { hz: 250, now_s: 0 };
 const SECRETS: Secrets = Secrets { hash_key: [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8], ring_seed: 42 };
 
 fn sizes() -> MapSizes {
-    MapSizes::of(&Limits { services_max: 6, backends_max: 24, ring_slots_max: 2048 })
+    MapSizes::of(&Limits { services_max: 6, backends_max: 24, ring_slots_max: 2048, flows_max: 1024 })
 }
 
 fn vip(n: u8) -> IpAddr {
@@ -57,14 +61,29 @@ fn hop(n: u8) -> Option<NextHop> {
 fn backend(service: &ServiceKey, n: u8, weight: u32, hop_number: u8) -> WantedBackend {
     let address = Ipv4Addr::new(10, 0, service.port as u8, n).into();
     let up = weight > 0;
-    WantedBackend { key: backend_key(service, address, service.port), weight, up, next_hop: hop(hop_number) }
+    WantedBackend {
+        key: backend_key(service, address, service.port),
+        weight,
+        up,
+        max_connections: 0,
+        next_hop: hop(hop_number),
+    }
 }
 
 /// A service of `(backend, weight, next hop)`.
 fn service(key: ServiceKey, forward: Forward, ring_size: u32, backends: &[(u8, u32, u8)]) -> WantedService {
     let mut backends: Vec<WantedBackend> = backends.iter().map(|&(n, w, h)| backend(&key, n, w, h)).collect();
     backends.sort_by_key(|b| b.key);
-    WantedService { name: format!("s{}", key.port), key, forward, ring_size, fail_open: false, backends }
+    WantedService {
+        name: format!("s{}", key.port),
+        key,
+        forward,
+        ring_size,
+        policy: AT_ONCE,
+        fail_open: false,
+        backends,
+        dismissed: Vec::new(),
+    }
 }
 
 fn wanted(services: impl IntoIterator<Item = WantedService>) -> Wanted {
@@ -74,7 +93,11 @@ fn wanted(services: impl IntoIterator<Item = WantedService>) -> Wanted {
 }
 
 fn engine() -> Engine<Heap> {
-    Engine::start(Heap::new(&sizes()), sizes(), SECRETS).expect("an empty heap")
+    Engine::start(Heap::new(&sizes()), sizes(), SECRETS, CLOCK).expect("an empty heap")
+}
+
+fn plan(engine: &Engine<Heap>, wanted: &Wanted, revision: u64) -> Result<Plan, PlanError> {
+    engine.plan(wanted, revision, 0, &|_| 0)
 }
 
 /// The maps as a packet meets them.
@@ -176,9 +199,9 @@ impl View<'_> {
 }
 
 fn step(engine: &mut Engine<Heap>, wanted: &Wanted, revision: u64, now: Instant) -> Vec<Op> {
-    let plan = diff(engine.present(), wanted, revision).expect("plan");
+    let plan = plan(engine, wanted, revision).expect("plan");
     let ops = plan.ops.clone();
-    engine.apply(plan, now).expect("apply");
+    engine.apply(plan, now, 0).expect("apply");
     View(engine.memory()).holds(engine.present(), wanted, revision);
     ops
 }
@@ -237,8 +260,15 @@ fn removed_ids_and_lines_wait_for_their_grace() {
     assert_ne!(View(engine.memory()).backend(2).flags & FLAG_VALID, 0, "a packet in flight still meets it");
     assert_eq!(engine.settle(now + GRACE).expect("settle"), 1);
     assert_eq!(engine.present().fill().ring_slots, used);
-    assert!(!engine.present().uses_backend_id(2));
     assert_eq!(View(engine.memory()).backend(2).flags, 0);
+    // Nobody gets the id before a look at the flow table has found no record of it.
+    assert!(engine.present().uses_backend_id(2));
+    engine.looked(Look::new(GRACE_S - 1));
+    step(&mut engine, &second, 3, now);
+    assert!(engine.present().uses_backend_id(2));
+    engine.looked(Look::new(GRACE_S));
+    step(&mut engine, &second, 4, now);
+    assert!(!engine.present().uses_backend_id(2));
     assert_eq!(engine.settle(now + GRACE * 9).expect("nothing left"), 0);
 }
 
@@ -249,7 +279,7 @@ fn limits_are_told_and_change_nothing() {
     let start = wanted([service(key(1, 80), Forward::Ipip, 1009, &[(1, 1, 1), (2, 1, 1)])]);
     step(&mut engine, &start, 1, now);
     let before = engine.memory().clone();
-    let error = |engine: &Engine<Heap>, w: Wanted| diff(engine.present(), &w, 2).expect_err("beyond a limit");
+    let error = |engine: &Engine<Heap>, w: Wanted| plan(engine, &w, 2).expect_err("beyond a limit");
 
     let many = wanted((1..=7).map(|p| service(key(1, p), Forward::Dsr, 251, &[])));
     assert_eq!(error(&engine, many), PlanError::Services { wanted: 7, limit: 6 });
@@ -278,7 +308,7 @@ fn limits_are_told_and_change_nothing() {
     // A ring that fits only once the old one's grace is over says so.
     let other = wanted([service(key(1, 80), Forward::Ipip, 1009, &[(1, 1, 1)])]);
     step(&mut engine, &other, 2, now);
-    let e = diff(engine.present(), &start, 3).expect_err("both rings are held");
+    let e = plan(&engine, &start, 3).expect_err("both rings are held");
     assert!(e.is_transient(), "{e}");
     engine.settle(now + GRACE).expect("settle");
     step(&mut engine, &start, 3, now);
@@ -289,32 +319,36 @@ fn stale_plans_and_broken_rules_are_refused_and_foreign_writes_noticed() {
     let mut engine = engine();
     let now = Instant::now();
     let w = wanted([service(key(1, 80), Forward::Ipip, 251, &[(1, 1, 1)])]);
-    let stale = diff(engine.present(), &w, 1).expect("plan");
+    let stale = plan(&engine, &w, 1).expect("plan");
     step(&mut engine, &w, 1, now);
-    assert!(matches!(engine.apply(stale, now), Err(Error::Stale { base: 0, present: 1 })));
+    assert!(matches!(engine.apply(stale, now, 0), Err(Error::Stale { base: 0, present: 1 })));
 
     let before = engine.memory().clone();
     let named = Extent::unpack(View(engine.memory()).service(1).ring);
     for op in [
-        Op::PutRing { extent: named, slots: vec![1; 251].into() },
-        Op::PutRing { extent: Extent { line: 100, slots: 2 }, slots: vec![1, 0].into() },
-        Op::ServiceRing { id: 1, extent: Extent { line: 50, slots: 251 } },
+        Op::PutRing { extent: named, slots: vec![1; 251].into(), owners: Box::default() },
+        Op::PutRing { extent: Extent { line: 100, slots: 2 }, slots: vec![1, 0].into(), owners: Box::default() },
+        Op::PutRing { extent: Extent { line: 100, slots: 2 }, slots: vec![1, 1].into(), owners: vec![1].into() },
+        Op::RingStates { extent: named, slots: vec![2; 251].into(), owners: Box::default() },
+        Op::RingStates { extent: Extent { line: 100, slots: 1 }, slots: vec![1].into(), owners: Box::default() },
+        Op::ServiceRing { id: 1, ring: Extent { line: 50, slots: 251 }.pack(Inputs::Tuple) },
+        Op::ServiceWord { id: 1, word: 0, value: 0 },
         Op::ClearBackend { id: 1 },
         Op::ClearService { id: 1 },
         Op::BackendWord { id: 0, word: 0, value: 1 },
         Op::LookupWord { bucket: u32::MAX, word: 0, value: 1 },
     ] {
-        let mut plan = diff(engine.present(), &w, 2).expect("plan");
+        let mut plan = plan(&engine, &w, 2).expect("plan");
         plan.ops.insert(0, op.clone());
-        assert!(matches!(engine.apply(plan, now), Err(Error::Op { .. })), "{op:?}");
+        assert!(matches!(engine.apply(plan, now, 0), Err(Error::Op { .. })), "{op:?}");
     }
     assert_eq!(*engine.memory(), before);
 
     // Another writer between store and read back cannot be played here; what reading back compares can.
-    let plan = diff(engine.present(), &w, 3).expect("plan");
+    let plan = plan(&engine, &w, 3).expect("plan");
     assert!(matches!(apply::verify(engine.memory(), &plan.ops), Err(Error::Mismatch { .. })));
-    engine.memory_mut().store(Map::Services, 1, 0, Extent { line: 900, slots: 251 }.pack());
-    assert!(matches!(Engine::start(engine.memory().clone(), sizes(), SECRETS), Err(Error::Contents(_))));
+    engine.memory_mut().store(Map::Services, 1, 0, Extent { line: 900, slots: 251 }.pack(Inputs::Tuple));
+    assert!(matches!(Engine::start(engine.memory().clone(), sizes(), SECRETS, CLOCK), Err(Error::Contents(_))));
 }
 
 #[test]
@@ -322,8 +356,8 @@ fn other_versions_are_refused() {
     let mut heap = engine().memory().clone();
     let word = heap.load(Map::Node, 0, 0).expect("node");
     heap.store(Map::Node, 0, 0, word + 1);
-    let error = Engine::start(heap, sizes(), SECRETS).expect_err("another version");
-    assert!(error.to_string().contains("ABI version 2") && error.to_string().contains("--unload"), "{error}");
+    let error = Engine::start(heap, sizes(), SECRETS, CLOCK).expect_err("another version");
+    assert!(error.to_string().contains("ABI version 3") && error.to_string().contains("--unload"), "{error}");
 }
 
 fn any_wanted() -> impl Strategy<Value = Wanted> {
@@ -351,11 +385,11 @@ proptest! {
         let mut engine = engine();
         let mut now = Instant::now();
         for (revision, (w, crash, settle)) in (1u64..).zip(steps) {
-            let plan = match diff(engine.present(), &w, revision) {
+            let plan = match plan(&engine, &w, revision) {
                 Err(e) if e.is_transient() => {
                     now += GRACE;
                     engine.settle(now).expect("settle");
-                    diff(engine.present(), &w, revision).expect("plan after the grace")
+                    plan(&engine, &w, revision).expect("plan after the grace")
                 }
                 plan => plan.expect("plan"),
             };
@@ -363,17 +397,17 @@ proptest! {
             let crash = crash.index(plan.ops.len() + 1);
             for (at, op) in plan.ops.iter().enumerate() {
                 if at == crash {
-                    let mut after = Engine::start(heap.clone(), sizes(), SECRETS).expect("adopt after a crash");
+                    let mut after = Engine::start(heap.clone(), sizes(), SECRETS, CLOCK).expect("adopt after a crash");
                     View(after.memory()).no_packet_meets_an_invalid_id();
                     step(&mut after, &w, revision, now);
                     // And once more from what that agent left.
-                    let mut again = Engine::start(after.memory().clone(), sizes(), SECRETS).expect("adopt again");
+                    let mut again = Engine::start(after.memory().clone(), sizes(), SECRETS, CLOCK).expect("adopt again");
                     step(&mut again, &w, revision + 1, now);
                 }
                 apply::write(&mut heap, std::slice::from_ref(op)).expect("store");
                 View(&heap).no_packet_meets_an_invalid_id();
             }
-            engine.apply(plan, now).expect("apply");
+            engine.apply(plan, now, 0).expect("apply");
             prop_assert_eq!(engine.memory(), &heap);
             View(engine.memory()).holds(engine.present(), &w, revision);
             if settle {
@@ -382,9 +416,9 @@ proptest! {
                 View(engine.memory()).holds(engine.present(), &w, revision);
             }
             // An agent that comes now finds nothing to do, least of all a ring to build.
-            let adopted = Engine::start(engine.memory().clone(), sizes(), SECRETS).expect("adopt");
+            let adopted = Engine::start(engine.memory().clone(), sizes(), SECRETS, CLOCK).expect("adopt");
             prop_assert!(adopted.adopted());
-            let idle = diff(adopted.present(), &w, revision).expect("plan");
+            let idle = adopted.plan(&w, revision, 0, &|_| 0).expect("plan");
             prop_assert_eq!(idle.summary.rings_built, 0);
             // What waits for its grace may be found again, to be taken out of use again.
             if engine.present().quarantined().is_none() {

@@ -1,15 +1,18 @@
 //! A data plane on the heap, for tests of what stands above: the same rules, the same stores, no kernel.
 
-use std::time::Instant;
+use std::{
+    collections::{BTreeMap, HashSet},
+    time::{Duration, Instant},
+};
 
-use lb_core::abi::stats::Counter;
+use lb_core::abi::stats::{Counter, FlowEvent, FlowTotals};
 
 use super::{
-    Applied, Counters, Dataplane, Error,
+    Applied, Counters, Dataplane, Error, LookJob,
     apply::{Map, Memory},
-    engine::Engine,
+    engine::{Clock, Engine},
 };
-use crate::plan::{MapSizes, Plan, Present, Secrets};
+use crate::plan::{Look, MapSizes, Plan, PlanError, Present, Secrets, Wanted};
 
 /// The maps as vectors of words.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,6 +21,7 @@ pub struct Heap {
     lookup: Vec<u64>,
     services: Vec<u64>,
     rings: Vec<u64>,
+    owners: Vec<u64>,
     backends: Vec<u64>,
     backend_keys: Vec<u64>,
 }
@@ -31,6 +35,7 @@ impl Heap {
             lookup: words(Map::Lookup, sizes.lookup_buckets),
             services: words(Map::Services, sizes.services),
             rings: words(Map::Rings, sizes.ring_lines),
+            owners: words(Map::Owners, sizes.ring_lines),
             backends: words(Map::Backends, sizes.backends),
             backend_keys: words(Map::BackendKeys, sizes.backends),
         }
@@ -42,6 +47,7 @@ impl Heap {
             Map::Lookup => &self.lookup,
             Map::Services => &self.services,
             Map::Rings => &self.rings,
+            Map::Owners => &self.owners,
             Map::Backends => &self.backends,
             Map::BackendKeys => &self.backend_keys,
         }
@@ -66,6 +72,7 @@ impl Memory for Heap {
             Map::Lookup => &mut self.lookup,
             Map::Services => &mut self.services,
             Map::Rings => &mut self.rings,
+            Map::Owners => &mut self.owners,
             Map::Backends => &mut self.backends,
             Map::BackendKeys => &mut self.backend_keys,
         };
@@ -76,6 +83,10 @@ impl Memory for Heap {
             }
             _ => false,
         }
+    }
+
+    fn recorded(&self) -> HashSet<u32> {
+        HashSet::new()
     }
 
     fn synchronize(&self) {}
@@ -89,6 +100,12 @@ pub struct FakeDataplane {
     pub backends: Counters<u32>,
     /// What [`Dataplane::reason_counters`] gives, by (slot, reason).
     pub reasons: Counters<(u32, u32)>,
+    /// What [`Dataplane::flows`] gives: established and half-open ones.
+    pub flows: BTreeMap<u32, (u32, u32)>,
+    /// What a look finds.
+    pub table: Look,
+    /// Seconds of the clock of plans.
+    pub now_s: u64,
     /// An error that the next `apply` gives instead of doing anything.
     pub fail_next: Option<Error>,
 }
@@ -107,8 +124,15 @@ impl FakeDataplane {
     /// # Errors
     /// [`Error::Contents`] where the heap contradicts itself.
     pub fn adopt(heap: Heap, sizes: MapSizes, secrets: Secrets) -> Result<Self, Error> {
-        let engine = Engine::start(heap, sizes, secrets)?;
-        Ok(Self { engine, backends: Counters::new(), reasons: Counters::new(), fail_next: None })
+        Ok(Self {
+            engine: Engine::start(heap, sizes, secrets, Clock { hz: 250, now_s: 0 })?,
+            backends: Counters::new(),
+            reasons: Counters::new(),
+            flows: BTreeMap::new(),
+            table: Look::new(0),
+            now_s: 0,
+            fail_next: None,
+        })
     }
 
     /// What survives the agent.
@@ -122,10 +146,44 @@ impl Dataplane for FakeDataplane {
         self.engine.present()
     }
 
+    fn plan(&self, wanted: &Wanted, revision: u64) -> Result<Plan, PlanError> {
+        let flows = |id: u32| self.flows(id);
+        self.engine.plan(wanted, revision, self.now_s, &|id| u64::from(flows(id).0) + u64::from(flows(id).1))
+    }
+
+    fn due_in(&self) -> Option<Duration> {
+        self.present().due_s().map(|due_s| Duration::from_secs(due_s.saturating_sub(self.now_s)))
+    }
+
+    fn look(&self) -> LookJob {
+        let table = self.table.clone();
+        Box::new(|| Ok(table))
+    }
+
+    fn looked(&mut self, look: Look) {
+        self.engine.looked(look);
+    }
+
+    fn last_look(&self) -> Option<&Look> {
+        self.engine.last_look()
+    }
+
+    fn flows(&self, id: u32) -> (u32, u32) {
+        self.flows.get(&id).copied().unwrap_or_default()
+    }
+
+    fn flow_events(&self) -> Result<BTreeMap<FlowEvent, u64>, Error> {
+        Ok(BTreeMap::new())
+    }
+
+    fn flow_totals(&self, ids: &[u32]) -> Result<BTreeMap<u32, FlowTotals>, Error> {
+        Ok(ids.iter().map(|id| (*id, FlowTotals::default())).collect())
+    }
+
     fn apply(&mut self, plan: Plan) -> Result<Applied, Error> {
         match self.fail_next.take() {
             Some(error) => Err(error),
-            None => self.engine.apply(plan, Instant::now()),
+            None => self.engine.apply(plan, Instant::now(), self.now_s),
         }
     }
 

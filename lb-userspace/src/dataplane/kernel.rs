@@ -3,26 +3,34 @@
 //! Owns: the mapping of every array that the agent writes, waiting for packets in flight, reading counters. Refuses to know:
 //! attaching (`load` does it before) and what the words mean (`engine`).
 
-use std::{os::fd::AsFd, time::Instant};
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    os::fd::AsFd,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use aya::maps::{Map as AyaMap, MapData, PerCpuArray};
 use lb_core::abi::{
     backend::{self, Backend, BackendKey},
+    flow,
     lookup::{self, Bucket},
     node::{self, Node},
     ring::{self, Line},
     service::{self, Service},
-    stats::{self, Counter, REASONS_MAX},
+    stats::{self, Counter, FlowEvent, FlowTotals, REASONS_MAX},
 };
 
 use super::{
-    Applied, Counters, Dataplane, Error,
+    Applied, Counters, Dataplane, Error, LookJob,
     apply::{Map, Memory},
-    engine::Engine,
+    clock,
+    engine::{Clock, Engine},
     memory::Mapped,
     pin::Pins,
+    sweep::Sweeper,
 };
-use crate::plan::{MapSizes, Plan, Present, Secrets};
+use crate::plan::{Look, MapSizes, Plan, PlanError, Present, Secrets, Wanted};
 
 fn failed<E: std::error::Error + Send + Sync + 'static>(action: impl Into<String>) -> impl FnOnce(E) -> Error {
     let action = action.into();
@@ -35,8 +43,26 @@ pub struct Maps {
     lookup: Mapped<Bucket>,
     services: Mapped<Service>,
     rings: Mapped<Line>,
+    owners: Mapped<Line>,
     backends: Mapped<Backend>,
     keys: Mapped<BackendKey>,
+    flows: Arc<FlowMaps>,
+}
+
+fn map<T: bytemuck::Pod>(pins: &Pins, name: &str, access: Access) -> Result<Mapped<T>, Error> {
+    let map = MapData::from_pin(pins.map(name)).map_err(failed(format!("open the pinned map {name}")))?;
+    let info = map.info().map_err(failed(format!("read the shape of the map {name}")))?;
+    if info.value_size() as usize != size_of::<T>() {
+        let found = format!("{} bytes a value instead of {}", info.value_size(), size_of::<T>());
+        return Err(failed(format!("use the pinned map {name}"))(std::io::Error::other(found)));
+    }
+    let entries = info.max_entries();
+    let fd = map.fd().as_fd();
+    let mapped = match access {
+        Access::Write => Mapped::writable(fd, entries),
+        Access::Read => Mapped::read_only(fd, entries),
+    };
+    mapped.map_err(failed(format!("map {name} into memory")))
 }
 
 /// What may be done with mapped memory.
@@ -54,28 +80,43 @@ impl Maps {
     /// # Errors
     /// [`Error::Kernel`] if a map is missing or cannot be mapped.
     pub fn open(pins: &Pins, access: Access) -> Result<Self, Error> {
-        fn open<T: bytemuck::Pod>(pins: &Pins, name: &str, access: Access) -> Result<Mapped<T>, Error> {
-            let map = MapData::from_pin(pins.map(name)).map_err(failed(format!("open the pinned map {name}")))?;
-            let info = map.info().map_err(failed(format!("read the shape of the map {name}")))?;
-            if info.value_size() as usize != size_of::<T>() {
-                let found = format!("{} bytes a value instead of {}", info.value_size(), size_of::<T>());
-                return Err(failed(format!("use the pinned map {name}"))(std::io::Error::other(found)));
-            }
-            let entries = info.max_entries();
-            let fd = map.fd().as_fd();
-            let mapped = match access {
-                Access::Write => Mapped::writable(fd, entries),
-                Access::Read => Mapped::read_only(fd, entries),
-            };
-            mapped.map_err(failed(format!("map {name} into memory")))
-        }
         Ok(Self {
-            node: open(pins, node::SHAPE.name, access)?,
-            lookup: open(pins, lookup::SHAPE.name, access)?,
-            services: open(pins, service::SHAPE.name, access)?,
-            rings: open(pins, ring::SHAPE.name, access)?,
-            backends: open(pins, backend::SHAPE.name, access)?,
-            keys: open(pins, backend::KEYS_SHAPE.name, access)?,
+            node: map(pins, node::SHAPE.name, access)?,
+            lookup: map(pins, lookup::SHAPE.name, access)?,
+            services: map(pins, service::SHAPE.name, access)?,
+            rings: map(pins, ring::SHAPE.name, access)?,
+            owners: map(pins, ring::OWNERS_SHAPE.name, access)?,
+            backends: map(pins, backend::SHAPE.name, access)?,
+            keys: map(pins, backend::KEYS_SHAPE.name, access)?,
+            flows: Arc::new(FlowMaps::open(pins)?),
+        })
+    }
+}
+
+/// Every word of the flow table.
+fn words(flows: &FlowMaps) -> impl Iterator<Item = u64> {
+    let buckets =
+        (0..flows.buckets.len()).flat_map(|index| (flow::WAYS..2 * flow::WAYS).map(move |word| (index, word)));
+    buckets.filter_map(|(index, word)| flows.buckets.load_word(index, word))
+}
+
+/// The maps that only the program writes, mapped for reading.
+pub struct FlowMaps {
+    /// `FLOWS`: tags, then words.
+    pub buckets: Mapped<[u64; 8]>,
+    /// `ACTIVE`.
+    pub active: Mapped<u64>,
+}
+
+impl FlowMaps {
+    /// As [`Maps::open`].
+    ///
+    /// # Errors
+    /// As [`Maps::open`].
+    pub fn open(pins: &Pins) -> Result<Self, Error> {
+        Ok(Self {
+            buckets: map(pins, flow::SHAPE.name, Access::Read)?,
+            active: map(pins, flow::ACTIVE_SHAPE.name, Access::Read)?,
         })
     }
 }
@@ -87,6 +128,7 @@ impl Memory for Maps {
             Map::Lookup => self.lookup.len(),
             Map::Services => self.services.len(),
             Map::Rings => self.rings.len(),
+            Map::Owners => self.owners.len(),
             Map::Backends => self.backends.len(),
             Map::BackendKeys => self.keys.len(),
         }
@@ -98,6 +140,7 @@ impl Memory for Maps {
             Map::Lookup => self.lookup.load_word(index, word),
             Map::Services => self.services.load_word(index, word),
             Map::Rings => self.rings.load_word(index, word),
+            Map::Owners => self.owners.load_word(index, word),
             Map::Backends => self.backends.load_word(index, word),
             Map::BackendKeys => self.keys.load_word(index, word),
         }
@@ -109,9 +152,17 @@ impl Memory for Maps {
             Map::Lookup => self.lookup.store_word(index, word, value),
             Map::Services => self.services.store_word(index, word, value),
             Map::Rings => self.rings.store_word(index, word, value),
+            Map::Owners => self.owners.store_word(index, word, value),
             Map::Backends => self.backends.store_word(index, word, value),
             Map::BackendKeys => self.keys.store_word(index, word, value),
         }
+    }
+
+    fn recorded(&self) -> HashSet<u32> {
+        words(&self.flows)
+            .filter(|word| flow::is_record(*word))
+            .map(|word| flow::Record::unpack(word).backend)
+            .collect()
     }
 
     /// An XDP program runs within an RCU read-side section, and membarrier's global command returns after a grace period
@@ -130,6 +181,8 @@ impl Memory for Maps {
 pub struct KernelDataplane {
     engine: Engine<Maps>,
     counters: KernelCounters,
+    flows: Arc<FlowMaps>,
+    sweeper: Arc<Sweeper>,
 }
 
 impl KernelDataplane {
@@ -140,7 +193,15 @@ impl KernelDataplane {
     /// on untouched in both cases.
     pub fn open(pins: &Pins, sizes: MapSizes, secrets: Secrets) -> Result<Self, Error> {
         let counters = KernelCounters::open(pins)?;
-        Ok(Self { engine: Engine::start(Maps::open(pins, Access::Write)?, sizes, secrets)?, counters })
+        let sweeper = Arc::new(Sweeper::load(pins, &sizes)?);
+        let maps = Maps::open(pins, Access::Write)?;
+        let flows = Arc::clone(&maps.flows);
+        Ok(Self {
+            engine: Engine::start(maps, sizes, secrets, Clock { hz: clock::hz(), now_s: clock::now_s() })?,
+            counters,
+            flows,
+            sweeper,
+        })
     }
 
     /// Whether the maps held something when this agent came.
@@ -154,8 +215,59 @@ impl Dataplane for KernelDataplane {
         self.engine.present()
     }
 
+    fn plan(&self, wanted: &Wanted, revision: u64) -> Result<Plan, PlanError> {
+        let flows = |id: u32| self.flows.active.get(id).unwrap_or(0);
+        self.engine.plan(wanted, revision, clock::now_s(), &flows)
+    }
+
+    fn due_in(&self) -> Option<Duration> {
+        self.present().due_s().map(|due_s| Duration::from_secs(due_s.saturating_sub(clock::now_s())))
+    }
+
+    fn look(&self) -> LookJob {
+        let (flows, sweeper) = (Arc::clone(&self.flows), Arc::clone(&self.sweeper));
+        let mut owners: HashMap<u32, u32> = HashMap::new();
+        let mut residual = HashSet::new();
+        for (_, service) in self.present().services() {
+            owners.extend(service.backends.iter().map(|b| (b.id, service.id)));
+            if service.window.waits_for_records() {
+                residual.insert(service.id);
+            }
+        }
+        owners.extend(self.present().former().iter().map(|f| (f.id, f.service)));
+        Box::new(move || {
+            let mut look = Look::new(clock::now_s());
+            sweeper.run(flows.buckets.len())?;
+            for word in words(&flows) {
+                look.take(word, |id| owners.get(&id).copied().unwrap_or(0), &residual);
+            }
+            Ok(look)
+        })
+    }
+
+    fn looked(&mut self, look: Look) {
+        self.engine.looked(look);
+    }
+
+    fn last_look(&self) -> Option<&Look> {
+        self.engine.last_look()
+    }
+
+    fn flows(&self, id: u32) -> (u32, u32) {
+        let word = self.flows.active.get(id).unwrap_or(0);
+        (word as u32, (word >> 32) as u32)
+    }
+
+    fn flow_events(&self) -> Result<BTreeMap<FlowEvent, u64>, Error> {
+        self.counters.flow_events()
+    }
+
+    fn flow_totals(&self, ids: &[u32]) -> Result<BTreeMap<u32, FlowTotals>, Error> {
+        self.counters.flow_totals(ids)
+    }
+
     fn apply(&mut self, plan: Plan) -> Result<Applied, Error> {
-        self.engine.apply(plan, Instant::now())
+        self.engine.apply(plan, Instant::now(), clock::now_s())
     }
 
     fn settle(&mut self, now: Instant) -> Result<usize, Error> {
@@ -179,6 +291,8 @@ impl Dataplane for KernelDataplane {
 pub struct KernelCounters {
     backends: PerCpuArray<MapData, [u64; 2]>,
     reasons: PerCpuArray<MapData, [u64; 2]>,
+    flows: PerCpuArray<MapData, [u64; 4]>,
+    events: PerCpuArray<MapData, u64>,
 }
 
 const _: () = assert!(size_of::<Counter>() == size_of::<[u64; 2]>());
@@ -189,11 +303,46 @@ impl KernelCounters {
     /// # Errors
     /// [`Error::Kernel`] if a map is missing or of another kind.
     pub fn open(pins: &Pins) -> Result<Self, Error> {
-        let open = |name: &str| {
+        fn open<T: aya::Pod>(pins: &Pins, name: &str) -> Result<PerCpuArray<MapData, T>, Error> {
             let map = MapData::from_pin(pins.map(name)).map_err(failed(format!("open the pinned map {name}")))?;
             PerCpuArray::try_from(AyaMap::PerCpuArray(map)).map_err(failed(format!("use the pinned map {name}")))
+        }
+        Ok(Self {
+            backends: open(pins, stats::BACKENDS_SHAPE.name)?,
+            reasons: open(pins, stats::REASONS_SHAPE.name)?,
+            flows: open(pins, stats::BACKEND_FLOWS_SHAPE.name)?,
+            events: open(pins, stats::FLOW_STATS_SHAPE.name)?,
+        })
+    }
+
+    /// What the flow table did, summed over CPUs.
+    ///
+    /// # Errors
+    /// [`Error::Kernel`] if the map cannot be read.
+    pub fn flow_events(&self) -> Result<BTreeMap<FlowEvent, u64>, Error> {
+        let count = |event: FlowEvent| {
+            let name = stats::FLOW_STATS_SHAPE.name;
+            let values = self.events.get(&(event as u32), 0).map_err(failed(format!("read {name}")))?;
+            Ok((event, values.iter().fold(0u64, |sum, value| sum.wrapping_add(*value))))
         };
-        Ok(Self { backends: open(stats::BACKENDS_SHAPE.name)?, reasons: open(stats::REASONS_SHAPE.name)? })
+        FlowEvent::ALL.into_iter().map(count).collect()
+    }
+
+    /// Totals of flows of backends by id, summed over CPUs; ids outside the map are left out.
+    ///
+    /// # Errors
+    /// [`Error::Kernel`] if the map cannot be read.
+    pub fn flow_totals(&self, ids: &[u32]) -> Result<BTreeMap<u32, FlowTotals>, Error> {
+        let total = |id: u32| {
+            let name = stats::BACKEND_FLOWS_SHAPE.name;
+            let values = self.flows.get(&id, 0).map_err(failed(format!("read {name} at {id}")))?;
+            let mut sum = [0u64; 4];
+            for value in values.iter() {
+                sum.iter_mut().zip(value).for_each(|(sum, n)| *sum = sum.wrapping_add(*n));
+            }
+            Ok((id, bytemuck::cast(sum)))
+        };
+        ids.iter().filter(|id| **id < self.flows.len()).map(|id| total(*id)).collect()
     }
 
     /// Counters of backends by id, summed over CPUs; ids outside the map are left out.

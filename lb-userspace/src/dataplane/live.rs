@@ -10,11 +10,13 @@ use bytemuck::Pod;
 use lb_core::{
     abi::{
         backend::{Backend, BackendKey},
+        flow::{self, Word},
         fragment::{self, Fragment, FragmentKey},
         lookup::Bucket,
         node::Node,
         ring::Line,
         service::Service,
+        stats::FlowEvent,
     },
     tables::{NextHop, Route, Tables},
 };
@@ -22,7 +24,8 @@ use lb_core::{
 use super::{
     Error,
     apply::{Map, Memory},
-    kernel::{Access, Maps},
+    clock,
+    kernel::{Access, FlowMaps, Maps},
     pin::Pins,
 };
 
@@ -30,16 +33,22 @@ use super::{
 struct Copies<T>(Vec<OnceCell<Box<T>>>);
 
 impl<T: Pod> Copies<T> {
+    fn get(&self, maps: &Maps, map: Map, index: u32) -> Option<&T> {
+        self.get_or(index, || maps.read(map, index))
+    }
+}
+
+impl<T> Copies<T> {
     fn new(entries: u32) -> Self {
         Self((0..entries).map(|_| OnceCell::new()).collect())
     }
 
-    fn get(&self, maps: &Maps, map: Map, index: u32) -> Option<&T> {
+    fn get_or(&self, index: u32, read: impl FnOnce() -> Option<T>) -> Option<&T> {
         let cell = self.0.get(index as usize)?;
         if let Some(value) = cell.get() {
             return Some(value);
         }
-        let value = maps.read(map, index)?;
+        let value = read()?;
         Some(cell.get_or_init(|| Box::new(value)))
     }
 }
@@ -51,6 +60,10 @@ pub struct LiveTables<F> {
     lookup: Copies<Bucket>,
     services: Copies<Service>,
     rings: Copies<Line>,
+    owners: Copies<Line>,
+    flows: Copies<flow::Bucket>,
+    active: Copies<Word>,
+    flow_maps: FlowMaps,
     backends: Copies<Backend>,
     fragments: Option<HashMap<MapData, [u64; 5], [u32; 2]>>,
     route: F,
@@ -63,6 +76,7 @@ impl<F: Fn(&Route) -> NextHop> LiveTables<F> {
     /// [`Error::Kernel`] if a map is missing (no data plane is loaded) or cannot be mapped.
     pub fn open(pins: &Pins, route: F) -> Result<Self, Error> {
         let maps = Maps::open(pins, Access::Read)?;
+        let flow_maps = FlowMaps::open(pins)?;
         let fragments = MapData::from_pin(pins.map(fragment::SHAPE.name)).ok();
         let fragments = fragments.and_then(|map| HashMap::try_from(AyaMap::LruHashMap(map)).ok());
         Ok(Self {
@@ -70,6 +84,10 @@ impl<F: Fn(&Route) -> NextHop> LiveTables<F> {
             lookup: Copies::new(maps.entries(Map::Lookup)),
             services: Copies::new(maps.entries(Map::Services)),
             rings: Copies::new(maps.entries(Map::Rings)),
+            owners: Copies::new(maps.entries(Map::Owners)),
+            flows: Copies::new(flow_maps.buckets.len()),
+            active: Copies::new(flow_maps.active.len()),
+            flow_maps,
             backends: Copies::new(maps.entries(Map::Backends)),
             maps,
             fragments,
@@ -98,6 +116,36 @@ impl<F: Fn(&Route) -> NextHop> Tables for LiveTables<F> {
 
     fn line(&self, index: u32) -> Option<&Line> {
         self.rings.get(&self.maps, Map::Rings, index)
+    }
+
+    fn owners(&self, index: u32) -> Option<&Line> {
+        self.owners.get(&self.maps, Map::Owners, index)
+    }
+
+    /// What a decision records, it records in the copy: the packets of one capture find each other's records there.
+    fn flows(&self, index: u32) -> Option<&flow::Bucket> {
+        self.flows.get_or(index, || {
+            let words = self.flow_maps.buckets.get(index)?.map(Word::new);
+            let [a, b, c, d, e, f, g, h] = words;
+            Some(flow::Bucket { tags: [a, b, c, d], words: [e, f, g, h] })
+        })
+    }
+
+    fn active(&self, id: u32) -> Option<&Word> {
+        self.active.get_or(id, || Some(Word::new(self.flow_maps.active.get(id)?)))
+    }
+
+    fn count(&self, _: FlowEvent) {}
+
+    fn count_flows(&self, _: u32, _: [u32; 4]) {}
+
+    /// Whose turn it is belongs to each CPU: an explanation takes the first.
+    fn turn(&self, _: u32) -> u32 {
+        0
+    }
+
+    fn jiffies(&self) -> u64 {
+        clock::jiffies()
     }
 
     fn backend(&self, id: u32) -> Option<&Backend> {

@@ -248,7 +248,7 @@ fn pinned_node(pins: &Pins) -> Option<abi::node::Node> {
 }
 
 /// Loads the object for an interface slot; the shared maps are created and pinned, or taken from their pins.
-fn object(pins: &Pins, slot: u32, sizes: &MapSizes) -> Result<Ebpf, LoadError> {
+pub(super) fn object(pins: &Pins, slot: u32, sizes: &MapSizes) -> Result<Ebpf, LoadError> {
     let btf = Btf::from_sys_fs().ok();
     let mut loader = EbpfLoader::new();
     loader.btf(btf.as_ref()).override_global(SLOT_GLOBAL, &slot, true);

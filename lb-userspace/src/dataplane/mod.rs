@@ -6,6 +6,7 @@
 
 pub mod apply;
 pub mod btf;
+pub mod clock;
 pub mod engine;
 pub mod fake;
 pub mod kernel;
@@ -15,15 +16,22 @@ pub mod load;
 pub mod loss;
 pub mod memory;
 pub mod pin;
+pub mod sweep;
 
 #[cfg(test)]
 mod engine_tests;
 
-use std::{collections::BTreeMap, time::Instant};
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
 
-use lb_core::abi::stats::Counter;
+use lb_core::abi::stats::{Counter, FlowEvent, FlowTotals};
 
-use crate::plan::{Fill, Plan, Present};
+use crate::plan::{Fill, Look, Plan, PlanError, Present, Wanted};
+
+/// A look at the flow table, to be run.
+pub type LookJob = Box<dyn FnOnce() -> Result<Look, Error> + Send>;
 
 /// What `apply` did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,6 +49,40 @@ pub type Counters<K> = BTreeMap<K, Counter>;
 pub trait Dataplane: Send {
     /// What the maps hold.
     fn present(&self) -> &Present;
+
+    /// Plans the way from [`Dataplane::present`] to `wanted`, which carries the number `revision`, at this moment and with what the last
+    /// look at the flow table found.
+    ///
+    /// # Errors
+    /// As [`crate::plan::diff`].
+    fn plan(&self, wanted: &Wanted, revision: u64) -> Result<Plan, PlanError>;
+
+    /// When a plan has something to do that only time brings about, as from now.
+    fn due_in(&self) -> Option<Duration>;
+
+    /// A look at the flow table that also sweeps out what expired: takes its time, so it is to be run on a thread of its own.
+    fn look(&self) -> LookJob;
+
+    /// Takes what a look found, for plans from now on.
+    fn looked(&mut self, look: Look);
+
+    /// What the last look found.
+    fn last_look(&self) -> Option<&Look>;
+
+    /// Recorded flows of a backend: established and half-open ones.
+    fn flows(&self, id: u32) -> (u32, u32);
+
+    /// What the flow table did, summed over CPUs.
+    ///
+    /// # Errors
+    /// [`Error::Kernel`] if a map cannot be read.
+    fn flow_events(&self) -> Result<BTreeMap<FlowEvent, u64>, Error>;
+
+    /// Totals of flows of backends by id, summed over CPUs; ids that are out of range are left out.
+    ///
+    /// # Errors
+    /// [`Error::Kernel`] if a map cannot be read.
+    fn flow_totals(&self, ids: &[u32]) -> Result<BTreeMap<u32, FlowTotals>, Error>;
 
     /// Carries out a plan that was made from [`Dataplane::present`], reads back what was written, and makes
     /// `plan.next` the present state.

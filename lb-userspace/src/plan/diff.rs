@@ -3,6 +3,7 @@
 //! Order of a plan: backends, their reply words, rings (on fresh lines), services (one store publishes a ring), the words that
 //! name services, removals, the node's flags, and the revision last. A packet that runs at any point of it sees either the old
 //! or the new state of each service, and so does an agent that adopts maps whose writer was stopped at any point.
+//! A slot that changes its backend goes through a window ([`super::window`]); a backend that leaves keeps its flows for its drain.
 //! A service whose forwarding mode changes is another service: new ids for it and its backends, published by one lookup
 //! store, so that no packet meets half of each.
 //!
@@ -16,20 +17,23 @@ use std::{
 
 use bytemuck::Zeroable;
 use lb_core::abi::{
-    backend::{Backend, FLAG_NEXT_HOP, FLAG_UP, FLAG_VALID},
+    backend::{Backend, FLAG_DOWN, FLAG_DRAINING, FLAG_NEXT_HOP, FLAG_REMOVED, FLAG_UP, FLAG_VALID},
     lookup::{Key, Kind},
     node::{self, Node},
-    ring::{Extent, LINE_SLOTS},
-    service::{Forward, Service},
+    ring::{Extent, Inputs},
+    service::{self, Forward, Service},
 };
 
 use super::{
-    Present, PresentBackend, PresentService, Wanted, WantedBackend, WantedService,
+    Policy, Present, PresentBackend, PresentService, Records, Wanted, WantedBackend, WantedService, Window,
     lookup::Full,
-    op::{BACKEND_WORD_FLAGS, BACKEND_WORDS, NODE_WORD_FLAGS, NODE_WORD_REVISION, Op},
-    present::{Quarantine, RingInputs},
-    rebuild::digest,
-    ring::{self, Member},
+    op::{
+        BACKEND_WORD_FLAGS, BACKEND_WORDS, NODE_WORD_FLAGS, NODE_WORD_REVISION, Op, SERVICE_WORD_FLAGS,
+        SERVICE_WORD_MEMBERS, SERVICE_WORD_PREVIOUS, SERVICE_WORD_RING, SERVICE_WORD_TIMEOUT, SERVICE_WORDS,
+    },
+    present::{Former, Quarantine, RingInputs},
+    rebuild::LEAVES_UNKNOWN,
+    ring, rings,
     wanted::{address, octets},
 };
 use crate::model::{SERVICE_BACKENDS_MAX, ServiceKey};
@@ -129,6 +133,39 @@ impl PlanError {
     }
 }
 
+/// What planning is told besides what the maps hold and shall hold.
+#[derive(Clone, Copy)]
+pub struct Seen<'a> {
+    /// Seconds of a clock that only grows.
+    pub now_s: u64,
+    /// The slots of a ring in the maps, as they are now; `None` outside the arena.
+    pub ring: &'a dyn Fn(Extent) -> Option<Vec<u32>>,
+    /// The last look at the flow table, if any.
+    pub records: Option<&'a dyn Records>,
+    /// Recorded flows of a backend, half-open ones included.
+    pub flows: &'a dyn Fn(u32) -> u64,
+}
+
+impl<'a> Seen<'a> {
+    /// Nothing is known of flows.
+    pub fn rings(now_s: u64, ring: &'a dyn Fn(Extent) -> Option<Vec<u32>>) -> Self {
+        Self { now_s, ring, records: None, flows: &|_| 1 }
+    }
+}
+
+/// Slots of a service that a plan moves to another backend.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Moves {
+    /// Key of the service.
+    pub service: ServiceKey,
+    /// Slots whose new flows go to another backend than before, by (slot, backend id before).
+    pub slots: Vec<(u32, u32)>,
+    /// Slots of the ring.
+    pub of: u32,
+    /// Size or inputs change: every flow may have another slot.
+    pub whole: bool,
+}
+
 /// Operations in order, and what the maps hold after them.
 #[derive(Clone, Debug)]
 pub struct Plan {
@@ -140,6 +177,8 @@ pub struct Plan {
     pub base: u64,
     /// What changes, for people.
     pub summary: Summary,
+    /// Slots that change, by service.
+    pub moves: Vec<Moves>,
 }
 
 /// What a plan changes.
@@ -155,8 +194,12 @@ pub struct Summary {
     pub backends_removed: u32,
     /// Backends whose entry changes (health, next hop).
     pub backends_changed: u32,
+    /// Backends that are no longer configured and begin to drain.
+    pub backends_leaving: u32,
     /// Rings that are written.
     pub rings_built: u32,
+    /// Rings of which slots change their states alone.
+    pub rings_moved_on: u32,
     /// Services that fail open: none of their ready backends is up.
     pub fail_open: Vec<String>,
 }
@@ -165,14 +208,14 @@ pub struct Summary {
 ///
 /// # Errors
 /// [`PlanError`] where a limit is exceeded; nothing has changed then.
-pub fn diff(present: &Present, wanted: &Wanted, revision: u64) -> Result<Plan, PlanError> {
+pub fn diff(present: &Present, wanted: &Wanted, revision: u64, seen: Seen<'_>) -> Result<Plan, PlanError> {
     check_limits(present, wanted)?;
-    let mut draft = Draft::new(present, wanted);
+    let mut draft = Draft::new(present, wanted, seen);
     let mut gone: BTreeSet<ServiceKey> = present.services.keys().copied().collect();
     for service in &wanted.services {
         gone.remove(&service.key);
         match present.services.get(&service.key) {
-            Some(old) if unchanged(old, service) => {}
+            Some(old) if unchanged(old, service) && !is_due(old, &seen) => {}
             Some(old) if old.entry.forward == service.forward as u8 => draft.update(old, service)?,
             Some(old) => {
                 draft.remove(old);
@@ -185,6 +228,9 @@ pub fn diff(present: &Present, wanted: &Wanted, revision: u64) -> Result<Plan, P
         if let Some(old) = draft.next.services.remove(&key) {
             draft.remove(&old);
         }
+    }
+    if let Some(records) = seen.records {
+        draft.next.forget(records);
     }
     draft.finish(wanted, revision, present.version)
 }
@@ -224,27 +270,55 @@ fn check_limits(present: &Present, wanted: &Wanted) -> Result<(), PlanError> {
     Ok(())
 }
 
-/// Whether nothing at all is to be done for a service. Allocates nothing: this runs for every service of every change.
+/// Whether time or records alone may bring something of a service to its end.
+fn is_due(old: &PresentService, seen: &Seen<'_>) -> bool {
+    old.due_s().is_some_and(|due_s| seen.now_s >= due_s) || (seen.records.is_some() && old.waits_for_records())
+}
+
+/// Whether nothing new is asked of a service. Allocates nothing: this runs for every service of every change.
 fn unchanged(old: &PresentService, new: &WantedService) -> bool {
     let RingInputs::Members(members) = &old.ring else { return false };
-    if old.entry.forward != new.forward as u8 || old.backends.len() != new.backends.len() {
+    if old.entry.forward != new.forward as u8 || policy_words(&old.entry) != policy_words(&policy(old.entry, new)) {
         return false;
     }
     let weighted = new.backends.iter().any(|b| b.weight > 0);
-    if weighted && Extent::unpack(old.entry.ring).slots != new.ring_size {
+    if weighted && shape(old.entry.ring) != (new.ring_size, new.policy.inputs) {
+        return false;
+    }
+    if old.times != new.policy.times || (old.window != Window::Settled && !new.policy.windows) {
+        return false;
+    }
+    let dismissed = |b: &&PresentBackend| new.dismissed.binary_search(&b.key).is_ok();
+    let mut olds = old.backends.iter().filter(|b| b.leaves_s.is_none());
+    if olds.clone().count() != new.backends.len() || old.backends.iter().any(|b| dismissed(&b)) {
         return false;
     }
     let factor = common_factor(&new.backends);
     let mut members = members.iter();
-    old.backends.iter().zip(&new.backends).all(|(o, n)| {
+    new.backends.iter().zip(olds.by_ref()).all(|(n, o)| {
         o.key == n.key
-            && o.entry == entry(Some(&o.entry), o.entry.service, new.forward, n)
+            && o.entry == entry(Some(&o.entry), o.entry.service, new, n)
             && (n.weight == 0 || members.next() == Some(&(o.id, n.weight / factor)))
     }) && members.next().is_none()
 }
 
+/// Size and inputs of a packed ring.
+fn shape(ring: u64) -> (u32, Inputs) {
+    (Extent::unpack(ring).slots, Inputs::unpack(ring))
+}
+
+/// The entry of a service with what its policy says.
+fn policy(entry: Service, wanted: &WantedService) -> Service {
+    let Policy { algo, track_all, on_marked_down, established_s, .. } = wanted.policy;
+    Service { flags: service::flags(track_all, algo, on_marked_down), established_s, ..entry }
+}
+
+fn policy_words(entry: &Service) -> (u32, u32) {
+    (entry.flags, entry.established_s)
+}
+
 /// The greatest common divisor of the weights, at least 1.
-fn common_factor(backends: &[WantedBackend]) -> u32 {
+pub(super) fn common_factor(backends: &[WantedBackend]) -> u32 {
     let gcd = |mut a: u32, mut b: u32| {
         while b != 0 {
             (a, b) = (b, a % b);
@@ -255,13 +329,20 @@ fn common_factor(backends: &[WantedBackend]) -> u32 {
 }
 
 /// The entry of a backend. An unknown next hop keeps the last one's words and only drops its flag: one store.
-fn entry(old: Option<&Backend>, service: u32, forward: Forward, new: &WantedBackend) -> Backend {
+fn entry(old: Option<&Backend>, service: u32, wanted: &WantedService, new: &WantedBackend) -> Backend {
+    let compares = matches!(wanted.policy.algo, service::Algo::LeastConnections | service::Algo::RandomTwo);
+    let fail_open = wanted.fail_open;
     let mut entry = Backend {
-        flags: FLAG_VALID | if new.up { FLAG_UP } else { 0 },
+        flags: FLAG_VALID
+            | if new.up { FLAG_UP } else { 0 }
+            | if new.up || fail_open { 0 } else { FLAG_DOWN }
+            | if new.weight == 0 && (new.up || fail_open) { FLAG_DRAINING } else { 0 },
+        max_connections: new.max_connections,
+        weight: if compares { new.weight } else { 0 },
         service,
         addr: new.key.addr,
         port: new.key.port,
-        forward: forward as u8,
+        forward: wanted.forward as u8,
         proto: new.key.proto,
         ..old.copied().unwrap_or_else(Backend::zeroed)
     };
@@ -297,6 +378,42 @@ fn change_backend(id: u32, old: &Backend, new: &Backend, ops: &mut Vec<Op>) {
     }
 }
 
+/// Appends the stores that turn `old` into `new`. What a packet may read in between: members before the algorithm that picks from
+/// them; the previous ring before the ring that needs it, and after the ring that no longer does; flags that ask for records
+/// before slots say so, and after.
+fn change_service(id: u32, old: &Service, new: &Service, ops: &mut Vec<Op>) {
+    let (old_words, new_words): ([u64; SERVICE_WORDS], [u64; SERVICE_WORDS]) =
+        (bytemuck::cast(*old), bytemuck::cast(*new));
+    let mut store = |word: usize| {
+        if let (Some(old), Some(&value)) = (old_words.get(word), new_words.get(word))
+            && *old != value
+        {
+            ops.push(match word {
+                SERVICE_WORD_RING => Op::ServiceRing { id, ring: value },
+                _ => Op::ServiceWord { id, word, value },
+            });
+        }
+    };
+    let ring_first = [SERVICE_WORD_RING, SERVICE_WORD_PREVIOUS];
+    let previous_first = [SERVICE_WORD_PREVIOUS, SERVICE_WORD_RING];
+    let rings = if new.previous_ring == 0 { ring_first } else { previous_first };
+    let tracks = new.flags & service::FLAG_TRACK_ALL != 0;
+    store(SERVICE_WORD_TIMEOUT);
+    if new.members != 0 {
+        store(SERVICE_WORD_MEMBERS);
+    }
+    if tracks {
+        store(SERVICE_WORD_FLAGS);
+    }
+    rings.into_iter().for_each(&mut store);
+    if !tracks {
+        store(SERVICE_WORD_FLAGS);
+    }
+    if new.members == 0 {
+        store(SERVICE_WORD_MEMBERS);
+    }
+}
+
 /// What happens to a lookup key.
 #[derive(Default)]
 struct KeyChange {
@@ -305,18 +422,22 @@ struct KeyChange {
 }
 
 /// A plan being made.
-struct Draft {
-    next: Present,
+pub(super) struct Draft<'s> {
+    pub(super) next: Present,
+    pub(super) seen: Seen<'s>,
     out: Quarantine,
     backends: Vec<Op>,
-    rings: Vec<Op>,
+    pub(super) rings: Vec<Op>,
     services: Vec<Op>,
     keys: BTreeMap<Key, KeyChange>,
-    summary: Summary,
+    pub(super) summary: Summary,
+    pub(super) moves: Vec<Moves>,
+    /// Backends whose entry now says that they are down.
+    down: BTreeSet<u32>,
 }
 
-impl Draft {
-    fn new(present: &Present, wanted: &Wanted) -> Self {
+impl<'s> Draft<'s> {
+    fn new(present: &Present, wanted: &Wanted, seen: Seen<'s>) -> Self {
         let mut next = present.clone();
         next.generation += 1;
         next.version += 1;
@@ -329,6 +450,9 @@ impl Draft {
                 extents: Vec::new(),
             },
             next,
+            seen,
+            moves: Vec::new(),
+            down: BTreeSet::new(),
             backends: Vec::new(),
             rings: Vec::new(),
             services: Vec::new(),
@@ -345,36 +469,61 @@ impl Draft {
         })?;
         let mut backends = Vec::with_capacity(wanted.backends.len());
         for backend in &wanted.backends {
-            backends.push(self.add_backend(id, wanted.forward, backend)?);
+            backends.push(self.add_backend(id, wanted, backend)?);
         }
-        let (extent, ring) = self.ring(wanted, &backends, None)?;
+        let rings = self.ring(wanted, &backends, None)?;
         let entry = Service {
-            ring: extent.pack(),
+            ring: rings.ring,
+            members: rings.members_word,
             addr: octets(wanted.key.vip),
             port: wanted.key.port,
             proto: wanted.key.protocol.number(),
             forward: wanted.forward as u8,
-            ..Service::zeroed()
+            ..policy(Service::zeroed(), wanted)
         };
         self.services.push(Op::PutService { id, entry });
         self.set_key(entry.key(), id)?;
-        self.next.services.insert(wanted.key, Arc::new(PresentService { id, entry, backends, ring }));
+        self.put(wanted, id, entry, backends, rings);
         self.summary.services_added += 1;
         Ok(())
     }
 
+    fn put(
+        &mut self,
+        wanted: &WantedService,
+        id: u32,
+        entry: Service,
+        backends: Vec<PresentBackend>,
+        rings: rings::Rings,
+    ) {
+        let service = PresentService {
+            id,
+            entry,
+            backends,
+            ring: rings.inputs,
+            window: rings.window,
+            times: wanted.policy.times,
+            members: Some(rings.members),
+        };
+        self.next.services.insert(wanted.key, Arc::new(service));
+    }
+
     fn update(&mut self, old: &PresentService, wanted: &WantedService) -> Result<(), PlanError> {
-        let mut backends = Vec::with_capacity(wanted.backends.len());
+        // Those that are wanted, and those that still have flows to end.
+        let (mut backends, mut leaving) = (Vec::with_capacity(wanted.backends.len()), Vec::new());
         let mut olds = old.backends.iter().peekable();
         // The agent before may have been stopped before it wrote a reply word.
         let adopted = matches!(old.ring, RingInputs::Adopted(_));
         for new in &wanted.backends {
             while let Some(gone) = olds.next_if(|o| o.key < new.key) {
-                self.remove_backend(gone);
+                leaving.extend(self.leave(gone, old, wanted));
             }
             match olds.next_if(|o| o.key == new.key) {
                 Some(kept) => {
-                    let entry = entry(Some(&kept.entry), old.id, wanted.forward, new);
+                    let entry = entry(Some(&kept.entry), old.id, wanted, new);
+                    if entry.flags & FLAG_DOWN != 0 {
+                        self.down.insert(kept.id);
+                    }
                     if entry != kept.entry {
                         change_backend(kept.id, &kept.entry, &entry, &mut self.backends);
                         self.summary.backends_changed += 1;
@@ -382,21 +531,54 @@ impl Draft {
                     if adopted && wanted.forward == Forward::Nat {
                         self.set_key(entry.reply_key(), kept.id)?;
                     }
-                    backends.push(PresentBackend { entry, ..*kept });
+                    backends.push(PresentBackend { entry, leaves_s: None, ..*kept });
                 }
-                None => backends.push(self.add_backend(old.id, wanted.forward, new)?),
+                None => backends.push(self.add_backend(old.id, wanted, new)?),
             }
         }
-        olds.for_each(|gone| self.remove_backend(gone));
-
-        let (extent, ring) = self.ring(wanted, &backends, Some(old))?;
-        let entry = Service { ring: extent.pack(), ..old.entry };
-        if entry.ring != old.entry.ring {
-            self.services.push(Op::ServiceRing { id: old.id, extent });
-            self.out.extents.push(Extent::unpack(old.entry.ring));
+        for gone in olds {
+            leaving.extend(self.leave(gone, old, wanted));
         }
-        self.next.services.insert(wanted.key, Arc::new(PresentService { id: old.id, entry, backends, ring }));
+        let rings = self.ring(wanted, &backends, Some(old))?;
+        self.out.extents.extend(rings.freed.iter().copied());
+        let entry = Service {
+            ring: rings.ring,
+            previous_ring: rings.previous,
+            members: rings.members_word,
+            ..policy(old.entry, wanted)
+        };
+        change_service(old.id, &old.entry, &entry, &mut self.services);
+        backends.extend(leaving);
+        backends.sort_unstable_by_key(|b| b.key);
+        self.put(wanted, old.id, entry, backends, rings);
         Ok(())
+    }
+
+    /// A backend that is no longer wanted: gone at once where it is dismissed, or has nobody to drain, else it stays for its drain.
+    fn leave(
+        &mut self,
+        gone: &PresentBackend,
+        service: &PresentService,
+        wanted: &WantedService,
+    ) -> Option<PresentBackend> {
+        let now_s = self.seen.now_s;
+        let known = gone.leaves_s.filter(|leaves_s| *leaves_s != LEAVES_UNKNOWN);
+        let leaves_s = known.unwrap_or(now_s + wanted.policy.drain_s);
+        let announced = known.is_some_and(|s| now_s + wanted.policy.drain_s >= s + wanted.policy.times.announce_s);
+        // Half-open flows count too, and none begins once the drain is no longer announced.
+        let ended = service.tracks_all() && announced && (self.seen.flows)(gone.id) == 0;
+        let dismissed = wanted.dismissed.binary_search(&gone.key).is_ok();
+        let down = gone.entry.flags & (FLAG_DOWN | FLAG_VALID) != FLAG_VALID;
+        if dismissed || down || ended || now_s >= leaves_s || !wanted.policy.windows {
+            self.remove_backend(gone);
+            return None;
+        }
+        let entry = Backend { flags: gone.entry.flags | FLAG_DRAINING | FLAG_REMOVED, ..gone.entry };
+        if entry != gone.entry {
+            change_backend(gone.id, &gone.entry, &entry, &mut self.backends);
+            self.summary.backends_leaving += 1;
+        }
+        Some(PresentBackend { entry, leaves_s: Some(leaves_s), ..*gone })
     }
 
     /// The caller takes the service out of `next.services`, or puts its successor there.
@@ -404,14 +586,15 @@ impl Draft {
         old.backends.iter().for_each(|b| self.remove_backend(b));
         self.keys.entry(old.entry.key()).or_default().old = Some(old.id);
         self.out.services.push(old.id);
-        self.out.extents.extend([old.entry.ring, old.entry.previous_ring].map(Extent::unpack));
+        let words = [old.entry.ring, old.entry.previous_ring, old.entry.members];
+        self.out.extents.extend(words.map(Extent::unpack));
         self.summary.services_removed += 1;
     }
 
     fn add_backend(
         &mut self,
         service: u32,
-        forward: Forward,
+        wanted: &WantedService,
         new: &WantedBackend,
     ) -> Result<PresentBackend, PlanError> {
         let id = self.next.backend_ids.take().ok_or(PlanError::Ids {
@@ -419,21 +602,26 @@ impl Draft {
             used: self.next.backend_ids.used(),
             limit: self.next.sizes.backends - 1,
         })?;
-        let entry = entry(None, service, forward, new);
+        let entry = entry(None, service, wanted, new);
         self.backends.push(Op::PutBackend { id, key: new.key, entry });
-        if forward == Forward::Nat {
+        if wanted.forward == Forward::Nat {
             self.set_key(entry.reply_key(), id)?;
         }
         self.summary.backends_added += 1;
-        Ok(PresentBackend { id, key: new.key, entry })
+        Ok(PresentBackend { id, key: new.key, entry, leaves_s: None })
     }
 
     fn remove_backend(&mut self, old: &PresentBackend) {
         if old.entry.forward == Forward::Nat as u8 {
             self.keys.entry(old.entry.reply_key()).or_default().old = Some(old.id);
         }
-        self.out.backends.push(old.id);
+        self.out.backends.push(Former { id: old.id, service: old.entry.service, since_s: self.seen.now_s });
         self.summary.backends_removed += 1;
+    }
+
+    /// Whether this plan found the backend down.
+    pub(super) fn is_down(&self, id: u32) -> bool {
+        self.down.contains(&id)
     }
 
     fn set_key(&mut self, key: Key, id: u32) -> Result<(), PlanError> {
@@ -441,47 +629,6 @@ impl Draft {
             None => Ok(()),
             Some(_) => Err(PlanError::Twice { what: "lookup key", address: address(key.addr), port: key.port }),
         }
-    }
-
-    /// The ring of a service: the one it has, if that was built from the same members, else one on fresh lines.
-    fn ring(
-        &mut self,
-        wanted: &WantedService,
-        backends: &[PresentBackend],
-        old: Option<&PresentService>,
-    ) -> Result<(Extent, RingInputs), PlanError> {
-        let factor = common_factor(&wanted.backends);
-        let members: Vec<Member> = backends
-            .iter()
-            .zip(&wanted.backends)
-            .filter(|(_, w)| w.weight > 0)
-            .map(|(b, w)| Member { key: b.key, weight: w.weight / factor, slot: b.id })
-            .collect();
-        let inputs = RingInputs::Members(members.iter().map(|m| (m.slot, m.weight)).collect());
-        let none = Extent { line: 0, slots: 0 };
-        let had = old.map_or(none, |o| Extent::unpack(o.entry.ring));
-        if members.is_empty() {
-            return Ok((none, inputs));
-        }
-        let same_size = had.slots == wanted.ring_size;
-        if same_size && old.is_some_and(|o| o.ring == inputs) {
-            return Ok((had, inputs));
-        }
-        let slots = ring::build(self.next.secrets.ring_seed, wanted.ring_size, &members);
-        if same_size && old.is_some_and(|o| o.ring == RingInputs::Adopted(digest(&slots))) {
-            return Ok((had, inputs));
-        }
-        let line_slots = LINE_SLOTS as u64;
-        let extent = self.next.arena.take(wanted.ring_size).ok_or_else(|| PlanError::Arena {
-            service: wanted.name.clone(),
-            slots: wanted.ring_size,
-            free: u64::from(self.next.arena.free_lines()) * line_slots,
-            quarantined: self.next.quarantined_slots(),
-            limit: u64::from(self.next.arena.lines()) * line_slots,
-        })?;
-        self.rings.push(Op::PutRing { extent, slots });
-        self.summary.rings_built += 1;
-        Ok((extent, inputs))
     }
 
     /// The service that each VIP's own word names: the one it names now while that stays, else the lowest id.
@@ -549,7 +696,7 @@ impl Draft {
         if !(self.out.services.is_empty() && self.out.backends.is_empty() && self.out.extents.is_empty()) {
             self.next.quarantine.push_back(self.out);
         }
-        Ok(Plan { ops, next: self.next, base, summary: self.summary })
+        Ok(Plan { ops, next: self.next, base, summary: self.summary, moves: self.moves })
     }
 }
 

@@ -6,7 +6,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{MapSizes, Op, Present, Secrets, Wanted, WantedBackend, WantedService, diff, wanted::backend_key};
+use super::{
+    MapSizes, Op, Policy, Present, Secrets, Seen, Wanted, WantedBackend, WantedService, diff, wanted::backend_key,
+};
 use crate::model::{Forward, Limits, Protocol, ServiceKey};
 
 const SECRETS: Secrets = Secrets { hash_key: [7; 12], ring_seed: 1 };
@@ -16,30 +18,45 @@ fn service(n: u16, backends: u16, ring_size: u32) -> WantedService {
     let key = ServiceKey { vip: Ipv4Addr::new(192, 0, a, b).into(), port: 80, protocol: Protocol::Tcp };
     let address = |i: u16| IpAddr::from(Ipv4Addr::new(10, 0, (i >> 8) as u8, i as u8));
     let mut backends: Vec<WantedBackend> = (0..backends)
-        .map(|i| WantedBackend { key: backend_key(&key, address(i), 80), weight: 1, up: true, next_hop: None })
+        .map(|i| WantedBackend {
+            key: backend_key(&key, address(i), 80),
+            weight: 1,
+            up: true,
+            max_connections: 0,
+            next_hop: None,
+        })
         .collect();
     backends.sort_by_key(|b| b.key);
-    WantedService { name: format!("s{n}"), key, forward: Forward::Ipip, ring_size, fail_open: false, backends }
+    WantedService {
+        name: format!("s{n}"),
+        key,
+        forward: Forward::Ipip,
+        ring_size,
+        policy: Policy { windows: false, ..Policy::DEFAULT },
+        fail_open: false,
+        backends,
+        dismissed: Vec::new(),
+    }
 }
 
 /// Prints the time: the target is 50 ms for plan and apply in a release build.
 #[test]
 fn one_change_among_1000_services_of_100_backends_touches_one_service() {
-    let limits = Limits { services_max: 1000, backends_max: 100_000, ring_slots_max: 4 << 20 };
-    let present = Present::empty(MapSizes::of(&limits), SECRETS);
+    let limits = Limits { services_max: 1000, backends_max: 100_000, ring_slots_max: 4 << 20, flows_max: 1024 };
+    let present = Present::empty(MapSizes::of(&limits), SECRETS, 250);
     let mut wanted = Wanted {
         services: (0..1000).map(|n| service(n, 100, 1009)).collect(),
         outer_source_v4: [198, 18, 0, 0],
         outer_source_v6: [0; 16],
     };
     wanted.services[500].ring_size = 65_537;
-    let first = diff(&present, &wanted, 1).expect("plan");
+    let first = diff(&present, &wanted, 1, Seen::rings(0, &|_| None)).expect("plan");
     assert_eq!((first.summary.services_added, first.summary.rings_built), (1000, 1000));
 
     wanted.services[500].backends[50].weight = 0;
     wanted.services[500].backends[50].up = false;
     let start = Instant::now();
-    let second = diff(&first.next, &wanted, 2).expect("plan");
+    let second = diff(&first.next, &wanted, 2, Seen::rings(0, &|_| None)).expect("plan");
     let took = start.elapsed();
     println!("one change among 1,000 services of 100 backends: {took:?}");
     assert!(
@@ -56,8 +73,11 @@ fn one_change_among_1000_services_of_100_backends_touches_one_service() {
 #[test]
 fn secrets_are_not_shown() {
     let secrets = Secrets { hash_key: [0xdead_beef; 12], ring_seed: 0xfeed_f00d };
-    let present =
-        Present::empty(MapSizes::of(&Limits { services_max: 1, backends_max: 1, ring_slots_max: 16 }), secrets);
+    let present = Present::empty(
+        MapSizes::of(&Limits { services_max: 1, backends_max: 1, ring_slots_max: 16, flows_max: 1024 }),
+        secrets,
+        250,
+    );
     let shown = format!("{secrets:?} {present:?}");
     for secret in ["deadbeef", "3735928559", "feedf00d", "4277004301"] {
         assert!(!shown.contains(secret), "{shown}");

@@ -17,6 +17,16 @@ pub const BACKEND_WORDS: usize = size_of::<Backend>() / 8;
 pub const BACKEND_WORD_FLAGS: usize = 0;
 /// Word of a [`Service`] that holds the packed ring extent.
 pub const SERVICE_WORD_RING: usize = 0;
+/// Word of a [`Service`] that holds the packed previous ring.
+pub const SERVICE_WORD_PREVIOUS: usize = 1;
+/// Word of a [`Service`] that holds port, protocol, mode and flags.
+pub const SERVICE_WORD_FLAGS: usize = 4;
+/// Word of a [`Service`] that holds the packed extent of its members.
+pub const SERVICE_WORD_MEMBERS: usize = 6;
+/// Word of a [`Service`] that holds its time-out.
+pub const SERVICE_WORD_TIMEOUT: usize = 7;
+/// 64-bit words of a [`Service`].
+pub const SERVICE_WORDS: usize = size_of::<Service>() / 8;
 /// Word of a lookup bucket that holds its overflow count.
 pub const LOOKUP_WORD_OVERFLOWED: usize = WAYS;
 /// Word of the node entry that holds ABI version and flags.
@@ -35,6 +45,10 @@ const _: () = {
     use lb_core::abi::node::Node;
     assert!(offset_of!(Backend, flags) == BACKEND_WORD_FLAGS * 8);
     assert!(offset_of!(Service, ring) == SERVICE_WORD_RING * 8);
+    assert!(offset_of!(Service, previous_ring) == SERVICE_WORD_PREVIOUS * 8);
+    assert!(offset_of!(Service, flags) == SERVICE_WORD_FLAGS * 8 + 4);
+    assert!(offset_of!(Service, members) == SERVICE_WORD_MEMBERS * 8);
+    assert!(offset_of!(Service, established_s) == SERVICE_WORD_TIMEOUT * 8);
     assert!(offset_of!(lb_core::abi::lookup::Bucket, overflowed) == LOOKUP_WORD_OVERFLOWED * 8);
     assert!(offset_of!(Node, flags) == NODE_WORD_FLAGS * 8 + 4);
     assert!(offset_of!(Node, lookup_mask) == NODE_WORD_OUTER_V4 * 8);
@@ -69,6 +83,17 @@ pub enum Op {
         extent: Extent,
         /// Packed [`lb_core::abi::ring::Slot`]s, `extent.slots` of them.
         slots: Box<[u32]>,
+        /// The owners of slots that are announced or moving, `extent.slots` of them; empty where no slot is.
+        owners: Box<[u32]>,
+    },
+    /// Stores the slots of a ring in use anew, each with the backend that it has: owners first, then states.
+    RingStates {
+        /// Where.
+        extent: Extent,
+        /// As in [`Op::PutRing`].
+        slots: Box<[u32]>,
+        /// As in [`Op::PutRing`].
+        owners: Box<[u32]>,
     },
     /// Writes a service whose id nothing names.
     PutService {
@@ -81,8 +106,17 @@ pub enum Op {
     ServiceRing {
         /// Service id.
         id: u32,
-        /// The ring; zero slots for none.
-        extent: Extent,
+        /// The packed ring; zero slots for none.
+        ring: u64,
+    },
+    /// Stores another word of a service in use.
+    ServiceWord {
+        /// Service id.
+        id: u32,
+        /// Index of the word.
+        word: usize,
+        /// The word in memory order.
+        value: u64,
     },
     /// Stores one word of a lookup bucket: an entry, or its overflow count at [`LOOKUP_WORD_OVERFLOWED`].
     LookupWord {
@@ -124,9 +158,12 @@ impl core::fmt::Debug for Op {
             Self::PutService { id, entry } => {
                 write!(f, "PutService({id}, {}:{})", super::wanted::address(entry.addr), entry.port)
             }
-            Self::ServiceRing { id, extent } => {
+            Self::RingStates { extent, .. } => write!(f, "RingStates(line {}, {} slots)", extent.line, extent.slots),
+            Self::ServiceRing { id, ring } => {
+                let extent = Extent::unpack(*ring);
                 write!(f, "ServiceRing({id}, line {}, {} slots)", extent.line, extent.slots)
             }
+            Self::ServiceWord { id, word, value } => write!(f, "ServiceWord({id}, {word}, {value:#018x})"),
             Self::LookupWord { bucket, word, value } => {
                 // The upper half is a tag made with the secret key.
                 write!(f, "LookupWord({bucket}, {word}, kind {} id {})", (value >> 24) as u8, value & 0xff_ffff)

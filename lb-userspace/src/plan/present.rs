@@ -15,16 +15,23 @@ use bytemuck::Zeroable;
 use lb_core::{
     abi::{
         ABI_VERSION,
-        backend::{Backend, BackendKey, FLAG_UP},
+        backend::{Backend, BackendKey, FLAG_REMOVED, FLAG_UP},
         lookup::WAYS,
         node::Node,
         ring::Extent,
-        service::Service,
+        service::{FLAG_TRACK_ALL, Service},
     },
     hash::HashKey,
 };
 
-use super::{MapSizes, Op, arena::Arena, ids::IdPool, lookup::Table, wanted::backend_key};
+use super::{
+    MapSizes, Op,
+    arena::Arena,
+    ids::IdPool,
+    lookup::Table,
+    wanted::backend_key,
+    window::{GRACE_S, Records, Times, Window},
+};
 use crate::model::ServiceKey;
 
 /// What a node must not show: whoever knows it can aim at a slot or a bucket.
@@ -56,6 +63,8 @@ pub struct Present {
     pub(super) backend_ids: IdPool,
     pub(super) arena: Arena,
     pub(super) quarantine: VecDeque<Quarantine>,
+    /// Ids of backends that left, until no record and no owner names them.
+    pub(super) former: Vec<Former>,
     /// Number of the last plan.
     pub(super) generation: u64,
     /// Raised by every plan and every release, so that a plan made from an older state is noticed.
@@ -77,7 +86,7 @@ impl fmt::Debug for Present {
 pub(super) struct Quarantine {
     pub generation: u64,
     pub services: Vec<u32>,
-    pub backends: Vec<u32>,
+    pub backends: Vec<Former>,
     pub extents: Vec<Extent>,
 }
 
@@ -92,6 +101,30 @@ pub struct PresentService {
     pub backends: Vec<PresentBackend>,
     /// What the ring was built from; unknown after adoption, until the ring that is wanted was built once and compared.
     pub(super) ring: RingInputs,
+    /// Its slots that are not settled.
+    pub window: Window,
+    /// How long their states last.
+    pub times: Times,
+    /// What the members were made from, empty without; unknown after adoption.
+    pub(super) members: Option<Vec<(u32, u32)>>,
+}
+
+impl PresentService {
+    /// Whether every flow is recorded.
+    pub fn tracks_all(&self) -> bool {
+        self.entry.flags & FLAG_TRACK_ALL != 0
+    }
+
+    /// When something is due without a cause from outside.
+    pub fn due_s(&self) -> Option<u64> {
+        let leaves = self.backends.iter().filter_map(|b| b.leaves_s);
+        leaves.chain(self.window.due_s(self.times)).min()
+    }
+
+    /// Whether a look at the flow table could bring something to its end.
+    pub fn waits_for_records(&self) -> bool {
+        self.window.waits_for_records() || (self.tracks_all() && self.backends.iter().any(|b| b.leaves_s.is_some()))
+    }
 }
 
 /// What a ring was built from.
@@ -112,6 +145,19 @@ pub struct PresentBackend {
     pub key: BackendKey,
     /// Its entry.
     pub entry: Backend,
+    /// When it leaves, for one that is no longer configured.
+    pub leaves_s: Option<u64>,
+}
+
+/// A backend id that nothing may get while records or owners can name it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Former {
+    /// Backend id.
+    pub id: u32,
+    /// Service id.
+    pub service: u32,
+    /// When it left.
+    pub since_s: u64,
 }
 
 /// How full the maps are.
@@ -136,13 +182,15 @@ pub struct Fill {
 }
 
 impl Present {
-    /// Maps in which nothing is.
-    pub fn empty(sizes: MapSizes, secrets: Secrets) -> Self {
+    /// Maps in which nothing is, of a kernel whose clock ticks `hz` times a second.
+    pub fn empty(sizes: MapSizes, secrets: Secrets, hz: u32) -> Self {
         let node = Node {
             abi_version: ABI_VERSION,
             hash_key: secrets.hash_key,
             ring_seed: secrets.ring_seed,
             lookup_mask: sizes.lookup_mask(),
+            flow_mask: sizes.flow_mask(),
+            hz,
             ..Node::zeroed()
         };
         Self {
@@ -156,6 +204,7 @@ impl Present {
             backend_ids: IdPool::new(sizes.backends),
             arena: Arena::new(sizes.ring_lines),
             quarantine: VecDeque::new(),
+            former: Vec::new(),
             generation: 0,
             version: 0,
         }
@@ -195,7 +244,8 @@ impl Present {
 
     /// The health that the maps hold for a backend, for an adopting agent to start from.
     pub fn inherited_up(&self, service: &ServiceKey, address: IpAddr, port: u16) -> Option<bool> {
-        self.backend(service, address, port).map(|b| b.entry.flags & FLAG_UP != 0)
+        let held = self.backend(service, address, port).filter(|b| b.entry.flags & FLAG_REMOVED == 0);
+        held.map(|b| b.entry.flags & FLAG_UP != 0)
     }
 
     /// Whether the maps were made with these secrets. Those of the maps stay in force either way: others would move flows.
@@ -259,6 +309,35 @@ impl Present {
         self.version
     }
 
+    /// When something is due without a cause from outside.
+    pub fn due_s(&self) -> Option<u64> {
+        self.services.values().filter_map(|s| s.due_s()).min()
+    }
+
+    /// Whether a look at the flow table could bring something to its end.
+    pub fn waits_for_records(&self) -> bool {
+        !self.former.is_empty() || self.services.values().any(|s| s.waits_for_records())
+    }
+
+    /// Backends that left and whose ids are kept from reuse.
+    pub fn former(&self) -> &[Former] {
+        &self.former
+    }
+
+    /// Gives ids back that neither records nor owners name any more. Returns how many.
+    pub fn forget(&mut self, records: &dyn Records) -> usize {
+        let owned = |f: &Former| {
+            let service = self.services.values().find(|s| s.id == f.service);
+            service.is_some_and(|s| s.window.owned_by(f.id) || s.entry.previous_ring != 0)
+        };
+        let (gone, kept): (Vec<Former>, Vec<Former>) = (self.former.iter().copied())
+            .partition(|f| records.at_s() >= f.since_s + GRACE_S && !records.names(f.id) && !owned(f));
+        self.former = kept;
+        gone.iter().for_each(|f| self.backend_ids.free(f.id));
+        self.version += u64::from(!gone.is_empty());
+        gone.len()
+    }
+
     /// The oldest plan whose removals wait for a grace.
     pub fn quarantined(&self) -> Option<u64> {
         self.quarantine.front().map(|q| q.generation)
@@ -277,9 +356,10 @@ impl Present {
         let mut ops = Vec::new();
         while let Some(q) = self.quarantine.pop_front_if(|q| q.generation <= generation) {
             self.version += 1;
-            for id in q.backends {
-                self.backend_ids.free(id);
-                ops.push(Op::ClearBackend { id });
+            for former in q.backends {
+                // The id stays taken until no record and no owner names it.
+                ops.push(Op::ClearBackend { id: former.id });
+                self.former.push(former);
             }
             for id in q.services {
                 self.service_ids.free(id);

@@ -14,16 +14,20 @@ use std::{
 
 use lb_core::abi::{
     ABI_VERSION,
-    backend::{Backend, BackendKey, FLAG_VALID},
+    backend::{Backend, BackendKey, FLAG_REMOVED, FLAG_VALID},
     lookup::{Bucket, Entry, Key, Kind},
     node::Node,
-    ring::{Extent, Slot},
+    ring::{Extent, Slot, State},
     service::{Forward, Service},
 };
 use siphasher::sip::SipHasher24;
 
 use super::{
-    MapSizes, Op, Present, PresentBackend, PresentService, Secrets, lookup::Table, present::RingInputs, wanted::address,
+    MapSizes, Op, Present, PresentBackend, PresentService, Secrets, Times, Window,
+    lookup::Table,
+    present::{Former, RingInputs},
+    wanted::address,
+    window::Unsettled,
 };
 use crate::model::{Protocol, ServiceKey};
 
@@ -41,6 +45,12 @@ pub struct Contents<'a> {
     pub keys: &'a [BackendKey],
     /// The slots of an extent of `RINGS`, unless it reaches beyond the arena.
     pub ring: &'a dyn Fn(Extent) -> Option<Vec<u32>>,
+    /// The same of `OWNERS`.
+    pub owners: &'a dyn Fn(Extent) -> Option<Vec<u32>>,
+    /// Backend ids that flow records name.
+    pub recorded: HashSet<u32>,
+    /// Seconds of a clock that only grows: windows and drains that are under way begin anew.
+    pub now_s: u64,
 }
 
 /// What the maps hold, and the stores that clear an interrupted change.
@@ -76,10 +86,15 @@ pub enum RebuildError {
     Contradiction(String),
 }
 
-/// Digest of a ring's slots, to recognise a ring whose members' weights are not known.
+/// Times of a service that was taken over, until a configuration says them: nothing is due.
+const TIMES_UNKNOWN: Times = Times { announce_s: 1 << 40, window_s: 1 << 40 };
+/// When a backend leaves whose drain another agent began.
+pub(super) const LEAVES_UNKNOWN: u64 = u64::MAX;
+
+/// Digest of the backends of a ring's slots, to recognise a ring whose members' weights are not known.
 pub fn digest(slots: &[u32]) -> u64 {
     let mut hasher = SipHasher24::new();
-    slots.iter().for_each(|slot| hasher.write_u32(*slot));
+    slots.iter().for_each(|slot| hasher.write_u32(Slot(*slot).current()));
     hasher.finish()
 }
 
@@ -99,7 +114,7 @@ pub fn rebuild(sizes: MapSizes, contents: Contents<'_>) -> Result<Adopted, Rebui
     if node.lookup_mask != sizes.lookup_mask() || contents.lookup.len() != sizes.lookup_buckets as usize {
         return Err(RebuildError::LookupMask { found: node.lookup_mask, wanted: sizes.lookup_mask() });
     }
-    let mut present = Present::empty(sizes, Secrets { hash_key: node.hash_key, ring_seed: node.ring_seed });
+    let mut present = Present::empty(sizes, Secrets { hash_key: node.hash_key, ring_seed: node.ring_seed }, node.hz);
     present.node = node;
     let mut table = Table::from_buckets(node.hash_key, contents.lookup.clone());
     let mut repairs = Vec::new();
@@ -109,8 +124,9 @@ pub fn rebuild(sizes: MapSizes, contents: Contents<'_>) -> Result<Adopted, Rebui
         table.iter().filter(|e| e.kind == Kind::Reply as u8).map(|e| e.id).collect()
     };
     let with_reply = replies(&table);
-    let named = read_rings(&contents, &mut services, &mut present)?;
+    let (named, owners) = read_rings(&contents, &mut services, &mut present)?;
     read_backends(&contents, &mut services, &named, &with_reply, &mut present, &mut repairs)?;
+    keep_former(&owners, contents.now_s, &mut present);
     drop_stale_words(&contents, &mut table, &services, &mut present, &mut repairs)?;
 
     restore_replies(&contents, &mut table, &services, &mut repairs);
@@ -158,39 +174,90 @@ fn read_services(
         if !present.service_ids.claim(id) {
             return Err(contradiction(format!("LOOKUP names service {id} twice")));
         }
-        services.insert(id, PresentService { id, entry, backends: Vec::new(), ring: RingInputs::Adopted(0) });
+        let service = PresentService {
+            id,
+            entry,
+            backends: Vec::new(),
+            ring: RingInputs::Adopted(0),
+            window: Window::Settled,
+            times: TIMES_UNKNOWN,
+            members: None,
+        };
+        services.insert(id, service);
     }
     Ok(services)
 }
 
-/// Claims the lines of the rings and digests them. Returns which backend each slot names, by service.
+/// Claims the lines of the rings and digests them. Returns which backends rings name, and which are named as owners or by records,
+/// each with its service.
 fn read_rings(
     contents: &Contents<'_>,
     services: &mut BTreeMap<u32, PresentService>,
     present: &mut Present,
-) -> Result<HashMap<u32, u32>, RebuildError> {
+) -> Result<(HashMap<u32, u32>, HashMap<u32, u32>), RebuildError> {
     let mut named: HashMap<u32, u32> = HashMap::new();
+    let mut owners: HashMap<u32, u32> = HashMap::new();
     for service in services.values_mut() {
-        for word in [service.entry.ring, service.entry.previous_ring] {
+        let mut claimed = |word: u64| -> Result<Option<Vec<u32>>, RebuildError> {
             let extent = Extent::unpack(word);
             if extent.slots == 0 {
-                continue;
+                return Ok(None);
             }
-            let slots = (contents.ring)(extent).filter(|_| present.arena.claim(extent)).ok_or_else(|| {
-                contradiction(format!("the ring of service {} lies outside the arena or in another ring", service.id))
-            })?;
-            let ids: HashSet<u32> = slots.iter().map(|&slot| Slot(slot).current()).collect();
-            for id in ids {
-                if id == 0 || named.insert(id, service.id).is_some_and(|other| other != service.id) {
-                    return Err(contradiction(format!("the ring of service {} names backend {id}", service.id)));
-                }
-            }
-            if word == service.entry.ring {
-                service.ring = RingInputs::Adopted(digest(&slots));
+            let slots = (contents.ring)(extent).filter(|_| present.arena.claim(extent));
+            slots.map(Some).ok_or_else(|| {
+                contradiction(format!("a ring of service {} lies outside the arena or in another ring", service.id))
+            })
+        };
+        let (ring, previous) = (claimed(service.entry.ring)?, claimed(service.entry.previous_ring)?);
+        let members = claimed(service.entry.members)?;
+        if let Some(slots) = &ring {
+            let held = (contents.owners)(Extent::unpack(service.entry.ring)).unwrap_or_default();
+            service.window = window(slots, &held, previous.is_some(), contents.now_s);
+            service.ring = RingInputs::Adopted(digest(slots));
+        }
+        let words = ring.iter().chain(&members).flatten().map(|word| Slot(*word));
+        let ids: HashSet<u32> = words
+            .filter(|slot| slot.current() != 0 || slot.state() == State::Settled)
+            .map(|slot| slot.current())
+            .collect();
+        for id in ids {
+            if id == 0 || named.insert(id, service.id).is_some_and(|other| other != service.id) {
+                return Err(contradiction(format!("the ring of service {} names backend {id}", service.id)));
             }
         }
+        // Owners may have left since.
+        if let Window::Slots(slots) = &service.window {
+            owners.extend(slots.iter().map(|u| (u.owner, service.id)));
+        }
+        if let Some(slots) = previous {
+            let before = (contents.owners)(Extent::unpack(service.entry.previous_ring)).unwrap_or_default();
+            owners.extend(slots.iter().chain(&before).map(|word| (Slot(*word).current(), service.id)));
+        }
     }
-    Ok(named)
+    owners.extend(contents.recorded.iter().map(|id| (*id, 0)));
+    Ok((named, owners))
+}
+
+/// The window of a ring that was taken over. Its states begin anew, as nothing says when they began.
+fn window(slots: &[u32], owners: &[u32], has_previous: bool, since_s: u64) -> Window {
+    let states = || slots.iter().map(|word| Slot(*word).state());
+    if has_previous && let Some(state) = states().min_by_key(|state| (*state == State::Settled, *state)) {
+        return if state == State::Settled { Window::Settled } else { Window::Whole { state, since_s } };
+    }
+    let list = (0..).zip(states().zip(owners)).filter(|(_, (state, _))| *state != State::Settled);
+    Window::from(
+        list.map(|(slot, (state, owner))| Unsettled { slot, owner: *owner, state, since_s }).collect::<Vec<_>>(),
+    )
+}
+
+/// Keeps ids of backends that left from reuse while an owner or a record may name them.
+fn keep_former(owners: &HashMap<u32, u32>, now_s: u64, present: &mut Present) {
+    for (&id, &service) in owners {
+        if id != 0 && !present.backend_ids.is_used(id) && present.backend_ids.claim(id) {
+            present.former.push(Former { id, service, since_s: now_s });
+        }
+    }
+    present.former.sort_unstable_by_key(|former| former.id);
 }
 
 /// Backends are the valid entries whose service exists and is the one that their key names.
@@ -219,7 +286,12 @@ fn read_backends(
         });
         match service {
             Some(service) if present.backend_ids.claim(id) => {
-                service.backends.push(PresentBackend { id, key: *key, entry: *entry });
+                service.backends.push(PresentBackend {
+                    id,
+                    key: *key,
+                    entry: *entry,
+                    leaves_s: (entry.flags & FLAG_REMOVED != 0).then_some(LEAVES_UNKNOWN),
+                });
             }
             _ if named.contains_key(&id) => {
                 return Err(contradiction(format!("a ring names backend {id}, which is not of its service")));

@@ -6,9 +6,15 @@
 
 use std::net::{IpAddr, Ipv6Addr};
 
-use lb_core::abi::{self, backend::BackendKey, service::Forward};
+use lb_core::abi::{
+    self,
+    backend::BackendKey,
+    ring::Inputs,
+    service::{Algo as AbiAlgo, Forward, OnMarkedDown},
+};
 
-use crate::model::{AdminState, Algo, Backend, Config, NextHop, Service, ServiceKey};
+use super::window::Times;
+use crate::model::{AdminState, Backend, Config, NextHop, Service, ServiceKey, Track, UdpFlows, algo};
 
 /// What the maps shall hold.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,10 +38,49 @@ pub struct WantedService {
     pub forward: Forward,
     /// Prime number of ring entries.
     pub ring_size: u32,
+    /// How flows are kept.
+    pub policy: Policy,
     /// No ready backend with a weight is up: the ring holds all of them.
     pub fail_open: bool,
     /// In the order of their keys.
     pub backends: Vec<WantedBackend>,
+    /// Backends in maintenance, in the order of their keys: they leave at once, without a drain.
+    pub dismissed: Vec<BackendKey>,
+}
+
+/// How a service keeps its flows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Policy {
+    /// How the backend of a new flow is chosen.
+    pub algo: AbiAlgo,
+    /// Which part of a flow chooses its slot.
+    pub inputs: Inputs,
+    /// Whether every flow is recorded.
+    pub track_all: bool,
+    /// What becomes of the flows of a backend that is down.
+    pub on_marked_down: OnMarkedDown,
+    /// Whether slots that change go through a window: not for datagrams that are no flows.
+    pub windows: bool,
+    /// How long the states of a window last.
+    pub times: Times,
+    /// Seconds that an established flow may be silent.
+    pub established_s: u32,
+    /// Seconds that a backend keeps its flows after it left the configuration.
+    pub drain_s: u64,
+}
+
+impl Policy {
+    /// A hashed TCP service with the default times; tests vary it.
+    pub const DEFAULT: Self = Self {
+        algo: AbiAlgo::Hashed,
+        inputs: Inputs::Tuple,
+        track_all: false,
+        on_marked_down: OnMarkedDown::Rehash,
+        windows: true,
+        times: Times { announce_s: 4, window_s: 7440 },
+        established_s: 7440,
+        drain_s: 300,
+    };
 }
 
 /// A backend as it shall be.
@@ -47,6 +92,8 @@ pub struct WantedBackend {
     pub weight: u32,
     /// Observed health.
     pub up: bool,
+    /// Active connections at most; 0 is no limit.
+    pub max_connections: u32,
     /// Where its frames go.
     pub next_hop: Option<NextHop>,
 }
@@ -80,17 +127,44 @@ fn service(
     let mut backends = Vec::with_capacity(service.backends.len());
     backends.extend(service.backends.iter().zip(&observed).zip(weights).filter_map(|((b, &(_, _, up)), weight)| {
         let key = backend_key(&service.key, b.address, b.port);
-        Some(WantedBackend { key, weight: weight?, up, next_hop: next_hop(b.address) })
+        let weight = if service.algo.is_weighted() { weight? } else { weight?.min(1) };
+        Some(WantedBackend { key, weight, up, max_connections: b.max_connections, next_hop: next_hop(b.address) })
     }));
     backends.sort_unstable_by_key(|b| b.key);
-    let Algo::Maglev { ring_size } = service.algo;
+    let maint = service.backends.iter().filter(|b| b.admin_state == AdminState::Maint);
+    let mut dismissed: Vec<BackendKey> = maint.map(|b| backend_key(&service.key, b.address, b.port)).collect();
+    dismissed.sort_unstable();
     WantedService {
         name: service.name.clone(),
         key: service.key,
         forward: service.forward,
-        ring_size,
+        ring_size: service.algo.ring_size(),
+        policy: policy(service),
         fail_open,
         backends,
+        dismissed,
+    }
+}
+
+/// How a service keeps its flows.
+fn policy(service: &Service) -> Policy {
+    use algo::Kind;
+    let flows = &service.flows;
+    let kind = service.algo.kind();
+    Policy {
+        algo: match kind {
+            Kind::Maglev | Kind::SourceHash => AbiAlgo::Hashed,
+            Kind::RoundRobin | Kind::WeightedRoundRobin => AbiAlgo::Turns,
+            Kind::LeastConnections | Kind::WeightedLeastConnections => AbiAlgo::LeastConnections,
+            Kind::RandomTwo => AbiAlgo::RandomTwo,
+        },
+        inputs: if kind == Kind::SourceHash { Inputs::Source } else { Inputs::Tuple },
+        track_all: flows.track == Track::All,
+        on_marked_down: flows.on_marked_down,
+        windows: service.udp_flows() != Some(UdpFlows::Stateless),
+        times: Times { announce_s: flows.announce_for.as_secs(), window_s: flows.window.as_secs() },
+        established_s: flows.flow_timeout.as_secs() as u32,
+        drain_s: flows.drain_timeout.as_secs(),
     }
 }
 

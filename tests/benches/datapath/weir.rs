@@ -9,7 +9,7 @@ use lb_core::abi::node::HASH_KEY_WORDS;
 use lb_userspace::{
     dataplane::{Dataplane, kernel::KernelDataplane, load, pin::Pins},
     model::{self, Config, NextHop, XdpMode},
-    plan::{MapSizes, Secrets, diff, wanted},
+    plan::{MapSizes, Secrets, wanted},
 };
 
 use crate::scene::{BALANCER_MAC, CLIENT_MAC};
@@ -60,7 +60,7 @@ impl Weir {
     fn apply(&mut self) -> Result<()> {
         let hop = self.next_hop();
         let wanted = wanted(&self.config, &|_, _| true, &|_: IpAddr| Some(hop));
-        let plan = diff(self.plane.present(), &wanted, self.plane.present().revision() + 1)?;
+        let plan = self.plane.plan(&wanted, self.plane.present().revision() + 1)?;
         self.plane.apply(plan)?;
         Ok(())
     }

@@ -40,7 +40,7 @@ fn maps(forward: Forward) -> Snapshot {
         ..Node::zeroed()
     };
     let service = Service {
-        ring: Extent { line: 0, slots: 251 }.pack(),
+        ring: Extent { line: 0, slots: 251 }.pack(lb_core::abi::ring::Inputs::Tuple),
         addr: mapped(VIP),
         port: 80,
         proto: 6,

@@ -195,6 +195,11 @@ pub fn trace<T: Tables>(frame: &[u8], tables: &Watched<'_, T>, name: impl Fn(u32
             out.service = asked.and_then(|id| tables.backend(id)).and_then(|b| service(tables, b.service, &name));
             out.slot = out.service.as_ref().and_then(|s| slot(tables, s.id, &packet));
         }
+        (Ok(()), Verdict::Reset) => {
+            out.backend = asked.and_then(|id| backend(tables, id));
+            out.service = asked.and_then(|id| tables.backend(id)).and_then(|b| service(tables, b.service, &name));
+            out.slot = out.service.as_ref().and_then(|s| slot(tables, s.id, &packet));
+        }
         (Ok(()), Verdict::Echo) | (Err(_), _) => {}
     }
     if !matches!(exit, Exit::Drop(_)) {

@@ -8,11 +8,13 @@ use std::{
 use lb_core::{
     abi::{
         backend::Backend,
+        flow::{self, Word},
         fragment::{Fragment, FragmentKey},
         lookup::Bucket,
         node::Node,
         ring::Line,
         service::Service,
+        stats::FlowEvent,
     },
     tables::{NextHop, Route, Tables},
 };
@@ -57,6 +59,34 @@ impl<T: Tables> Tables for Watched<'_, T> {
     fn backend(&self, id: u32) -> Option<&Backend> {
         self.backend.set(Some(id));
         self.inner.backend(id)
+    }
+
+    fn owners(&self, index: u32) -> Option<&Line> {
+        self.inner.owners(index)
+    }
+
+    fn flows(&self, index: u32) -> Option<&flow::Bucket> {
+        self.inner.flows(index)
+    }
+
+    fn active(&self, id: u32) -> Option<&Word> {
+        self.inner.active(id)
+    }
+
+    fn count(&self, event: FlowEvent) {
+        self.inner.count(event);
+    }
+
+    fn count_flows(&self, backend: u32, flows: [u32; 4]) {
+        self.inner.count_flows(backend, flows);
+    }
+
+    fn turn(&self, service: u32) -> u32 {
+        self.inner.turn(service)
+    }
+
+    fn jiffies(&self) -> u64 {
+        self.inner.jiffies()
     }
 
     fn load_u64(&self, word: &u64) -> u64 {

@@ -1,0 +1,75 @@
+//! Removes expired records from the flow table, by a program of the kernel: the table has one writing side.
+//!
+//! Owns: loading `weir_sweep` on the pinned maps and running it over the whole table. Refuses to know: what expires.
+//! Invariant: a run that is stopped anywhere leaves the table whole, as each removal is one step of the program.
+
+use aya::{
+    TestRunOptions,
+    programs::{TestRun as _, Xdp},
+};
+
+use super::{Error, load, pin::Pins};
+use crate::plan::MapSizes;
+
+/// Name of the program in the object.
+const PROGRAM: &str = "weir_sweep";
+/// Buckets that one run of the program sweeps, see `xdp-ebpf`.
+const BUCKETS_A_RUN: u32 = 16;
+/// Runs of one system call: a few milliseconds.
+const RUNS_A_CALL: u32 = 4096;
+
+/// The loaded program.
+pub struct Sweeper {
+    object: aya::Ebpf,
+}
+
+fn failed<E: std::error::Error + Send + Sync + 'static>(action: &str) -> impl FnOnce(E) -> Error {
+    move |source| Error::Kernel { action: action.into(), source: Box::new(source) }
+}
+
+impl Sweeper {
+    /// Loads the program on the maps below `pins`.
+    ///
+    /// # Errors
+    /// [`Error::Kernel`] if the kernel refuses it.
+    pub fn load(pins: &Pins, sizes: &MapSizes) -> Result<Self, Error> {
+        let mut object = load::object(pins, 0, sizes).map_err(failed("load the sweeper of the flow table"))?;
+        let program = object.program_mut(PROGRAM).ok_or_else(|| missing())?;
+        let program: &mut Xdp = program.try_into().map_err(failed("use the sweeper of the flow table"))?;
+        program.load().map_err(failed("load the sweeper of the flow table"))?;
+        Ok(Self { object })
+    }
+
+    /// Sweeps a table of `buckets` buckets. Returns how many records it removed.
+    ///
+    /// # Errors
+    /// [`Error::Kernel`] if the kernel refuses to run the program.
+    pub fn run(&self, buckets: u32) -> Result<u64, Error> {
+        let program = self.object.program(PROGRAM).ok_or_else(|| missing())?;
+        let program: &Xdp = program.try_into().map_err(failed("use the sweeper of the flow table"))?;
+        // A frame whose first words are the next bucket and the records removed so far; each run continues where the one before ended.
+        let mut frame = [0u8; 64];
+        loop {
+            let next = u32::from_ne_bytes([frame[0], frame[1], frame[2], frame[3]]);
+            if next >= buckets {
+                return Ok(u64::from(u32::from_ne_bytes([frame[8], frame[9], frame[10], frame[11]])));
+            }
+            let runs = (buckets - next).div_ceil(BUCKETS_A_RUN).min(RUNS_A_CALL);
+            let data = frame;
+            let options = TestRunOptions {
+                data_in: Some(&data),
+                data_out: Some(&mut frame),
+                repeat: runs,
+                ..TestRunOptions::default()
+            };
+            program.test_run(options).map_err(failed("sweep the flow table"))?;
+            if u32::from_ne_bytes([frame[0], frame[1], frame[2], frame[3]]) <= next {
+                return Err(failed("sweep the flow table")(std::io::Error::other("the program does not advance")));
+            }
+        }
+    }
+}
+
+fn missing() -> Error {
+    failed("find the sweeper of the flow table")(std::io::Error::other("it is not in the object"))
+}
