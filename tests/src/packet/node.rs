@@ -5,7 +5,11 @@
 use std::collections::BTreeMap;
 
 use lb_core::{
-    abi::{self, backend, service::Forward},
+    abi::{
+        self, backend,
+        ring::{Extent, Slot, State},
+        service::{Algo, Forward, OnMarkedDown, flags},
+    },
     host::Snapshot,
     tables::NextHop,
 };
@@ -24,6 +28,8 @@ pub fn node(next_hops: BTreeMap<[u8; 16], NextHop>) -> Snapshot {
         *word = 0x9e37_79b1_u32.wrapping_mul(i);
     }
     snapshot.next_hops = next_hops;
+    // No bucket of the flow table lies in the map.
+    snapshot.node.flow_mask = u32::MAX;
     let vip4 = abi::mapped([203, 0, 113, 1]);
     let vip6 = *b"\x20\x01\x0d\xb8\x00\xaa\0\0\0\0\0\0\0\0\0\x01";
     let v4 = |n: u8| abi::mapped([10, 0, 0, n]);
@@ -43,6 +49,9 @@ pub fn node(next_hops: BTreeMap<[u8; 16], NextHop>) -> Snapshot {
         (vip4, 86, TCP, Forward::Dsr, v4(6), 86, 7),
         (vip4, 87, TCP, Forward::Dsr, v4(7), 87, 7),
         (vip4, 88, TCP, Forward::Nat, v6(8), 88, 7),
+        (vip4, 89, TCP, Forward::Dsr, v4(9), 89, 7),
+        (vip6, 89, TCP, Forward::Dsr, v6(9), 89, 7),
+        (vip4, 90, TCP, Forward::Dsr, v4(10), 90, 7),
     ];
     for (vip, port, proto, forward, addr, backend_port, ifindex) in services {
         let service = add_service(&mut snapshot, vip, port, proto, forward);
@@ -51,10 +60,22 @@ pub fn node(next_hops: BTreeMap<[u8; 16], NextHop>) -> Snapshot {
         match port {
             86 => entry.flags = 0,
             87 => entry.flags &= !backend::FLAG_NEXT_HOP,
+            // Port 89: its backend is down, and its flows are reset.
+            89 => entry.flags |= backend::FLAG_DOWN,
             _ => {}
+        }
+        if port == 89 {
+            snapshot.services[service as usize].flags = flags(false, Algo::Hashed, OnMarkedDown::Reset);
         }
         let slot = if port == 85 { 0 } else { id };
         set_ring(&mut snapshot, service, &[slot; SLOTS]);
+        if port == 90 {
+            // Every slot moves, nobody has owned it, and there is no room for a record.
+            let extent = Extent::unpack(snapshot.services[service as usize].ring);
+            for line in &mut snapshot.lines[extent.line as usize..] {
+                line.slots = line.slots.map(|slot| Slot::new(Slot(slot).current(), State::Moving, false).0);
+            }
+        }
     }
     // Port 84: a service without a ring.
     add_service(&mut snapshot, vip4, 84, TCP, Forward::Dsr);
