@@ -101,6 +101,7 @@ fn wanted(backends: impl IntoIterator<Item = u8>, ifindex: u32) -> Wanted {
         key: backend_key(&key, IpAddr::from(Ipv4Addr::new(10, 0, 0, n)), 80),
         weight: 1,
         up: true,
+        down: false,
         max_connections: 0,
         next_hop,
     };

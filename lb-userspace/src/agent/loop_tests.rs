@@ -368,7 +368,7 @@ async fn a_restart_inherits_health() {
         reload::check(&mut Incremental::default(), "f", &fs::read_to_string(scene.path("weir.toml")).unwrap(), "n")
             .expect("good");
     let mut left = FakeDataplane::new(MapSizes::of(&config.node.limits), secrets()).unwrap();
-    let wanted = crate::plan::wanted(&config, &|_, b| b.address != IpAddr::from([10, 0, 0, 2]), &|_| None);
+    let wanted = crate::plan::wanted(&config, &|_, b| Some(b.address != IpAddr::from([10, 0, 0, 2])), &|_| None);
     let plan = left.plan(&wanted, 41).unwrap();
     left.apply(plan).unwrap();
     let up: Vec<bool> =

@@ -226,6 +226,15 @@ impl State {
         self.observed(service, backend).is_none_or(|o| o.state == health::State::Up)
     }
 
+    /// What health judged of a backend: up where nothing is asked of it, nothing before the first result.
+    fn judged(&self, service: &Service, backend: &Backend) -> Option<bool> {
+        match self.observed(service, backend).map(|o| o.state) {
+            None | Some(health::State::Up) => Some(true),
+            Some(health::State::Down) => Some(false),
+            Some(health::State::Unknown) => None,
+        }
+    }
+
     /// Whether health left the service no backend, so that all that are ready take traffic.
     pub fn fail_open(&self, service: &Service) -> bool {
         let candidates: Vec<Candidate> = service
@@ -275,7 +284,7 @@ impl State {
     /// What the maps shall hold. `held` is the next hop that the maps hold already: it stays in use until the network
     /// says something about the address, so that a restart of the agent interrupts nothing.
     pub fn wanted(&self, held: &dyn Fn(IpAddr) -> Option<crate::model::NextHop>) -> Wanted {
-        plan::wanted(&self.effective, &|service, backend| self.up(service, backend), &|address| match self
+        plan::wanted(&self.effective, &|service, backend| self.judged(service, backend), &|address| match self
             .next_hops
             .get(&address)
         {

@@ -112,7 +112,7 @@ mod tests {
         }
         let config = check("f", &text).config.unwrap();
         let hop = NextHop { ifindex: 1, mtu: 1500, src_mac: [2; 6], dst_mac: [2; 6] };
-        let mut wanted = wanted(&config, &|_, _| true, &|_| Some(hop));
+        let mut wanted = wanted(&config, &|_, _| Some(true), &|_| Some(hop));
         // Without windows, what is no longer wanted leaves at once.
         wanted.services.iter_mut().for_each(|service| service.policy.windows = false);
         let secrets = Secrets { hash_key: [1; lb_core::abi::node::HASH_KEY_WORDS], ring_seed: 1 };

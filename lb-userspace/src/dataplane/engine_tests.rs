@@ -65,6 +65,7 @@ fn backend(service: &ServiceKey, n: u8, weight: u32, hop_number: u8) -> WantedBa
         key: backend_key(service, address, service.port),
         weight,
         up,
+        down: !up,
         max_connections: 0,
         next_hop: hop(hop_number),
     }

@@ -335,8 +335,8 @@ fn entry(old: Option<&Backend>, service: u32, wanted: &WantedService, new: &Want
     let mut entry = Backend {
         flags: FLAG_VALID
             | if new.up { FLAG_UP } else { 0 }
-            | if new.up || fail_open { 0 } else { FLAG_DOWN }
-            | if new.weight == 0 && (new.up || fail_open) { FLAG_DRAINING } else { 0 },
+            | if new.down && !fail_open { FLAG_DOWN } else { 0 }
+            | if new.weight == 0 && !new.down { FLAG_DRAINING } else { 0 },
         max_connections: new.max_connections,
         weight: if compares { new.weight } else { 0 },
         service,

@@ -22,6 +22,7 @@ fn service(n: u16, backends: u16, ring_size: u32) -> WantedService {
             key: backend_key(&key, address(i), 80),
             weight: 1,
             up: true,
+            down: false,
             max_connections: 0,
             next_hop: None,
         })

@@ -15,7 +15,7 @@ use bytemuck::Zeroable;
 use lb_core::{
     abi::{
         ABI_VERSION,
-        backend::{Backend, BackendKey, FLAG_REMOVED, FLAG_UP},
+        backend::{Backend, BackendKey, FLAG_DOWN, FLAG_REMOVED, FLAG_UP},
         lookup::WAYS,
         node::Node,
         ring::Extent,
@@ -245,7 +245,10 @@ impl Present {
     /// The health that the maps hold for a backend, for an adopting agent to start from.
     pub fn inherited_up(&self, service: &ServiceKey, address: IpAddr, port: u16) -> Option<bool> {
         let held = self.backend(service, address, port).filter(|b| b.entry.flags & FLAG_REMOVED == 0);
-        held.map(|b| b.entry.flags & FLAG_UP != 0)
+        held.and_then(|b| match b.entry.flags & (FLAG_UP | FLAG_DOWN) {
+            0 => None,
+            flags => Some(flags & FLAG_UP != 0),
+        })
     }
 
     /// Whether the maps were made with these secrets. Those of the maps stay in force either way: others would move flows.

@@ -90,18 +90,20 @@ pub struct WantedBackend {
     pub key: BackendKey,
     /// Effective weight; 0 takes no new flows.
     pub weight: u32,
-    /// Observed health.
+    /// Health judged it up.
     pub up: bool,
+    /// Health judged it down: flows leave it. One that is not judged yet takes no new flows and keeps those that it has.
+    pub down: bool,
     /// Active connections at most; 0 is no limit.
     pub max_connections: u32,
     /// Where its frames go.
     pub next_hop: Option<NextHop>,
 }
 
-/// Computes what the maps shall hold. `up` is the observed health, `next_hop` what netlink knows about an address.
+/// Computes what the maps shall hold. `up` is the observed health, `None` before the first result; `next_hop` is what netlink knows about an address.
 pub fn wanted(
     config: &Config,
-    up: &dyn Fn(&Service, &Backend) -> bool,
+    up: &dyn Fn(&Service, &Backend) -> Option<bool>,
     next_hop: &dyn Fn(IpAddr) -> Option<NextHop>,
 ) -> Wanted {
     let mut services: Vec<WantedService> = config.services.iter().map(|s| service(s, up, next_hop)).collect();
@@ -115,20 +117,20 @@ pub fn wanted(
 
 fn service(
     service: &Service,
-    up: &dyn Fn(&Service, &Backend) -> bool,
+    up: &dyn Fn(&Service, &Backend) -> Option<bool>,
     next_hop: &dyn Fn(IpAddr) -> Option<NextHop>,
 ) -> WantedService {
-    let observed: Vec<(AdminState, u16, bool)> = service
-        .backends
-        .iter()
-        .map(|b| (b.admin_state, b.weight, b.admin_state != AdminState::Maint && up(service, b)))
-        .collect();
+    let judged = |b: &Backend| if b.admin_state == AdminState::Maint { None } else { up(service, b) };
+    let judged: Vec<Option<bool>> = service.backends.iter().map(judged).collect();
+    let observed: Vec<(AdminState, u16, bool)> =
+        service.backends.iter().zip(&judged).map(|(b, up)| (b.admin_state, b.weight, *up == Some(true))).collect();
     let (weights, fail_open) = effective_weights(&observed);
     let mut backends = Vec::with_capacity(service.backends.len());
-    backends.extend(service.backends.iter().zip(&observed).zip(weights).filter_map(|((b, &(_, _, up)), weight)| {
+    backends.extend(service.backends.iter().zip(&judged).zip(weights).filter_map(|((b, up), weight)| {
         let key = backend_key(&service.key, b.address, b.port);
         let weight = if service.algo.is_weighted() { weight? } else { weight?.min(1) };
-        Some(WantedBackend { key, weight, up, max_connections: b.max_connections, next_hop: next_hop(b.address) })
+        let (up, down) = (*up == Some(true), *up == Some(false));
+        Some(WantedBackend { key, weight, up, down, max_connections: b.max_connections, next_hop: next_hop(b.address) })
     }));
     backends.sort_unstable_by_key(|b| b.key);
     let maint = service.backends.iter().filter(|b| b.admin_state == AdminState::Maint);

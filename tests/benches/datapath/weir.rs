@@ -59,7 +59,7 @@ impl Weir {
     /// Plans and applies the configuration as the agent does.
     fn apply(&mut self) -> Result<()> {
         let hop = self.next_hop();
-        let wanted = wanted(&self.config, &|_, _| true, &|_: IpAddr| Some(hop));
+        let wanted = wanted(&self.config, &|_, _| Some(true), &|_: IpAddr| Some(hop));
         let plan = self.plane.plan(&wanted, self.plane.present().revision() + 1)?;
         self.plane.apply(plan)?;
         Ok(())

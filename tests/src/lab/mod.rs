@@ -3,6 +3,7 @@
 pub mod session;
 pub mod wire;
 
+mod flows;
 mod modes;
 mod operate;
 mod scene;

@@ -57,7 +57,9 @@ impl Ports {
         Self(AtomicU32::new(offset.into()))
     }
 
-    fn next(&self) -> u16 {
+    /// The next one.
+    #[allow(clippy::should_implement_trait, reason = "it never ends, and takes `&self`")]
+    pub fn next(&self) -> u16 {
         PORT_FIRST + (self.0.fetch_add(1, Ordering::Relaxed) % u32::from(PORTS)) as u16
     }
 }
