@@ -361,8 +361,9 @@ impl EventLoop {
             Ok(published) => {
                 self.parts.metrics.applied(published.took);
                 self.pace.ran(Instant::now());
-                if published.ops > 0 {
-                    tracing::info!("maps follow health and next hops: {}", published.words());
+                // The revision is stored anew in any case.
+                if published.ops > 1 {
+                    tracing::info!("maps follow what was observed and what is due: {}", published.words());
                 }
                 self.tell_fail_open();
             }

@@ -335,7 +335,9 @@ impl Published {
         part(s.backends_added, "+", "backend");
         part(s.backends_removed, "-", "backend");
         part(s.backends_changed, "~", "backend");
+        part(s.backends_leaving, "draining ", "backend");
         part(s.rings_built, "", "ring");
+        part(s.rings_moved_on, "window of ", "ring");
         let what = if parts.is_empty() { "nothing in the maps".to_owned() } else { parts.join(", ") };
         format!("{what} in {:.1} ms", self.took.as_secs_f64() * 1000.0)
     }
