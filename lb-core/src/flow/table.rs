@@ -267,3 +267,146 @@ pub fn sweep<T: Tables>(tables: &T, index: u32, mask: u32, now_s: u32) -> u32 {
     }
     removed
 }
+
+#[cfg(test)]
+mod tests {
+    extern crate std;
+    use std::{collections::BTreeMap, vec, vec::Vec};
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::{abi::flow::Word, host::Snapshot};
+
+    fn tables(buckets: usize) -> (Snapshot, u32) {
+        let snapshot = Snapshot {
+            flows: (0..buckets).map(|_| Bucket::default()).collect(),
+            active: vec![Word::default(); 64],
+            ..Snapshot::default()
+        };
+        (snapshot, buckets as u32 - 1)
+    }
+
+    fn word(backend: u32, state: FlowState, expires_s: u32) -> u64 {
+        Record { backend, slot: 0, state, expires_s }.pack()
+    }
+
+    /// What `ACTIVE` should be, by a recount.
+    fn recount(tables: &Snapshot) -> Vec<u64> {
+        let mut active = vec![0u64; 64];
+        for word in tables.flows.iter().flat_map(|bucket| &bucket.words).map(|word| tables.load(word)) {
+            if flow::is_record(word) {
+                let record = Record::unpack(word);
+                active[record.backend as usize] += record.state.weight();
+            }
+        }
+        active
+    }
+
+    /// Every bucket counts exactly the flows that would be in it and are in their second.
+    fn overflow_is_counted(tables: &Snapshot, mask: u32) {
+        let mut away: BTreeMap<u32, u64> = BTreeMap::new();
+        for (index, bucket) in (0..).zip(&tables.flows) {
+            for (tag, word) in bucket.tags.iter().zip(&bucket.words) {
+                let (tag, word) = (tables.load(tag), tables.load(word));
+                let (_, first, _) = flow_buckets(tag, mask);
+                if flow::is_record(word) && first != index {
+                    *away.entry(first).or_default() += 1;
+                }
+            }
+        }
+        for (index, bucket) in (0..).zip(&tables.flows) {
+            let [head, ..] = &bucket.tags;
+            assert_eq!(tables.load(head) & OVERFLOW_MAX, away.get(&index).copied().unwrap_or(0), "bucket {index}");
+        }
+    }
+
+    #[test]
+    fn what_makes_room_and_in_which_order() {
+        let (tables, mask) = tables(1);
+        let now = 1000;
+        let states = [(FlowState::Established, 500), (FlowState::HalfOpen, HALF_OPEN_S), (FlowState::Once, 500)];
+        for (n, (state, left)) in (1u64..).zip(states) {
+            assert!(insert(&tables, n << 8, mask, now, word(n as u32, state, now + left)));
+        }
+        assert!(insert(&tables, 4 << 8, mask, now, word(4, FlowState::Closing, now + 10)));
+        // Nobody's half-open flow is older than three seconds: the one that was seen once goes.
+        assert!(insert(&tables, 5 << 8, mask, now + 2, word(5, FlowState::Established, now + 500)));
+        assert_eq!(find(&tables, 3 << 8, mask, now + 2), 0);
+        assert!(insert(&tables, 6 << 8, mask, now + 3, word(6, FlowState::Established, now + 500)));
+        assert_eq!(find(&tables, 2 << 8, mask, now + 3), 0, "the half-open one");
+        assert!(!insert(&tables, 7 << 8, mask, now + 4, word(7, FlowState::Established, now + 500)), "all live");
+        assert!(insert(&tables, 7 << 8, mask, now + 10, word(7, FlowState::Established, now + 500)), "one expired");
+        for n in [1, 5, 6, 7] {
+            assert_ne!(find(&tables, n << 8, mask, now + 10), 0, "{n} lives");
+        }
+        let events = tables.events.borrow();
+        let count = |event| events.get(&event).copied().unwrap_or(0);
+        assert_eq!(
+            [FlowEvent::EvictedOnce, FlowEvent::EvictedHalfOpen, FlowEvent::Expired, FlowEvent::InsertFailed]
+                .map(count),
+            [1, 1, 1, 1]
+        );
+    }
+
+    #[test]
+    fn a_record_that_is_being_written_is_a_miss_that_inserts_nothing() {
+        let (tables, mask) = tables(1);
+        assert!(insert(&tables, 1 << 8, mask, 0, word(1, FlowState::Established, 100)));
+        let held = find(&tables, 1 << 8, mask, 0);
+        let place = tables.flows[0].words.iter().find(|word| tables.load(word) == held).unwrap();
+        tables.store(place, BUSY);
+        assert_eq!(find(&tables, 1 << 8, mask, 0), BUSY);
+        assert!(!replace(&tables, 1 << 8, mask, held, 0), "somebody else owns it");
+    }
+
+    #[test]
+    fn at_the_rated_load_hardly_an_insertion_fails() {
+        // Half of 2^14 places, as `flows_max` allows.
+        let (tables, mask) = tables(1 << 12);
+        let mut hash = 0x1234_5678_9abc_def0_u64;
+        let mut failed = 0;
+        for _ in 0..1 << 13 {
+            hash = hash.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(0x1405_7b7e_f767_814f);
+            failed += u32::from(!insert(&tables, hash ^ hash >> 29, mask, 0, word(1, FlowState::Established, 100)));
+        }
+        assert!(failed <= 1, "{failed} of 8192");
+        overflow_is_counted(&tables, mask);
+    }
+
+    proptest! {
+        /// Whatever is inserted, replaced, removed and swept: a record is found until it expires or made room, `ACTIVE` is a
+        /// recount, and second buckets are counted.
+        #[test]
+        fn the_table_keeps_its_counts(steps in prop::collection::vec((0u64..40, 0u8..6, 0usize..4, 1u32..8, 0u32..4), 1..300)) {
+            let (tables, mask) = tables(4);
+            let mut now = 0;
+            for (flow, action, state, backend, later) in steps {
+                now += later;
+                let hash = flow.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+                let state = FlowState::ALL[state];
+                let new = word(backend, state, now + state.timeout_s(30));
+                let held = find(&tables, hash, mask, now);
+                match action {
+                    0..=2 if held == 0 => {
+                        if insert(&tables, hash, mask, now, new) {
+                            prop_assert_eq!(find(&tables, hash, mask, now), new);
+                        }
+                    }
+                    0..=3 if held != 0 => {
+                        prop_assert!(replace(&tables, hash, mask, held, new));
+                        prop_assert_eq!(find(&tables, hash, mask, now), new);
+                    }
+                    4 if held != 0 => {
+                        prop_assert!(replace(&tables, hash, mask, held, 0));
+                        prop_assert_eq!(find(&tables, hash, mask, now), 0);
+                    }
+                    _ => (0..=mask).for_each(|index| { sweep(&tables, index, mask, now); }),
+                }
+                let active: Vec<u64> = tables.active.iter().map(|word| tables.load(word)).collect();
+                prop_assert_eq!(active, recount(&tables));
+                overflow_is_counted(&tables, mask);
+            }
+        }
+    }
+}

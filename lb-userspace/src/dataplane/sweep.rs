@@ -34,7 +34,7 @@ impl Sweeper {
     /// [`Error::Kernel`] if the kernel refuses it.
     pub fn load(pins: &Pins, sizes: &MapSizes) -> Result<Self, Error> {
         let mut object = load::object(pins, 0, sizes).map_err(failed("load the sweeper of the flow table"))?;
-        let program = object.program_mut(PROGRAM).ok_or_else(|| missing())?;
+        let program = object.program_mut(PROGRAM).ok_or_else(missing)?;
         let program: &mut Xdp = program.try_into().map_err(failed("use the sweeper of the flow table"))?;
         program.load().map_err(failed("load the sweeper of the flow table"))?;
         Ok(Self { object })
@@ -45,7 +45,7 @@ impl Sweeper {
     /// # Errors
     /// [`Error::Kernel`] if the kernel refuses to run the program.
     pub fn run(&self, buckets: u32) -> Result<u64, Error> {
-        let program = self.object.program(PROGRAM).ok_or_else(|| missing())?;
+        let program = self.object.program(PROGRAM).ok_or_else(missing)?;
         let program: &Xdp = program.try_into().map_err(failed("use the sweeper of the flow table"))?;
         // A frame whose first words are the next bucket and the records removed so far; each run continues where the one before ended.
         let mut frame = [0u8; 64];

@@ -17,121 +17,22 @@ use std::{
 
 use bytemuck::Zeroable;
 use lb_core::abi::{
-    backend::{Backend, FLAG_DOWN, FLAG_DRAINING, FLAG_NEXT_HOP, FLAG_REMOVED, FLAG_UP, FLAG_VALID},
+    backend::{Backend, FLAG_DOWN, FLAG_DRAINING, FLAG_REMOVED, FLAG_VALID},
     lookup::{Key, Kind},
-    node::{self, Node},
     ring::{Extent, Inputs},
-    service::{self, Forward, Service},
+    service::{Forward, Service},
 };
 
 use super::{
-    Policy, Present, PresentBackend, PresentService, Records, Wanted, WantedBackend, WantedService, Window,
-    lookup::Full,
-    op::{
-        BACKEND_WORD_FLAGS, BACKEND_WORDS, NODE_WORD_FLAGS, NODE_WORD_REVISION, Op, SERVICE_WORD_FLAGS,
-        SERVICE_WORD_MEMBERS, SERVICE_WORD_PREVIOUS, SERVICE_WORD_RING, SERVICE_WORD_TIMEOUT, SERVICE_WORDS,
-    },
+    PlanError, Present, PresentBackend, PresentService, Records, Wanted, WantedBackend, WantedService, Window,
+    entries::{change_backend, change_node, change_service, common_factor, entry, node_entry, policy, policy_words},
+    op::Op,
     present::{Former, Quarantine, RingInputs},
     rebuild::LEAVES_UNKNOWN,
     ring, rings,
     wanted::{address, octets},
 };
 use crate::model::{SERVICE_BACKENDS_MAX, ServiceKey};
-
-/// Why there is no plan. Nothing was changed.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum PlanError {
-    /// More services than the maps have room for.
-    #[error(
-        "{wanted} services, but limits.services_max is {limit}: raise it, then run `weir agent --unload` and start again"
-    )]
-    Services {
-        /// Services wanted.
-        wanted: usize,
-        /// The limit.
-        limit: u32,
-    },
-    /// More backends than the maps have room for.
-    #[error(
-        "{wanted} backends, but limits.backends_max is {limit}: raise it, then run `weir agent --unload` and start again"
-    )]
-    Backends {
-        /// Backends wanted.
-        wanted: usize,
-        /// The limit.
-        limit: u32,
-    },
-    /// More backends than a service may have.
-    #[error("service {service} has {wanted} backends, the limit is {SERVICE_BACKENDS_MAX}")]
-    ServiceBackends {
-        /// Name of the service.
-        service: String,
-        /// Backends wanted.
-        wanted: usize,
-    },
-    /// A ring size that is no prime number: walks would not meet every slot.
-    #[error("service {service}: ring size {size} is not a prime number")]
-    RingSize {
-        /// Name of the service.
-        service: String,
-        /// The size.
-        size: u32,
-    },
-    /// No room for a ring beside the ones in use.
-    #[error(
-        "no room for the ring of service {service}: {slots} slots, {free} of {limit} free ({quarantined} more after the \
-         grace of the last change); a changed ring needs room beside the old one: raise limits.ring_slots_max, then run \
-         `weir agent --unload` and start again"
-    )]
-    Arena {
-        /// Name of the service.
-        service: String,
-        /// Slots that it asks for.
-        slots: u32,
-        /// Free slots, perhaps in pieces.
-        free: u64,
-        /// Slots in quarantine.
-        quarantined: u64,
-        /// Slots of the arena.
-        limit: u64,
-    },
-    /// All ids are in use or in quarantine.
-    #[error("no free {what} id: {used} of {limit} in use or waiting for the grace of the last change")]
-    Ids {
-        /// `service` or `backend`.
-        what: &'static str,
-        /// Ids in use or in quarantine.
-        used: u32,
-        /// Ids in all.
-        limit: u32,
-    },
-    /// The lookup table has no room.
-    #[error(
-        "{0}; raise limits.services_max or limits.backends_max, which size the table, then run `weir agent --unload`"
-    )]
-    Lookup(#[from] Full),
-    /// Two services with one VIP, port and protocol, or two `nat` backends with one address, port and protocol.
-    #[error("{what} {address} port {port} stands twice")]
-    Twice {
-        /// What stands twice.
-        what: &'static str,
-        /// Its address.
-        address: std::net::IpAddr,
-        /// Its port, 0 for all.
-        port: u16,
-    },
-}
-
-impl PlanError {
-    /// Whether the same plan can succeed once quarantined ids and lines are released.
-    pub fn is_transient(&self) -> bool {
-        match self {
-            Self::Arena { quarantined, .. } => *quarantined > 0,
-            Self::Ids { .. } => true,
-            _ => false,
-        }
-    }
-}
 
 /// What planning is told besides what the maps hold and shall hold.
 #[derive(Clone, Copy)]
@@ -305,113 +206,6 @@ fn unchanged(old: &PresentService, new: &WantedService) -> bool {
 /// Size and inputs of a packed ring.
 fn shape(ring: u64) -> (u32, Inputs) {
     (Extent::unpack(ring).slots, Inputs::unpack(ring))
-}
-
-/// The entry of a service with what its policy says.
-fn policy(entry: Service, wanted: &WantedService) -> Service {
-    let Policy { algo, track_all, on_marked_down, established_s, .. } = wanted.policy;
-    Service { flags: service::flags(track_all, algo, on_marked_down), established_s, ..entry }
-}
-
-fn policy_words(entry: &Service) -> (u32, u32) {
-    (entry.flags, entry.established_s)
-}
-
-/// The greatest common divisor of the weights, at least 1.
-pub(super) fn common_factor(backends: &[WantedBackend]) -> u32 {
-    let gcd = |mut a: u32, mut b: u32| {
-        while b != 0 {
-            (a, b) = (b, a % b);
-        }
-        a
-    };
-    backends.iter().fold(0, |factor, b| gcd(factor, b.weight)).max(1)
-}
-
-/// The entry of a backend. An unknown next hop keeps the last one's words and only drops its flag: one store.
-fn entry(old: Option<&Backend>, service: u32, wanted: &WantedService, new: &WantedBackend) -> Backend {
-    let compares = matches!(wanted.policy.algo, service::Algo::LeastConnections | service::Algo::RandomTwo);
-    let fail_open = wanted.fail_open;
-    let mut entry = Backend {
-        flags: FLAG_VALID
-            | if new.up { FLAG_UP } else { 0 }
-            | if new.down && !fail_open { FLAG_DOWN } else { 0 }
-            | if new.weight == 0 && !new.down { FLAG_DRAINING } else { 0 },
-        max_connections: new.max_connections,
-        weight: if compares { new.weight } else { 0 },
-        service,
-        addr: new.key.addr,
-        port: new.key.port,
-        forward: wanted.forward as u8,
-        proto: new.key.proto,
-        ..old.copied().unwrap_or_else(Backend::zeroed)
-    };
-    if let Some(hop) = new.next_hop {
-        entry.flags |= FLAG_NEXT_HOP;
-        entry.ifindex = hop.ifindex;
-        entry.mtu = hop.mtu;
-        entry.src_mac = hop.src_mac;
-        entry.dst_mac = hop.dst_mac;
-    }
-    entry
-}
-
-/// Appends the stores that turn `old` into `new`. Where more than one word of the next hop changes, its flag is taken away
-/// meanwhile: a packet in between is dropped and counted instead of leaving with one hop's MAC through another's interface.
-fn change_backend(id: u32, old: &Backend, new: &Backend, ops: &mut Vec<Op>) {
-    let (old_words, new_words): ([u64; BACKEND_WORDS], [u64; BACKEND_WORDS]) =
-        (bytemuck::cast(*old), bytemuck::cast(*new));
-    let changed = |word: &usize| old_words.get(*word) != new_words.get(*word);
-    let body: Vec<usize> = (0..BACKEND_WORDS).filter(|w| *w != BACKEND_WORD_FLAGS).filter(changed).collect();
-    let mut store = |word: usize, words: &[u64; BACKEND_WORDS]| {
-        if let Some(&value) = words.get(word) {
-            ops.push(Op::BackendWord { id, word, value });
-        }
-    };
-    let hidden = body.len() > 1 && old.flags & FLAG_NEXT_HOP != 0;
-    if hidden {
-        store(BACKEND_WORD_FLAGS, &bytemuck::cast(Backend { flags: old.flags & !FLAG_NEXT_HOP, ..*old }));
-    }
-    body.into_iter().for_each(|word| store(word, &new_words));
-    if hidden || changed(&BACKEND_WORD_FLAGS) {
-        store(BACKEND_WORD_FLAGS, &new_words);
-    }
-}
-
-/// Appends the stores that turn `old` into `new`. What a packet may read in between: members before the algorithm that picks from
-/// them; the previous ring before the ring that needs it, and after the ring that no longer does; flags that ask for records
-/// before slots say so, and after.
-fn change_service(id: u32, old: &Service, new: &Service, ops: &mut Vec<Op>) {
-    let (old_words, new_words): ([u64; SERVICE_WORDS], [u64; SERVICE_WORDS]) =
-        (bytemuck::cast(*old), bytemuck::cast(*new));
-    let mut store = |word: usize| {
-        if let (Some(old), Some(&value)) = (old_words.get(word), new_words.get(word))
-            && *old != value
-        {
-            ops.push(match word {
-                SERVICE_WORD_RING => Op::ServiceRing { id, ring: value },
-                _ => Op::ServiceWord { id, word, value },
-            });
-        }
-    };
-    let ring_first = [SERVICE_WORD_RING, SERVICE_WORD_PREVIOUS];
-    let previous_first = [SERVICE_WORD_PREVIOUS, SERVICE_WORD_RING];
-    let rings = if new.previous_ring == 0 { ring_first } else { previous_first };
-    let tracks = new.flags & service::FLAG_TRACK_ALL != 0;
-    store(SERVICE_WORD_TIMEOUT);
-    if new.members != 0 {
-        store(SERVICE_WORD_MEMBERS);
-    }
-    if tracks {
-        store(SERVICE_WORD_FLAGS);
-    }
-    rings.into_iter().for_each(&mut store);
-    if !tracks {
-        store(SERVICE_WORD_FLAGS);
-    }
-    if new.members == 0 {
-        store(SERVICE_WORD_MEMBERS);
-    }
 }
 
 /// What happens to a lookup key.
@@ -703,25 +497,4 @@ impl<'s> Draft<'s> {
 /// Whether `id` is a backend in use whose replies come from `key`.
 fn reply_of(services: &BTreeMap<ServiceKey, Arc<PresentService>>, key: &Key, id: u32) -> bool {
     services.values().flat_map(|s| &s.backends).any(|b| b.id == id && b.entry.reply_key() == *key)
-}
-
-fn node_entry(next: &Present, wanted: &Wanted, revision: u64) -> Node {
-    let mut flags = 0;
-    for (key, service) in &next.services {
-        let nat = service.entry.forward == Forward::Nat as u8;
-        flags |= if key.port == 0 { node::FLAG_ALL_PORTS } else { 0 };
-        flags |= if nat { node::FLAG_NAT } else { 0 };
-        flags |= if nat && key.port == 0 { node::FLAG_NAT_ALL_PORTS } else { 0 };
-    }
-    let (outer_source_v4, outer_source_v6) = (wanted.outer_source_v4, wanted.outer_source_v6);
-    Node { flags, outer_source_v4, outer_source_v6, revision, ..next.node }
-}
-
-/// Appends the stores that turn `old` into `new`: flags, then sources, the revision always and last.
-fn change_node(old: &Node, new: &Node, ops: &mut Vec<Op>) {
-    let (old, new): ([u64; 16], [u64; 16]) = (bytemuck::cast(*old), bytemuck::cast(*new));
-    let changed = (NODE_WORD_FLAGS..new.len()).filter(|w| *w != NODE_WORD_REVISION && old.get(*w) != new.get(*w));
-    ops.extend(
-        changed.chain([NODE_WORD_REVISION]).filter_map(|word| Some(Op::NodeWord { word, value: *new.get(word)? })),
-    );
 }

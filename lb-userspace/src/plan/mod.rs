@@ -10,6 +10,8 @@
 
 pub mod arena;
 pub mod diff;
+mod entries;
+pub mod error;
 pub mod ids;
 pub mod lookup;
 pub mod members;
@@ -23,7 +25,8 @@ pub mod sizes;
 pub mod wanted;
 pub mod window;
 
-pub use diff::{Moves, Plan, PlanError, Seen, Summary, diff};
+pub use diff::{Moves, Plan, Seen, Summary, diff};
+pub use error::PlanError;
 pub use op::Op;
 pub use present::{Fill, Former, Present, PresentBackend, PresentService, Secrets};
 pub use rebuild::{Adopted, RebuildError, rebuild};

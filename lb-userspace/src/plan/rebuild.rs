@@ -188,15 +188,17 @@ fn read_services(
     Ok(services)
 }
 
+/// Backend ids with the id of the service that they belong to.
+type Named = HashMap<u32, u32>;
+
 /// Claims the lines of the rings and digests them. Returns which backends rings name, and which are named as owners or by records,
 /// each with its service.
 fn read_rings(
     contents: &Contents<'_>,
     services: &mut BTreeMap<u32, PresentService>,
     present: &mut Present,
-) -> Result<(HashMap<u32, u32>, HashMap<u32, u32>), RebuildError> {
-    let mut named: HashMap<u32, u32> = HashMap::new();
-    let mut owners: HashMap<u32, u32> = HashMap::new();
+) -> Result<(Named, Named), RebuildError> {
+    let (mut named, mut owners) = (Named::new(), Named::new());
     for service in services.values_mut() {
         let mut claimed = |word: u64| -> Result<Option<Vec<u32>>, RebuildError> {
             let extent = Extent::unpack(word);

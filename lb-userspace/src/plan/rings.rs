@@ -10,7 +10,8 @@ use lb_core::abi::{
 
 use super::{
     PlanError, PresentBackend, PresentService, WantedService, Window,
-    diff::{Draft, Moves, common_factor},
+    diff::{Draft, Moves},
+    entries::common_factor,
     members,
     op::Op,
     present::RingInputs,

@@ -4,7 +4,10 @@
 //! the ring; a service in which nothing ready and weighted is up fails open: all of its ready backends count as up.
 //! Invariant: services and their backends are in the order of their stable keys, the same on every node.
 
-use std::net::{IpAddr, Ipv6Addr};
+use std::{
+    net::{IpAddr, Ipv6Addr},
+    time::Duration,
+};
 
 use lb_core::abi::{
     self,
@@ -164,10 +167,15 @@ fn policy(service: &Service) -> Policy {
         track_all: flows.track == Track::All,
         on_marked_down: flows.on_marked_down,
         windows: service.udp_flows() != Some(UdpFlows::Stateless),
-        times: Times { announce_s: flows.announce_for.as_secs(), window_s: flows.window.as_secs() },
-        established_s: flows.flow_timeout.as_secs() as u32,
-        drain_s: flows.drain_timeout.as_secs(),
+        times: Times { announce_s: seconds(flows.announce_for), window_s: seconds(flows.window) },
+        established_s: seconds(flows.flow_timeout) as u32,
+        drain_s: seconds(flows.drain_timeout),
     }
+}
+
+/// Whole seconds, rounded up: nothing ends before its time.
+fn seconds(duration: Duration) -> u64 {
+    duration.as_secs() + u64::from(duration.subsec_nanos() > 0)
 }
 
 /// The effective weights of a service's backends of (administrative state, configured weight, observed up); `None` is

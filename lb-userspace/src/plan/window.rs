@@ -258,3 +258,107 @@ impl From<Vec<Unsettled>> for Window {
         if slots.is_empty() { Self::Settled } else { Self::Slots(slots) }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TIMES: Times = Times { announce_s: 4, window_s: 100 };
+
+    /// A look that found records of other backends on some slots.
+    struct Look(u64, Vec<u32>);
+
+    impl Records for Look {
+        fn at_s(&self) -> u64 {
+            self.0
+        }
+        fn others(&self, _: u32, slot: u32, _: u32) -> bool {
+            self.1.contains(&slot)
+        }
+        fn any(&self, _: u32) -> bool {
+            !self.1.is_empty()
+        }
+        fn names(&self, _: u32) -> bool {
+            false
+        }
+    }
+
+    fn tick(window: &Window, now_s: u64, look: Option<&Look>, current: &[u32]) -> Window {
+        let at = |slot: u32| current[slot as usize];
+        window.tick(1, TIMES, now_s, false, look.map(|look| look as &dyn Records), &at)
+    }
+
+    fn change(window: &Window, old: &[u32], new: &[u32], now_s: u64) -> Window {
+        window.change(old, new, &|_| true, TIMES, now_s)
+    }
+
+    #[test]
+    fn a_slot_goes_its_way() {
+        let (old, new) = ([7, 7, 8], [7, 9, 8]);
+        let announced = change(&Window::Settled, &old, &new, 10);
+        assert_eq!(
+            [0, 1, 2].map(|slot| announced.at(slot)).map(|(_, state)| state),
+            [State::Settled, State::Announced, State::Settled]
+        );
+        assert_eq!(announced.at(1).0, 7);
+        assert_eq!(announced.due_s(TIMES), Some(14));
+        assert_eq!(tick(&announced, 13, None, &new), announced);
+        let moving = tick(&announced, 14, None, &new);
+        assert_eq!((moving.at(1), moving.due_s(TIMES)), ((7, State::Moving), Some(114)));
+        let residual = tick(&moving, 114, None, &new);
+        assert_eq!((residual.at(1).1, residual.due_s(TIMES)), (State::Residual, None));
+        assert!(residual.waits_for_records());
+        // A look that began too early says nothing, one that found others keeps it.
+        for look in [Look(115, vec![]), Look(200, vec![1])] {
+            assert_eq!(tick(&residual, 300, Some(&look), &new), residual);
+        }
+        assert_eq!(tick(&residual, 300, Some(&Look(116, vec![2])), &new), Window::Settled);
+    }
+
+    #[test]
+    fn a_later_change_keeps_owner_and_time() {
+        let first = change(&Window::Settled, &[1], &[2], 10);
+        let moving = tick(&first, 14, None, &[2]);
+        let second = change(&moving, &[2], &[3], 50);
+        assert_eq!((second.at(0), second.due_s(TIMES)), ((1, State::Moving), Some(114)));
+        // Back at its owner: records of others exist, so it is residual first.
+        let back = change(&second, &[3], &[1], 60);
+        assert_eq!(back.at(0).1, State::Residual);
+        // And a change of a residual slot begins anew, with the backend that it had.
+        assert_eq!(change(&back, &[1], &[4], 70).at(0), (1, State::Announced));
+    }
+
+    #[test]
+    fn what_is_down_is_not_announced() {
+        let window = Window::Settled.change(&[1, 2], &[3, 3], &|id| id == 1, TIMES, 0);
+        assert_eq!([window.at(0).1, window.at(1).1], [State::Announced, State::Moving]);
+        let at_once = Times { announce_s: 0, ..TIMES };
+        assert_eq!(Window::Settled.change(&[1], &[3], &|_| true, at_once, 0).at(0).1, State::Moving);
+    }
+
+    #[test]
+    fn another_shape_moves_every_slot_and_keeps_its_time() {
+        let whole = change(&Window::Settled, &[1], &[2], 0).replace(TIMES, 20);
+        assert_eq!(whole, Window::Whole { state: State::Announced, since_s: 20 });
+        let moving = tick(&whole, 24, None, &[5, 6]);
+        assert_eq!(moving.replace(TIMES, 50), moving, "the first shape stays the owner");
+        assert_eq!(change(&moving, &[5, 6], &[6, 6], 60), moving);
+        let residual = tick(&moving, 124, None, &[6, 6]);
+        assert_eq!(tick(&residual, 130, Some(&Look(126, vec![0])), &[6, 6]), residual, "any record keeps it");
+        assert_eq!(tick(&residual, 130, Some(&Look(126, vec![])), &[6, 6]), Window::Settled);
+        // A change of a ring that is residual as a whole moves single slots.
+        let mixed = change(&residual, &[6, 6], &[7, 6], 130);
+        assert_eq!([mixed.at(0), mixed.at(1)], [(6, State::Announced), (6, State::Residual)]);
+    }
+
+    #[test]
+    fn tracking_begins_announced_and_ends_residual() {
+        let begun = Window::Settled.begin_tracking(&[1, 2], TIMES, 0);
+        assert_eq!([begun.at(0), begun.at(1)], [(1, State::Announced), (2, State::Announced)]);
+        let over = begun.tick(1, TIMES, 4, true, None, &|slot| [1, 2][slot as usize]);
+        assert_eq!(over.counts(2), [0, 0, 2], "nothing moves");
+        let ended = over.end_tracking(&[1, 2], 9);
+        assert!(ended.waits_for_records());
+        assert_eq!(Window::Settled.end_tracking(&[1, 2], 9), Window::Whole { state: State::Residual, since_s: 9 });
+    }
+}

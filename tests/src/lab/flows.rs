@@ -59,13 +59,11 @@ async fn ask(stream: &mut TcpStream) -> Result<String> {
     }
 }
 
+/// Who answered on a connection, and how often; or what went wrong.
+type Answered = Result<(String, u32)>;
+
 /// Keeps asking over one connection, and says who answered, and how often.
-async fn hold(
-    from: SocketAddr,
-    to: SocketAddr,
-    open: Arc<AtomicUsize>,
-    stop: Arc<AtomicBool>,
-) -> Result<(String, u32)> {
+async fn hold(from: SocketAddr, to: SocketAddr, open: Arc<AtomicUsize>, stop: Arc<AtomicBool>) -> Answered {
     let mut stream = client::connect(Some(from), to).await?;
     stream.set_nodelay(true)?;
     let name = ask(&mut stream).await.context("at first")?;
@@ -85,7 +83,7 @@ async fn hold(
 /// Connections that are held open, from their own thread in the client's namespace.
 struct Held {
     stop: Arc<AtomicBool>,
-    thread: JoinHandle<Result<Vec<Result<(String, u32)>>>>,
+    thread: JoinHandle<Result<Vec<Answered>>>,
 }
 
 impl Held {
