@@ -4,6 +4,7 @@
 
 mod craft;
 mod demo;
+mod flow;
 mod lab;
 mod oracle;
 mod packet;

@@ -1,0 +1,95 @@
+//! No connection moves: random sequences of packets, changes and restarts against a reference that remembers every flow.
+//!
+//! A failing sequence is shown with its seed and with what is left of it once every step that is not needed is gone. `WEIR_SEED` is
+//! the first seed, `WEIR_SEQUENCES` the number of sequences.
+
+mod place;
+mod play;
+mod program;
+mod setup;
+mod shrink;
+mod step;
+mod weaken;
+
+use std::time::Instant;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use xtask::capability::{Capability, available};
+
+use self::{
+    place::{Host, Place},
+    play::{Play, Played, TIMES},
+    program::Loaded,
+    setup::{Setup, sizes},
+    step::{SERVERS, Step},
+    weaken::Rule,
+};
+
+/// What the program on pinned maps needs.
+const NEEDS: [Capability; 3] = [Capability::Root, Capability::Bpf, Capability::BpfFs];
+/// Steps of a sequence.
+const STEPS: usize = 500;
+/// Sequences against the loaded program, unless `WEIR_SEQUENCES` says otherwise.
+const SEQUENCES: u64 = 200;
+/// Sequences against the host.
+const HOST_SEQUENCES: u64 = 200;
+/// Sequences within which a broken rule is noticed.
+const BROKEN_SEQUENCES: u64 = 60;
+const SEED: u64 = 0x0066_6c6f_7700;
+
+fn number(name: &str, default: u64) -> Result<u64> {
+    match std::env::var(name) {
+        Ok(text) => text.parse().with_context(|| format!("{name}={text} is no number")),
+        Err(_) => Ok(default),
+    }
+}
+
+/// Plays steps from the beginning to the end of all windows. The error comes with the number of the step at which it was met.
+fn play<P: Place>(place: &mut P, steps: &[Step], broken: Option<Rule>) -> Result<Played, (usize, anyhow::Error)> {
+    let setup = Setup::new(SERVERS.into(), usize::from(SERVERS) / 2, 251, TIMES);
+    let mut play = Play::new(place, setup, broken).map_err(|error| (0, error))?;
+    for (at, step) in steps.iter().enumerate() {
+        play.step(*step).map_err(|error| (at, error))?;
+    }
+    play.finish().map_err(|error| (steps.len(), error))
+}
+
+/// Plays the sequence of a seed; a failure names the seed and the steps that it takes.
+fn sequence<P: Place>(place: &mut P, seed: u64, broken: Option<Rule>) -> Result<Played> {
+    let steps = step::sequence(seed, STEPS);
+    let (at, error) = match play(place, &steps, broken) {
+        Ok(played) => return Ok(played),
+        Err((_, error)) if broken.is_some() => return Err(error),
+        Err(failed) => failed,
+    };
+    let fails = |steps: &[Step]| play(place, steps, broken).err().map(|(_, error)| error.to_string());
+    let (steps, last) = shrink::shrink(steps.into_iter().take(at + 1).collect(), fails);
+    let list: String = steps.iter().map(|step| format!("\n    {step:?}")).collect();
+    bail!("repeat with WEIR_SEED={seed} WEIR_SEQUENCES=1\n  {error}\n  {} steps are enough: {last:?}{list}", steps.len())
+}
+
+fn sequences<P: Place>(place: &mut P, count: u64) -> Result<Played> {
+    let (seed, count) = (number("WEIR_SEED", SEED)?, number("WEIR_SEQUENCES", count)?);
+    let began = Instant::now();
+    let mut played = Played::default();
+    for seed in (seed..).take(count as usize) {
+        played += sequence(place, seed, None)?;
+    }
+    println!("{count} sequences in {:.1} s: {played:?}", began.elapsed().as_secs_f32());
+    // A run in which little happens proves little.
+    ensure!(played.flows >= count * 50 && played.kept >= count * 200, "too little happened: {played:?}");
+    Ok(played)
+}
+
+#[test]
+fn no_flow_moves_on_the_host() -> Result<()> {
+    sequences(&mut Host::new(sizes()), HOST_SEQUENCES).map(drop)
+}
+
+#[test]
+fn no_flow_moves_in_the_loaded_program() -> Result<()> {
+    if !available(&NEEDS, "flow sequences against the loaded program") {
+        return Ok(());
+    }
+    sequences(&mut Loaded::new(sizes())?, SEQUENCES).map(drop)
+}

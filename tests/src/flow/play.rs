@@ -1,0 +1,636 @@
+//! Plays a sequence: clients, servers and an agent, against what decides, and a reference that remembers every flow's rightful server.
+//!
+//! The rightful server of a flow is the one whose SYN-ACK its client acknowledged first. A moved flow is a packet of an open flow that
+//! does not reach its rightful server although that lives and the flow was not silent for as long as its window. Owns: clients,
+//! time, the reference. Refuses to know: how packets are decided.
+
+use std::{
+    cmp::Reverse,
+    collections::{BinaryHeap, HashSet},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, anyhow, ensure};
+use lb_core::abi::service::OnMarkedDown;
+use lb_userspace::{
+    dataplane::{
+        apply::{self, Map, Memory},
+        engine::{Clock, Engine},
+    },
+    plan::{Look, Plan, Times},
+};
+use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
+
+use super::{
+    place::{FRAME, Place, Sent, drift},
+    setup::{SECRETS, Setup},
+    step::{ATTEMPTS, Answer, Change, Flood, How, SERVERS, Step},
+    weaken::Rule,
+};
+
+/// The times of the service in sequences: short, so that a sequence passes through many windows.
+pub const TIMES: Times = Times { announce_s: 4, window_s: 40 };
+/// By how much the reference promises less than the times say, as clocks of seconds are read at different moments.
+const MARGIN_MS: u64 = 4000;
+/// When a client sends each of its SYNs.
+const SYNS_MS: [u64; ATTEMPTS] = [0, 1000, 3000, 7000];
+/// When a client that was not answered gives up.
+const GIVES_UP_MS: u64 = 20_000;
+/// Seconds between two looks at the flow table, as the agent takes them.
+const LOOK_EVERY_S: u64 = 5;
+
+/// TCP flags.
+pub mod flag {
+    /// Opens a connection.
+    pub const SYN: u8 = 2;
+    /// Acknowledges.
+    pub const ACK: u8 = 16;
+    /// No more data.
+    pub const FIN: u8 = 1;
+    /// Resets.
+    pub const RST: u8 = 4;
+}
+
+/// A TCP segment without payload to the service.
+pub fn frame(src: [u8; 4], source_port: u16, flags: u8) -> [u8; FRAME] {
+    let mut p = [0u8; FRAME];
+    p[..14].copy_from_slice(&[2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 9, 8, 0]);
+    p[14..26].copy_from_slice(&[0x45, 0, 0, 40, 0, 0, 0x40, 0, 64, 6, 0, 0]);
+    p[26..30].copy_from_slice(&src);
+    p[30..34].copy_from_slice(&super::setup::VIP.octets());
+    let sum: u32 = p[14..34].chunks(2).map(|w| u32::from(u16::from_be_bytes([w[0], w[1]]))).sum();
+    let checksum = !((sum & 0xffff) + (sum >> 16)) as u16;
+    p[24..26].copy_from_slice(&checksum.to_be_bytes());
+    p[34..36].copy_from_slice(&source_port.to_be_bytes());
+    p[36..38].copy_from_slice(&super::setup::PORT.to_be_bytes());
+    (p[46], p[47]) = (0x50, flags);
+    p
+}
+
+/// What a sequence came to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Played {
+    /// Packets.
+    pub packets: u64,
+    /// Flows whose clients were answered.
+    pub flows: u64,
+    /// Packets of open flows, each of which reached the rightful server.
+    pub kept: u64,
+    /// Plans carried out.
+    pub plans: u64,
+    /// Adoptions.
+    pub adoptions: u64,
+}
+
+impl std::ops::AddAssign for Played {
+    fn add_assign(&mut self, other: Self) {
+        self.packets += other.packets;
+        self.flows += other.flows;
+        self.kept += other.kept;
+        self.plans += other.plans;
+        self.adoptions += other.adoptions;
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Life {
+    /// The client waits for an answer.
+    Opening,
+    /// It has a rightful server.
+    Open(u16),
+    /// Over, or nothing is promised to it any more.
+    Over,
+}
+
+struct Flow {
+    tuple: u16,
+    answer: Answer,
+    life: Life,
+    born_ms: u64,
+    /// When it last sent.
+    sent_ms: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Event {
+    Syn(usize, usize),
+    Duplicate(usize),
+    Answered(usize, u16),
+}
+
+/// Memory that fails after a number of stores: the agent died there.
+struct Dying<'m, M> {
+    memory: &'m mut M,
+    stores: u32,
+}
+
+impl<M: Memory> Memory for Dying<'_, M> {
+    fn entries(&self, map: Map) -> u32 {
+        self.memory.entries(map)
+    }
+
+    fn load(&self, map: Map, index: u32, word: usize) -> Option<u64> {
+        self.memory.load(map, index, word)
+    }
+
+    fn store(&mut self, map: Map, index: u32, word: usize, value: u64) -> bool {
+        match self.stores.checked_sub(1) {
+            Some(left) => {
+                self.stores = left;
+                self.memory.store(map, index, word, value)
+            }
+            None => false,
+        }
+    }
+
+    fn recorded(&self) -> HashSet<u32> {
+        self.memory.recorded()
+    }
+
+    fn synchronize(&self) {
+        self.memory.synchronize();
+    }
+}
+
+/// A sequence being played.
+pub struct Play<'p, P: Place> {
+    place: &'p mut P,
+    broken: Option<Rule>,
+    engine: Option<Engine<P::Memory>>,
+    setup: Setup,
+    /// What the maps were last made to hold: which servers were told to be down, under which setting.
+    told: Option<Setup>,
+    /// A change waits for a plan, for want of room or of an agent.
+    waiting: bool,
+    revision: u64,
+    now_ms: u64,
+    /// When the agent's clock began, by its own seconds.
+    clock_s: u64,
+    began: Instant,
+    look_s: u64,
+    /// When each server left the configuration.
+    left_ms: Vec<Option<u64>>,
+    /// Since when each server takes no new flows, as far as the running agent knows.
+    drained_ms: Vec<Option<u64>>,
+    flows: Vec<Flow>,
+    events: BinaryHeap<Reverse<(u64, u64, Event)>>,
+    number: u64,
+    played: Played,
+}
+
+impl<'p, P: Place> Play<'p, P> {
+    /// Empties the place and configures the service; `broken` says which rule is not to hold.
+    pub fn new(place: &'p mut P, setup: Setup, broken: Option<Rule>) -> Result<Self> {
+        place.clear()?;
+        place.set_clock(0);
+        let servers = setup.servers.len();
+        let mut play = Self {
+            place,
+            broken,
+            engine: None,
+            told: None,
+            waiting: true,
+            revision: 0,
+            now_ms: 0,
+            clock_s: 0,
+            began: Instant::now(),
+            look_s: 0,
+            left_ms: setup.servers.iter().map(|s| (!s.listed).then_some(0)).collect(),
+            drained_ms: vec![None; servers],
+            setup,
+            flows: Vec::new(),
+            events: BinaryHeap::new(),
+            number: 0,
+            played: Played::default(),
+        };
+        play.start(1000)?;
+        Ok(play)
+    }
+
+    /// What was played so far.
+    pub fn played(&self) -> Played {
+        self.played
+    }
+
+    /// Takes a step. An error says which promise does not hold.
+    pub fn step(&mut self, step: Step) -> Result<()> {
+        match step {
+            Step::Open(tuple, answer) => self.open(tuple, answer),
+            Step::Talk(pick, count) => self.talk(pick, count),
+            Step::End(pick, reset) => self.end(pick, reset),
+            Step::Wait(ms) => self.wait(u64::from(ms)),
+            Step::Flood(seed, flood, count) => self.flood(seed, flood, count),
+            Step::Change(change, how) => self.change(change, how),
+            Step::Stop => {
+                self.engine = None;
+                Ok(())
+            }
+            Step::Start(clock_s) => self.start(u64::from(clock_s)),
+        }
+    }
+
+    /// After the last step: every flow is kept through the end of all windows, then all end, and nothing is left behind.
+    pub fn finish(&mut self) -> Result<Played> {
+        if self.engine.is_none() {
+            self.start(77)?;
+        }
+        let window_ms = (self.setup.times.announce_s + self.setup.times.window_s) * 1000;
+        for _ in 0..8 {
+            self.talk(0, u8::MAX)?;
+            self.wait(window_ms / 4)?;
+        }
+        self.talk(0, u8::MAX)?;
+        let open = |flow: &Flow| matches!(flow.life, Life::Open(_));
+        while self.flows.iter().any(open) {
+            self.end(0, false)?;
+        }
+        self.wait(u64::from(self.setup.established_s) * 1000 + 30_000)?;
+        let records = self.place.words().into_iter().filter(|word| *word != 0).count();
+        ensure!(records == 0, "{records} records are left after the last flow ended");
+        let present = self.engine.as_ref().context("an agent runs")?.present();
+        for (_, service) in present.services() {
+            let counts = service.window.counts(self.setup.ring_size);
+            ensure!(counts == [0; 3], "slots are not settled after the last flow ended: {counts:?}");
+            ensure!(service.entry.previous_ring == 0, "a previous ring is left after its window");
+        }
+        ensure!(present.former().is_empty(), "ids are kept that nothing names: {:?}", present.former());
+        Ok(self.played)
+    }
+
+    fn now_s(&self) -> u64 {
+        self.clock_s + self.now_ms / 1000
+    }
+
+    fn now(&self) -> Instant {
+        self.began + Duration::from_millis(self.now_ms)
+    }
+
+    fn at(&mut self, at_ms: u64, event: Event) {
+        self.number += 1;
+        self.events.push(Reverse((at_ms, self.number, event)));
+    }
+
+    /// Sends a packet; none goes to a server of which the maps know that it is dead.
+    fn send(&mut self, src: [u8; 4], port: u16, flags: u8) -> Result<Sent> {
+        self.played.packets += 1;
+        let sent = self.place.run(&frame(src, port, flags))?;
+        let Some(told) = self.told.as_ref().filter(|_| !self.waiting) else { return Ok(sent) };
+        if let Sent::To(n) = sent {
+            let server = told.servers.get(usize::from(n)).with_context(|| format!("there is no server {n}"))?;
+            let stays = told.on_marked_down == OnMarkedDown::Keep && flags & flag::SYN == 0;
+            ensure!(server.up || stays || !server.listed, "a packet went to server {n}, which is down");
+        }
+        Ok(sent)
+    }
+
+    fn address(tuple: u16) -> ([u8; 4], u16) {
+        ([198, 51, 100, (tuple % 32) as u8], 1024 + tuple / 32)
+    }
+
+    fn send_of(&mut self, tuple: u16, flags: u8) -> Result<Sent> {
+        let (src, port) = Self::address(tuple);
+        self.send(src, port, flags)
+    }
+
+    /// Whether what a server has is promised to stay there.
+    fn lives(&self, n: u16) -> bool {
+        let (Some(server), Some(left)) = (self.setup.servers.get(usize::from(n)), self.left_ms.get(usize::from(n)))
+        else {
+            return false;
+        };
+        let drain_ms = self.setup.drain_s * 1000 - 1500;
+        let there = left.is_none_or(|left_ms| self.now_ms < left_ms + drain_ms);
+        there && !server.maint && (server.up || (server.listed && self.setup.on_marked_down == OnMarkedDown::Keep))
+    }
+
+    /// Takes note of the flows to which nothing is promised any more.
+    fn bury(&mut self) {
+        let lives: Vec<bool> = (0..self.setup.servers.len()).map(|n| self.lives(n as u16)).collect();
+        let silence_ms = self.setup.times.window_s * 1000 - MARGIN_MS;
+        for flow in &mut self.flows {
+            let over = match flow.life {
+                Life::Opening => self.now_ms >= flow.born_ms + GIVES_UP_MS,
+                Life::Open(n) => {
+                    !lives.get(usize::from(n)).is_some_and(|lives| *lives) || self.now_ms >= flow.sent_ms + silence_ms
+                }
+                Life::Over => false,
+            };
+            if over {
+                flow.life = Life::Over;
+            }
+        }
+    }
+
+    fn open(&mut self, tuple: u16, answer: Answer) -> Result<()> {
+        if self.flows.iter().any(|flow| flow.tuple == tuple && flow.life != Life::Over) {
+            return Ok(());
+        }
+        let flow = self.flows.len();
+        let (born_ms, sent_ms) = (self.now_ms, self.now_ms);
+        self.flows.push(Flow { tuple, answer, life: Life::Opening, born_ms, sent_ms });
+        if answer.duplicate_ms != 0 {
+            self.at(self.now_ms + u64::from(answer.duplicate_ms), Event::Duplicate(flow));
+        }
+        self.syn(flow, 0)
+    }
+
+    fn syn(&mut self, flow: usize, attempt: usize) -> Result<()> {
+        let Flow { tuple, answer, life: Life::Opening, born_ms, .. } = self.flows[flow] else { return Ok(()) };
+        let sent = self.send_of(tuple, flag::SYN)?;
+        if let Some(again) = SYNS_MS.get(attempt + 1) {
+            self.at(born_ms + again, Event::Syn(flow, attempt + 1));
+        }
+        self.flows[flow].sent_ms = self.now_ms;
+        let delay_ms = answer.delays_ms.get(attempt).copied().unwrap_or(0);
+        self.answers(flow, sent, u64::from(delay_ms), attempt == 0)
+    }
+
+    /// A server that got a SYN answers after a while.
+    fn answers(&mut self, flow: usize, sent: Sent, delay_ms: u64, first: bool) -> Result<()> {
+        let Sent::To(n) = sent else {
+            ensure!(sent != Sent::Reset, "a SYN was answered by a reset");
+            return Ok(());
+        };
+        let at = usize::from(n);
+        if let (true, Some(since_ms)) = (first, self.drained_ms.get(at).copied().flatten()) {
+            let fresh = !self.flows[..flow].iter().any(|f| f.tuple == self.flows[flow].tuple);
+            let over_ms = since_ms + self.setup.times.announce_s * 1000 + 2000;
+            ensure!(!fresh || self.now_ms < over_ms, "a new flow went to server {n}, which takes none any more");
+        }
+        if delay_ms != 0 && self.setup.servers.get(at).is_some_and(|server| server.up) {
+            self.at(self.now_ms + delay_ms, Event::Answered(flow, n));
+        }
+        Ok(())
+    }
+
+    fn event(&mut self, event: Event) -> Result<()> {
+        match event {
+            Event::Syn(flow, attempt) => self.syn(flow, attempt),
+            Event::Duplicate(flow) => {
+                let sent = self.send_of(self.flows[flow].tuple, flag::SYN)?;
+                if self.flows[flow].life == Life::Opening { self.answers(flow, sent, 20, false) } else { Ok(()) }
+            }
+            Event::Answered(flow, n) => {
+                if self.flows[flow].life != Life::Opening {
+                    return Ok(());
+                }
+                if !self.lives(n) || !self.setup.servers[usize::from(n)].up {
+                    self.flows[flow].life = Life::Over;
+                    return Ok(());
+                }
+                self.flows[flow].life = Life::Open(n);
+                self.flows[flow].sent_ms = self.now_ms;
+                self.played.flows += 1;
+                self.data(flow, flag::ACK)
+            }
+        }
+    }
+
+    /// A packet of an open flow: it reaches the rightful server.
+    fn data(&mut self, flow: usize, flags: u8) -> Result<()> {
+        let Flow { tuple, life: Life::Open(n), born_ms, sent_ms, .. } = self.flows[flow] else { return Ok(()) };
+        let sent = self.send_of(tuple, flags)?;
+        let ago_ms = self.now_ms - sent_ms;
+        ensure!(
+            sent == Sent::To(n),
+            "moved: flow {flow} (tuple {tuple}) of server {n}, open for {} ms, silent for {ago_ms} ms: {sent:?} at {} ms",
+            self.now_ms - born_ms,
+            self.now_ms
+        );
+        self.flows[flow].sent_ms = self.now_ms;
+        self.played.kept += 1;
+        Ok(())
+    }
+
+    fn open_flows(&mut self) -> Vec<usize> {
+        self.bury();
+        let open = self.flows.iter().enumerate().filter(|(_, flow)| matches!(flow.life, Life::Open(_)));
+        open.map(|(at, _)| at).collect()
+    }
+
+    fn talk(&mut self, pick: u16, count: u8) -> Result<()> {
+        let open = self.open_flows();
+        let first = if open.is_empty() { 0 } else { usize::from(pick) % open.len() };
+        let chosen: Vec<usize> = open.iter().cycle().skip(first).take(open.len().min(count.into())).copied().collect();
+        chosen.into_iter().try_for_each(|flow| self.data(flow, flag::ACK))
+    }
+
+    fn end(&mut self, pick: u16, reset: bool) -> Result<()> {
+        let open = self.open_flows();
+        let Some(&flow) = open.get(usize::from(pick) % open.len().max(1)) else { return Ok(()) };
+        self.data(flow, if reset { flag::RST } else { flag::FIN | flag::ACK })?;
+        self.flows[flow].life = Life::Over;
+        Ok(())
+    }
+
+    fn flood(&mut self, seed: u64, flood: Flood, count: u16) -> Result<()> {
+        let mut rng = StdRng::seed_from_u64(seed);
+        for _ in 0..count {
+            let syn = match flood {
+                Flood::Syn => true,
+                Flood::Ack => false,
+                Flood::Mixed => rng.random(),
+            };
+            let (src, port) = ([203, 0, 113, rng.random()], rng.random());
+            self.send(src, port, if syn { flag::SYN } else { flag::ACK })?;
+        }
+        Ok(())
+    }
+
+    fn wait(&mut self, ms: u64) -> Result<()> {
+        let end_ms = self.now_ms + ms;
+        loop {
+            let second_ms = (self.now_ms / 1000 + 1) * 1000;
+            let event_ms = self.events.peek().map_or(u64::MAX, |Reverse((at_ms, ..))| *at_ms);
+            let next_ms = end_ms.min(second_ms).min(event_ms.max(self.now_ms));
+            self.now_ms = next_ms;
+            self.place.set_clock(self.now_ms);
+            if event_ms <= next_ms {
+                if let Some(Reverse((.., event))) = self.events.pop() {
+                    self.bury();
+                    self.event(event)?;
+                }
+                continue;
+            }
+            if next_ms == second_ms {
+                self.bury();
+                self.tick()?;
+            }
+            if next_ms == end_ms {
+                return Ok(());
+            }
+        }
+    }
+
+    /// What the agent does once a second.
+    fn tick(&mut self) -> Result<()> {
+        let (now_s, now) = (self.now_s(), self.now());
+        let Some(engine) = &mut self.engine else { return Ok(()) };
+        engine.settle(now).map_err(|error| anyhow!("settle: {error}"))?;
+        let mut due = self.waiting || engine.present().due_s().is_some_and(|due_s| now_s >= due_s);
+        if now_s >= self.look_s + LOOK_EVERY_S {
+            self.look_s = now_s;
+            self.place.sweep()?;
+            let mut look = Look::new(now_s);
+            let present = engine.present();
+            let mut of = std::collections::HashMap::new();
+            let mut residual = HashSet::new();
+            for (_, service) in present.services() {
+                of.extend(service.backends.iter().map(|backend| (backend.id, service.id)));
+                if service.window.waits_for_records() {
+                    residual.insert(service.id);
+                }
+            }
+            of.extend(present.former().iter().map(|former| (former.id, former.service)));
+            for word in self.place.words() {
+                look.take(word, |id| of.get(&id).copied().unwrap_or(0), &residual);
+            }
+            due |= present.waits_for_records();
+            let drifted = drift(self.place, present.sizes().backends);
+            engine.looked(look);
+            ensure!(drifted.is_none(), "ACTIVE has drifted from the table (id, counted, found): {drifted:?}");
+        }
+        if due { self.plan(How::Whole) } else { Ok(()) }
+    }
+
+    /// Plans for the configuration as it is, and carries the plan out.
+    fn plan(&mut self, how: How) -> Result<()> {
+        let Some(engine) = &self.engine else {
+            self.waiting = true;
+            return Ok(());
+        };
+        let mut setup = self.setup.clone();
+        if self.broken == Some(Rule::D) {
+            setup.times.window_s /= 4;
+        }
+        let place = &*self.place;
+        let planned = engine.plan(&setup.wanted(), self.revision + 1, self.now_s(), &|id| place.active(id));
+        let mut plan = match planned {
+            Ok(plan) => plan,
+            Err(error) if error.is_transient() => {
+                self.waiting = true;
+                return Ok(());
+            }
+            Err(error) => return Err(anyhow!("no plan: {error}")),
+        };
+        if let Some(rule) = self.broken {
+            rule.spoil(&mut plan.ops, engine.present(), engine.memory());
+        }
+        match how {
+            How::Whole => {}
+            How::Paused(ops, stores) => {
+                self.waiting = true;
+                self.write_part(&plan, ops, stores)?;
+                self.talk(ops ^ stores, 12)?;
+            }
+            How::Crashed(ops, stores) => {
+                self.waiting = true;
+                self.write_part(&plan, ops, stores)?;
+                self.engine = None;
+                self.talk(ops ^ stores, 12)?;
+                return self.start(self.now_s() + u64::from(stores));
+            }
+        }
+        let (now, now_s) = (self.now(), self.now_s());
+        let engine = self.engine.as_mut().context("the agent still runs")?;
+        engine.apply(plan, now, now_s).map_err(|error| anyhow!("apply: {error}"))?;
+        self.revision += 1;
+        self.played.plans += 1;
+        self.waiting = false;
+        self.tell(false);
+        Ok(())
+    }
+
+    /// Takes note of what the maps now know of servers. With `anew`, drains are announced once more.
+    fn tell(&mut self, anew: bool) {
+        let shape = |setup: &Setup| (setup.ring_size, setup.inputs, setup.tracks_all());
+        let anew = anew || self.told.as_ref().is_none_or(|told| shape(told) != shape(&self.setup));
+        for (since, server) in self.drained_ms.iter_mut().zip(&self.setup.servers) {
+            *since = match since {
+                _ if server.is_eligible() => None,
+                Some(since_ms) if !anew => Some(*since_ms),
+                _ => Some(self.now_ms),
+            };
+        }
+        self.told = Some(self.setup.clone());
+    }
+
+    /// Writes the first operations of a plan, and a part of the next one.
+    fn write_part(&self, plan: &Plan, ops: u16, stores: u16) -> Result<()> {
+        let whole = plan.ops.len() * usize::from(ops) / 65_536;
+        let mut memory = self.place.memory()?;
+        let (before, after) = plan.ops.split_at(whole);
+        apply::write(&mut memory, before).map_err(|error| anyhow!("write: {error}"))?;
+        let next = after.get(..1).unwrap_or_default();
+        // That it fails is what it is for.
+        apply::write(&mut Dying { memory: &mut memory, stores: stores.into() }, next).ok();
+        Ok(())
+    }
+
+    /// An agent comes, and adopts what it finds.
+    fn start(&mut self, clock_s: u64) -> Result<()> {
+        self.engine = None;
+        self.clock_s = clock_s;
+        self.look_s = self.now_s();
+        let mut memory = self.place.memory()?;
+        if let Some(rule) = self.broken {
+            rule.spoil_maps(&mut memory);
+        }
+        let clock = Clock { hz: self.place.hz(), now_s: self.now_s() };
+        let engine = Engine::start(memory, super::setup::sizes(), SECRETS, clock);
+        self.engine = Some(engine.map_err(|error| anyhow!("an agent cannot adopt the maps: {error}"))?);
+        self.played.adoptions += 1;
+        self.waiting = true;
+        self.plan(How::Whole)?;
+        if !self.waiting {
+            self.tell(true);
+        }
+        Ok(())
+    }
+
+    fn change(&mut self, change: Change, how: How) -> Result<()> {
+        let before = self.setup.clone();
+        let setup = &mut self.setup;
+        let at = |n: u8| usize::from(n % SERVERS);
+        let server = match change {
+            Change::Add(n)
+            | Change::Remove(n)
+            | Change::Weight(n, _)
+            | Change::Maint(n)
+            | Change::Die(n)
+            | Change::Recover(n) => &mut setup.servers[at(n)],
+            _ => &mut setup.servers[0],
+        };
+        match change {
+            Change::Add(_) => (server.listed, server.weight) = (true, server.weight.max(1)),
+            Change::Remove(_) => (server.listed, server.maint) = (false, false),
+            Change::Weight(_, weight) => server.weight = weight.into(),
+            Change::Maint(_) => server.maint = server.listed && !server.maint,
+            Change::Die(_) => server.up = false,
+            Change::Recover(_) => server.up = true,
+            Change::Algo(algo) => setup.algo = algo,
+            Change::RingSize(slots) => setup.ring_size = slots,
+            Change::Inputs(inputs) => setup.inputs = inputs,
+            Change::TrackAll(all) => setup.track_all = all,
+            Change::OnMarkedDown(what) => setup.on_marked_down = what,
+        }
+        // Somebody has to take new flows, else the service fails open and nobody is dead.
+        if setup.servers.iter().filter(|server| server.is_eligible()).count() < 2 {
+            self.setup = before;
+            return Ok(());
+        }
+        let now_ms = self.now_ms;
+        for (n, (server, old)) in self.setup.servers.iter().zip(&before.servers).enumerate() {
+            match (server.listed, old.listed) {
+                (true, _) => self.left_ms[n] = None,
+                // A dead server leaves with all that it has.
+                (false, true) => self.left_ms[n] = Some(if old.up && !old.maint { now_ms } else { 0 }),
+                (false, false) => {}
+            }
+        }
+        if self.setup.on_marked_down != before.on_marked_down || self.setup.servers != before.servers {
+            self.bury();
+        }
+        if self.setup != before { self.plan(how) } else { Ok(()) }
+    }
+}

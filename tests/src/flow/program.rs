@@ -1,0 +1,228 @@
+//! The loaded program on pinned maps, under `BPF_PROG_RUN`.
+//!
+//! Owns: loading it once for many sequences, emptying its maps between them, and time: the program's clock cannot be moved, so
+//! that instead of it going on, every record grows older. Refuses to know flows.
+
+use std::{
+    cell::Cell,
+    collections::{BTreeMap, HashSet},
+    os::fd::AsFd as _,
+    path::PathBuf,
+    sync::atomic::{AtomicU32, Ordering},
+};
+
+use anyhow::{Context as _, Result, ensure};
+use aya::{
+    Ebpf, EbpfLoader, TestRunOptions,
+    maps::MapData,
+    programs::{TestRun as _, Xdp},
+};
+use lb_core::abi::{
+    self,
+    flow::{self, Record, TIMEOUT_MAX_S, WAYS},
+    stats::FlowEvent,
+};
+use lb_userspace::{
+    dataplane::{
+        apply::{Map, Memory},
+        clock,
+        kernel::{Access, KernelCounters, Maps},
+        memory::Mapped,
+        pin::Pins,
+        sweep::Sweeper,
+    },
+    object::WEIR_LB,
+    plan::MapSizes,
+};
+
+use super::place::{FRAME, Place, Sent};
+
+/// Bits of a record's expiry.
+const EXPIRY: u64 = (1 << 17) - 1;
+/// Room for the frame as it leaves.
+const OUT: usize = 128;
+
+/// Numbers the pin folders of this process.
+static NUMBER: AtomicU32 = AtomicU32::new(0);
+
+/// The program, its maps and their pins, which go with it.
+pub struct Loaded {
+    sizes: MapSizes,
+    pins: Pins,
+    ebpf: Ebpf,
+    flows: Mapped<[u64; 8]>,
+    active: Mapped<u64>,
+    sweeper: Sweeper,
+    counters: KernelCounters,
+    /// Seconds that have passed for flows, and of those the seconds by which the records have grown older.
+    now_s: u64,
+    aged_s: Cell<u64>,
+}
+
+/// The pinned maps without the wait for packets in flight: here there are none.
+pub struct Quiet(Maps);
+
+impl Memory for Quiet {
+    fn entries(&self, map: Map) -> u32 {
+        self.0.entries(map)
+    }
+
+    fn load(&self, map: Map, index: u32, word: usize) -> Option<u64> {
+        self.0.load(map, index, word)
+    }
+
+    fn store(&mut self, map: Map, index: u32, word: usize, value: u64) -> bool {
+        self.0.store(map, index, word, value)
+    }
+
+    fn recorded(&self) -> HashSet<u32> {
+        self.0.recorded()
+    }
+
+    fn synchronize(&self) {}
+}
+
+fn mapped<T: bytemuck::Pod>(pins: &Pins, name: &str) -> Result<Mapped<T>> {
+    let map = MapData::from_pin(pins.map(name)).with_context(|| format!("open {name}"))?;
+    let entries = map.info()?.max_entries();
+    Ok(Mapped::writable(map.fd().as_fd(), entries)?)
+}
+
+impl Loaded {
+    /// Loads the program on fresh maps.
+    pub fn new(sizes: MapSizes) -> Result<Self> {
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let dir = PathBuf::from(format!("{}/weir-flow-{}-{number}", xtask::capability::BPF_FS, std::process::id()));
+        let pins = Pins::new(dir);
+        pins.create()?;
+        let loaded = Self::load(&pins, sizes);
+        if loaded.is_err() {
+            pins.remove_all()?;
+        }
+        loaded
+    }
+
+    fn load(pins: &Pins, sizes: MapSizes) -> Result<Self> {
+        let mut loader = EbpfLoader::new();
+        for shape in &abi::MAPS {
+            loader.map_pin_path(shape.name, pins.map(shape.name));
+            if let Some(entries) = sizes.entries(shape.name) {
+                loader.map_max_entries(shape.name, entries);
+            }
+        }
+        let mut ebpf = loader.load(WEIR_LB).context("the object loads")?;
+        let program: &mut Xdp = ebpf.program_mut("weir_lb").context("the program is there")?.try_into()?;
+        program.load().context("the verifier accepts the program")?;
+        Ok(Self {
+            sizes,
+            ebpf,
+            flows: mapped(pins, flow::SHAPE.name)?,
+            active: mapped(pins, flow::ACTIVE_SHAPE.name)?,
+            sweeper: Sweeper::load(pins, &sizes)?,
+            counters: KernelCounters::open(pins)?,
+            pins: pins.clone(),
+            now_s: 0,
+            aged_s: Cell::new(0),
+        })
+    }
+
+    /// What the flow table did since the program was loaded.
+    pub fn events(&self) -> Result<BTreeMap<FlowEvent, u64>> {
+        Ok(self.counters.flow_events()?)
+    }
+
+    /// Lets records grow older by the time that has passed since they last did.
+    fn age(&self) {
+        let older_s = self.now_s - self.aged_s.replace(self.now_s);
+        if older_s == 0 {
+            return;
+        }
+        for index in 0..self.flows.len() {
+            for way in WAYS..2 * WAYS {
+                let word = self.flows.load_word(index, way).unwrap_or(0);
+                if flow::is_record(word) {
+                    // What expired goes no further back than its field can tell.
+                    let left_s = Record::unpack(word).left_s(self.program_s());
+                    let older_s = older_s.min(u64::from(left_s) + 1).min(u64::from(TIMEOUT_MAX_S));
+                    let expiry = word.wrapping_sub(older_s) & EXPIRY;
+                    self.flows.store_word(index, way, word & !EXPIRY | expiry);
+                }
+            }
+        }
+    }
+
+    /// The program's clock.
+    fn program_s(&self) -> u32 {
+        (clock::jiffies() / u64::from(clock::hz())) as u32
+    }
+
+    /// Sends a packet `repeat` times over; only the first one is as it was given.
+    pub fn run_bytes(&self, frame: &[u8], out: &mut [u8]) -> Result<(u32, usize)> {
+        self.age();
+        let program: &Xdp = self.ebpf.program("weir_lb").context("the program is there")?.try_into()?;
+        let options = TestRunOptions { data_in: Some(frame), data_out: Some(out), ..TestRunOptions::default() };
+        let result = program.test_run(options)?;
+        Ok((result.return_value, result.data_size_out as usize))
+    }
+}
+
+impl Drop for Loaded {
+    fn drop(&mut self) {
+        if let Err(error) = self.pins.remove_all() {
+            eprintln!("cannot remove {}: {error}", self.pins.dir().display());
+        }
+    }
+}
+
+impl Place for Loaded {
+    type Memory = Quiet;
+
+    fn memory(&self) -> Result<Quiet> {
+        Ok(Quiet(Maps::open(&self.pins, Access::Write)?))
+    }
+
+    fn clear(&mut self) -> Result<()> {
+        let mut memory = self.memory()?;
+        let maps = [Map::Node, Map::Lookup, Map::Services, Map::Rings, Map::Owners, Map::Backends, Map::BackendKeys];
+        for map in maps {
+            for index in 0..memory.entries(map) {
+                let stored = (0..map.words()).all(|word| memory.store(map, index, word, 0));
+                ensure!(stored, "{map:?} has no entry {index}");
+            }
+        }
+        (0..self.flows.len()).for_each(|index| drop(self.flows.put(index, &[0; 8])));
+        (0..self.active.len()).for_each(|index| drop(self.active.put(index, &0)));
+        self.now_s = 0;
+        self.aged_s.set(0);
+        Ok(())
+    }
+
+    fn hz(&self) -> u32 {
+        clock::hz()
+    }
+
+    fn set_clock(&mut self, now_ms: u64) {
+        self.now_s = self.now_s.max(now_ms / 1000);
+    }
+
+    fn run(&self, frame: &[u8; FRAME]) -> Result<Sent> {
+        let mut out = [0; OUT];
+        let (action, len) = self.run_bytes(frame, &mut out)?;
+        Ok(Sent::read(action, out.get(..len).context("the frame fits")?))
+    }
+
+    fn sweep(&self) -> Result<()> {
+        self.age();
+        self.sweeper.run(self.sizes.flow_buckets)?;
+        Ok(())
+    }
+
+    fn words(&self) -> Vec<u64> {
+        let places = (0..self.flows.len()).flat_map(|index| (WAYS..2 * WAYS).map(move |way| (index, way)));
+        places.filter_map(|(index, way)| self.flows.load_word(index, way)).collect()
+    }
+
+    fn active(&self, id: u32) -> u64 {
+        self.active.load_word(id, 0).unwrap_or(0)
+    }
+}
