@@ -274,6 +274,28 @@ fn removed_ids_and_lines_wait_for_their_grace() {
 }
 
 #[test]
+fn a_ring_of_another_size_is_adopted_wherever_its_plan_was_stopped() {
+    let mut engine = engine();
+    let now = Instant::now();
+    let windows = |size| {
+        let service = service(key(1, 80), Forward::Dsr, size, &[(1, 1, 1), (2, 1, 1)]);
+        wanted([WantedService { policy: Policy::DEFAULT, ..service }])
+    };
+    step(&mut engine, &windows(251), 1, now);
+    let change = plan(&engine, &windows(257), 2).expect("plan");
+    let mut heap = engine.memory().clone();
+    for op in &change.ops {
+        apply::write(&mut heap, std::slice::from_ref(op)).expect("store");
+        let mut after = Engine::start(heap.clone(), sizes(), SECRETS, CLOCK).expect("adopt");
+        let goal = plan(&after, &windows(257), 2).expect("plan");
+        after.apply(goal, now, 0).expect("apply");
+        let service = View(after.memory()).service(1);
+        let (ring, previous) = (Extent::unpack(service.ring), Extent::unpack(service.previous_ring));
+        assert_eq!((ring.slots, previous.slots), (257, 251), "{op:?}");
+    }
+}
+
+#[test]
 fn limits_are_told_and_change_nothing() {
     let mut engine = engine();
     let now = Instant::now();

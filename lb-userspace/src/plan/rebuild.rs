@@ -25,6 +25,7 @@ use siphasher::sip::SipHasher24;
 use super::{
     MapSizes, Op, Present, PresentBackend, PresentService, Secrets, Times, Window,
     lookup::Table,
+    op::SERVICE_WORD_PREVIOUS,
     present::{Former, RingInputs},
     wanted::address,
     window::Unsettled,
@@ -124,6 +125,13 @@ pub fn rebuild(sizes: MapSizes, contents: Contents<'_>) -> Result<Adopted, Rebui
         table.iter().filter(|e| e.kind == Kind::Reply as u8).map(|e| e.id).collect()
     };
     let with_reply = replies(&table);
+    for service in services.values_mut().filter(|s| s.entry.previous_ring != 0) {
+        // Stopped before the ring that needs a previous one was named.
+        if service.entry.previous_ring == service.entry.ring {
+            service.entry.previous_ring = 0;
+            repairs.push(Op::ServiceWord { id: service.id, word: SERVICE_WORD_PREVIOUS, value: 0 });
+        }
+    }
     let (named, owners) = read_rings(&contents, &mut services, &mut present)?;
     read_backends(&contents, &mut services, &named, &with_reply, &mut present, &mut repairs)?;
     keep_former(&owners, contents.now_s, &mut present);
