@@ -2,13 +2,14 @@
 //! every point.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
     net::{IpAddr, Ipv4Addr},
     time::{Duration, Instant},
 };
 
 use lb_core::abi::{
     backend::{Backend, FLAG_NEXT_HOP, FLAG_UP, FLAG_VALID},
+    flow::{FlowState, Record},
     lookup::{Bucket, Key, Kind},
     node::{self, Node},
     ring::{Extent, Inputs, Slot},
@@ -292,6 +293,41 @@ fn a_ring_of_another_size_is_adopted_wherever_its_plan_was_stopped() {
         let service = View(after.memory()).service(1);
         let (ring, previous) = (Extent::unpack(service.ring), Extent::unpack(service.previous_ring));
         assert_eq!((ring.slots, previous.slots), (257, 251), "{op:?}");
+    }
+}
+
+#[test]
+fn a_drain_ends_early_only_when_every_flow_has_been_recorded_for_as_long_as_one_may_be_silent() {
+    let now = Instant::now();
+    let (announced, drain_s) = (Policy::DEFAULT.times.announce_s, 100_000);
+    let at = |backends: &[(u8, u32, u8)], track_all| {
+        let service = service(key(1, 80), Forward::Dsr, 251, backends);
+        wanted([WantedService { policy: Policy { track_all, drain_s, ..Policy::DEFAULT }, ..service }])
+    };
+    let (both, one) = ([(1, 1, 1), (2, 1, 1)], [(1, 1, 1)]);
+    // Tracked from its first packet on, and since second 10.
+    for (from_start, since_s) in [(true, 0), (false, 10)] {
+        let mut engine = engine();
+        let mut go = |wanted: &Wanted, now_s, flows, table: Option<u64>| {
+            let mut look = Look::new(now_s);
+            table.into_iter().for_each(|word| look.take(word, |_| 1, &HashSet::new()));
+            engine.looked(look);
+            let plan = engine.plan(wanted, 1, now_s, &|_| flows).expect("plan");
+            engine.apply(plan, now, now_s).expect("apply");
+            engine.present().fill().backends
+        };
+        go(&at(&both, from_start), 0, 0, None);
+        go(&at(&both, true), 10, 0, None);
+        let told_s = since_s + Policy::DEFAULT.times.window_s;
+        assert_eq!(go(&at(&one, true), 20, 0, None), 2);
+        assert_eq!(go(&at(&one, true), 20 + announced - 1, 0, None), 2, "new flows may still come");
+        if !from_start {
+            assert_eq!(go(&at(&one, true), told_s - 1, 0, None), 2, "a flow may have been silent");
+        }
+        let once = Record { backend: 2, slot: 3, state: FlowState::Once, expires_s: 1 << 16 }.pack();
+        assert_eq!(go(&at(&one, true), told_s, 1, None), 2, "counted");
+        assert_eq!(go(&at(&one, true), told_s, 0, Some(once)), 2, "seen once");
+        assert_eq!(go(&at(&one, true), told_s, 0, None), 1);
     }
 }
 

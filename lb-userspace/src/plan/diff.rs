@@ -24,7 +24,7 @@ use lb_core::abi::{
 };
 
 use super::{
-    PlanError, Present, PresentBackend, PresentService, Records, Wanted, WantedBackend, WantedService, Window,
+    PlanError, Present, PresentBackend, PresentService, Records, Times, Wanted, WantedBackend, WantedService, Window,
     entries::{change_backend, change_node, change_service, common_factor, entry, node_entry, policy, policy_words},
     op::Op,
     present::{Former, Quarantine, RingInputs},
@@ -277,7 +277,7 @@ impl<'s> Draft<'s> {
         };
         self.services.push(Op::PutService { id, entry });
         self.set_key(entry.key(), id)?;
-        self.put(wanted, id, entry, backends, rings);
+        self.put(wanted, (id, 0), entry, backends, rings);
         self.summary.services_added += 1;
         Ok(())
     }
@@ -285,7 +285,7 @@ impl<'s> Draft<'s> {
     fn put(
         &mut self,
         wanted: &WantedService,
-        id: u32,
+        (id, tracked_since_s): (u32, u64),
         entry: Service,
         backends: Vec<PresentBackend>,
         rings: rings::Rings,
@@ -297,6 +297,7 @@ impl<'s> Draft<'s> {
             ring: rings.inputs,
             window: rings.window,
             times: wanted.policy.times,
+            tracked_since_s,
             members: Some(rings.members),
         };
         self.next.services.insert(wanted.key, Arc::new(service));
@@ -344,7 +345,9 @@ impl<'s> Draft<'s> {
         change_service(old.id, &old.entry, &entry, &mut self.services);
         backends.extend(leaving);
         backends.sort_unstable_by_key(|b| b.key);
-        self.put(wanted, old.id, entry, backends, rings);
+        let begins = wanted.policy.track_all && !old.tracks_all();
+        let tracked_since_s = if begins { self.seen.now_s } else { old.tracked_since_s };
+        self.put(wanted, (old.id, tracked_since_s), entry, backends, rings);
         Ok(())
     }
 
@@ -359,8 +362,13 @@ impl<'s> Draft<'s> {
         let known = gone.leaves_s.filter(|leaves_s| *leaves_s != LEAVES_UNKNOWN);
         let leaves_s = known.unwrap_or(now_s + wanted.policy.drain_s);
         let announced = known.is_some_and(|s| now_s + wanted.policy.drain_s >= s + wanted.policy.times.announce_s);
-        // Half-open flows count too, and none begins once the drain is no longer announced.
-        let ended = service.tracks_all() && announced && (self.seen.flows)(gone.id) == 0;
+        // Half-open flows count too, and none begins once the drain is no longer announced; the table also has those that were seen
+        // once or are closing. A flow that was silent since before every flow was recorded is in neither.
+        let Times { announce_s, window_s } = wanted.policy.times;
+        let told = self.seen.records.filter(|r| r.at_s() + wanted.policy.drain_s >= leaves_s + announce_s);
+        let recorded = service.tracks_all() && now_s >= service.tracked_since_s + window_s;
+        let none = (self.seen.flows)(gone.id) == 0 && told.is_some_and(|r| !r.names(gone.id));
+        let ended = recorded && announced && none;
         let dismissed = wanted.dismissed.binary_search(&gone.key).is_ok();
         let down = gone.entry.flags & (FLAG_DOWN | FLAG_VALID) != FLAG_VALID;
         if dismissed || down || ended || now_s >= leaves_s || !wanted.policy.windows {

@@ -105,6 +105,8 @@ pub struct PresentService {
     pub window: Window,
     /// How long their states last.
     pub times: Times,
+    /// Since when every flow is recorded, if it is; flows that were silent since before may have no record.
+    pub(super) tracked_since_s: u64,
     /// What the members were made from, empty without; unknown after adoption.
     pub(super) members: Option<Vec<(u32, u32)>>,
 }

@@ -189,6 +189,8 @@ fn read_services(
             ring: RingInputs::Adopted(0),
             window: Window::Settled,
             times: TIMES_UNKNOWN,
+            // It may have recorded nothing until just now.
+            tracked_since_s: contents.now_s,
             members: None,
         };
         services.insert(id, service);
