@@ -297,6 +297,7 @@ impl<'s> Draft<'s> {
             ring: rings.inputs,
             window: rings.window,
             times: wanted.policy.times,
+            aligned_s: rings.aligned_s,
             tracked_since_s,
             members: Some(rings.members),
         };

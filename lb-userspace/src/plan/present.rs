@@ -105,6 +105,8 @@ pub struct PresentService {
     pub window: Window,
     /// How long their states last.
     pub times: Times,
+    /// From when on every record of its flows names a slot of this ring, and not of one of other size or inputs.
+    pub(super) aligned_s: u64,
     /// Since when every flow is recorded, if it is; flows that were silent since before may have no record.
     pub(super) tracked_since_s: u64,
     /// What the members were made from, empty without; unknown after adoption.

@@ -28,7 +28,7 @@ use super::{
     op::SERVICE_WORD_PREVIOUS,
     present::{Former, RingInputs},
     wanted::address,
-    window::Unsettled,
+    window::{GRACE_S, Unsettled},
 };
 use crate::model::{Protocol, ServiceKey};
 
@@ -189,8 +189,9 @@ fn read_services(
             ring: RingInputs::Adopted(0),
             window: Window::Settled,
             times: TIMES_UNKNOWN,
-            // It may have recorded nothing until just now.
+            // It may have recorded nothing, and its ring may have had another size, until just now.
             tracked_since_s: contents.now_s,
+            aligned_s: contents.now_s + u64::from(entry.established_s) + GRACE_S,
             members: None,
         };
         services.insert(id, service);

@@ -17,6 +17,7 @@ use super::{
     present::RingInputs,
     rebuild::digest,
     ring::{self, Member},
+    window::GRACE_S,
 };
 
 /// What becomes of a service's rings.
@@ -33,6 +34,8 @@ pub(super) struct Rings {
     pub members: Vec<(u32, u32)>,
     /// Packed extent of the members.
     pub members_word: u64,
+    /// From when on every record names a slot of this ring.
+    pub aligned_s: u64,
     /// Extents that nothing names any more.
     pub freed: Vec<Extent>,
 }
@@ -63,6 +66,7 @@ impl Draft<'_> {
             window: old.map_or(Window::Settled, |o| o.window.clone()),
             members: Vec::new(),
             members_word: 0,
+            aligned_s: old.map_or(0, |o| o.aligned_s),
             freed: Vec::new(),
         };
         self.members(wanted, pairs, old, &mut rings)?;
@@ -86,9 +90,17 @@ impl Draft<'_> {
             _ => Vec::new(),
         };
         let current = fresh.as_deref().unwrap_or(&held);
+        if let Some(old) = old.filter(|_| fresh.is_some() && !same_shape && had.slots > 0) {
+            // A record says where its flow has its slot when the flow sends, or expires.
+            let silent_s = old.entry.established_s.max(policy.established_s);
+            rings.aligned_s = self.seen.now_s + u64::from(silent_s) + GRACE_S;
+        }
         let before = rings.window.clone();
-        rings.window =
-            if policy.windows { self.window(wanted, old, &held, current, same_shape) } else { Window::Settled };
+        rings.window = if policy.windows {
+            self.window(wanted, old, &held, current, (same_shape, rings.aligned_s))
+        } else {
+            Window::Settled
+        };
         self.note_moves(wanted, &held, fresh.as_deref(), same_shape);
 
         // The ring that says who the owners are.
@@ -145,7 +157,7 @@ impl Draft<'_> {
         old: Option<&PresentService>,
         held: &[u32],
         current: &[u32],
-        same_shape: bool,
+        (same_shape, aligned_s): (bool, u64),
     ) -> Window {
         let (now_s, times, tracked) = (self.seen.now_s, wanted.policy.times, wanted.policy.track_all);
         let Some(old) = old.filter(|_| !held.is_empty()) else { return Window::Settled };
@@ -160,8 +172,7 @@ impl Draft<'_> {
         };
         window =
             if !same_shape { window.replace(times, now_s) } else { window.change(held, current, &lives, times, now_s) };
-        let at = |slot: u32| current.get(slot as usize).copied().unwrap_or(0);
-        window.tick(old.id, times, now_s, tracked, self.seen.records, &at)
+        window.tick((old.id, aligned_s), times, now_s, tracked, self.seen.records, current)
     }
 
     /// Slots that change, for people.

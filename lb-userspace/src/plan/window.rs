@@ -5,7 +5,8 @@
 //!
 //! Invariants: a change of a slot that is announced or moving keeps its owner and its time; where it makes current and owner the
 //! same, the slot is residual, never settled at once, for records of others exist; a residual slot settles only after a look
-//! at the flow table that began [`GRACE_S`] after it became residual and found no record for another backend.
+//! at the flow table that began [`GRACE_S`] after it became residual and found no record for another backend; records that were
+//! written under a ring of other size or inputs name slots of that one, and while there can be any, no record at all is asked for.
 
 use lb_core::abi::ring::State;
 
@@ -111,7 +112,8 @@ impl Window {
     /// the change of slots that a backend has is announced: not if it is down.
     #[must_use]
     pub fn change(&self, old: &[u32], new: &[u32], planned: &dyn Fn(u32) -> bool, times: Times, now_s: u64) -> Self {
-        if let Self::Whole { state: State::Announced | State::Moving, .. } = self {
+        let whole = matches!(self, Self::Whole { .. });
+        if matches!(self, Self::Whole { state: State::Announced | State::Moving, .. }) || (whole && old == new) {
             return self.clone();
         }
         let mut known = match self {
@@ -129,7 +131,8 @@ impl Window {
                 Self::Settled | Self::Slots(_) => known.next_if(|u| u.slot == slot).copied(),
             };
             match before {
-                Some(u) if holds_owner(u.state) && u.owner == new => {
+                // One that did not change and has its owner was announced to record every flow.
+                Some(u) if holds_owner(u.state) && u.owner == new && old != new => {
                     slots.push(Unsettled { state: State::Residual, since_s: now_s, ..u });
                 }
                 Some(u) if holds_owner(u.state) => slots.push(u),
@@ -153,14 +156,20 @@ impl Window {
     }
 
     /// The window of a service that begins to record every flow: until repeated SYNs are over, new flows of a slot stay with its
-    /// backend.
+    /// backend, also where they were not recorded because the slot was residual.
     #[must_use]
     pub fn begin_tracking(&self, current: &[u32], times: Times, now_s: u64) -> Self {
-        if *self != Self::Settled || times.announce_s == 0 {
-            return self.clone();
-        }
-        let all =
-            (0..).zip(current).map(|(slot, &owner)| Unsettled { slot, owner, state: State::Announced, since_s: now_s });
+        let known = match self {
+            _ if times.announce_s == 0 => return self.clone(),
+            Self::Whole { state, .. } if holds_owner(*state) => return self.clone(),
+            Self::Slots(slots) => slots.as_slice(),
+            Self::Settled | Self::Whole { .. } => &[],
+        };
+        let mut known = known.iter().peekable();
+        let all = (0..).zip(current).map(|(slot, &owner)| {
+            let announced = Unsettled { slot, owner, state: State::Announced, since_s: now_s };
+            known.next_if(|u| u.slot == slot).filter(|u| holds_owner(u.state)).copied().unwrap_or(announced)
+        });
         Self::from(all.collect::<Vec<_>>())
     }
 
@@ -179,31 +188,41 @@ impl Window {
         Self::from(all.collect::<Vec<_>>())
     }
 
-    /// Moves on what is due. `records` is the last look at the flow table, if any; `current` says the backend of a slot. With
-    /// `tracked`, records are always asked, and slots settle whatever is recorded.
+    /// Moves on what is due. `records` is the last look at the flow table, if any, and from `aligned_s` on every record names a slot of
+    /// this ring; `current` says the backend of each. With `tracked`, records are always asked, and slots settle whatever is recorded.
     #[must_use]
     pub fn tick(
         &self,
-        service: u32,
+        (service, aligned_s): (u32, u64),
         times: Times,
         now_s: u64,
         tracked: bool,
         records: Option<&dyn Records>,
-        current: &dyn Fn(u32) -> u32,
+        current: &[u32],
     ) -> Self {
         let next = |state: State, since_s: u64| match state {
             State::Announced if now_s >= since_s + times.announce_s => Some(State::Moving),
             State::Moving if now_s >= since_s + times.window_s => Some(State::Residual),
             _ => None,
         };
-        let looked = |since_s: u64| records.filter(|r| r.at_s() >= since_s + GRACE_S);
+        let slots = current.len() as u32;
+        let current = |slot: u32| current.get(slot as usize).copied().unwrap_or(0);
+        let settles = |slot: u32, since_s: u64| {
+            let looked = records.filter(|r| r.at_s() >= since_s + GRACE_S);
+            looked.is_some_and(|r| {
+                let own = || r.at_s() >= aligned_s && !r.others(service, slot, current(slot));
+                tracked || !r.any(service) || own()
+            })
+        };
         match self {
             Self::Settled => Self::Settled,
-            Self::Whole { state: State::Residual, since_s } => match looked(*since_s) {
-                // A record may name the slot that its flow had in an earlier ring: none at all is asked for.
-                Some(records) if tracked || !records.any(service) => Self::Settled,
-                _ => self.clone(),
-            },
+            Self::Whole { state: State::Residual, since_s } => {
+                let left = (0..slots).filter(|slot| !settles(*slot, *since_s));
+                let left: Vec<Unsettled> = left
+                    .map(|slot| Unsettled { slot, owner: current(slot), state: State::Residual, since_s: *since_s })
+                    .collect();
+                if left.len() == slots as usize { self.clone() } else { Self::from(left) }
+            }
             Self::Whole { state, since_s } => match next(*state, *since_s) {
                 Some(state) => Self::Whole { state, since_s: now_s },
                 None => self.clone(),
@@ -215,13 +234,7 @@ impl Window {
                         Some(Unsettled { state: State::Residual, since_s: now_s, ..*u })
                     }
                     (_, Some(state)) => Some(Unsettled { state, since_s: now_s, ..*u }),
-                    (State::Residual, None) => {
-                        let settled = match looked(u.since_s) {
-                            Some(records) => tracked || !records.others(service, u.slot, current(u.slot)),
-                            None => false,
-                        };
-                        (!settled).then_some(*u)
-                    }
+                    (State::Residual, None) => (!settles(u.slot, u.since_s)).then_some(*u),
                     (_, None) => Some(*u),
                 });
                 Self::from(moved.collect::<Vec<_>>())
@@ -284,8 +297,7 @@ mod tests {
     }
 
     fn tick(window: &Window, now_s: u64, look: Option<&Look>, current: &[u32]) -> Window {
-        let at = |slot: u32| current[slot as usize];
-        window.tick(1, TIMES, now_s, false, look.map(|look| look as &dyn Records), &at)
+        window.tick((1, 0), TIMES, now_s, false, look.map(|look| look as &dyn Records), current)
     }
 
     fn change(window: &Window, old: &[u32], new: &[u32], now_s: u64) -> Window {
@@ -344,7 +356,6 @@ mod tests {
         assert_eq!(moving.replace(TIMES, 50), moving, "the first shape stays the owner");
         assert_eq!(change(&moving, &[5, 6], &[6, 6], 60), moving);
         let residual = tick(&moving, 124, None, &[6, 6]);
-        assert_eq!(tick(&residual, 130, Some(&Look(126, vec![0])), &[6, 6]), residual, "any record keeps it");
         assert_eq!(tick(&residual, 130, Some(&Look(126, vec![])), &[6, 6]), Window::Settled);
         // A change of a ring that is residual as a whole moves single slots.
         let mixed = change(&residual, &[6, 6], &[7, 6], 130);
@@ -355,10 +366,59 @@ mod tests {
     fn tracking_begins_announced_and_ends_residual() {
         let begun = Window::Settled.begin_tracking(&[1, 2], TIMES, 0);
         assert_eq!([begun.at(0), begun.at(1)], [(1, State::Announced), (2, State::Announced)]);
-        let over = begun.tick(1, TIMES, 4, true, None, &|slot| [1, 2][slot as usize]);
+        let over = begun.tick((1, 0), TIMES, 4, true, None, &[1, 2]);
         assert_eq!(over.counts(2), [0, 0, 2], "nothing moves");
         let ended = over.end_tracking(&[1, 2], 9);
         assert!(ended.waits_for_records());
         assert_eq!(Window::Settled.end_tracking(&[1, 2], 9), Window::Whole { state: State::Residual, since_s: 9 });
+    }
+
+    /// One record of service 1: its slot and its backend.
+    struct One(u64, u32, u32);
+
+    impl Records for One {
+        fn at_s(&self) -> u64 {
+            self.0
+        }
+
+        fn others(&self, _: u32, slot: u32, current: u32) -> bool {
+            slot == self.1 && current != self.2
+        }
+
+        fn any(&self, _: u32) -> bool {
+            true
+        }
+
+        fn names(&self, backend: u32) -> bool {
+            backend == self.2
+        }
+    }
+
+    #[test]
+    fn records_of_another_ring_keep_every_slot_residual() {
+        let current = [7, 8, 9];
+        let residual = Window::Whole { state: State::Residual, since_s: 100 };
+        assert_eq!(residual.change(&current, &current, &|_| true, TIMES, 105), residual, "nothing changed");
+        // The record names slot 0 and the backend of slot 0, but its flow may have any slot now.
+        let tick = |at_s| residual.tick((1, 150), TIMES, at_s, false, Some(&One(at_s, 0, 7)), &current);
+        assert_eq!(tick(149), residual);
+        assert_eq!(tick(150), Window::Settled);
+        // As parts of it, the same holds.
+        let changed = residual.change(&current, &[7, 8, 7], &|_| true, TIMES, 105);
+        let tick = |at_s| changed.tick((1, 150), TIMES, at_s, false, Some(&One(at_s, 0, 9)), &[7, 8, 7]).counts(3);
+        assert_eq!((tick(108), tick(150)), ([1, 0, 2], [0, 1, 1]));
+    }
+
+    #[test]
+    fn tracking_is_announced_on_every_slot_that_recorded_nothing_until_its_time_is_over() {
+        let current = [7, 8];
+        let residual = Unsettled { slot: 0, owner: 9, state: State::Residual, since_s: 90 };
+        for before in [Window::Settled, Window::Slots(vec![residual])] {
+            let begun = before.begin_tracking(&current, TIMES, 100);
+            let planned = begun.change(&current, &current, &|_| true, TIMES, 102);
+            assert_eq!(planned.counts(2), [2, 0, 0], "a plan that changes nothing");
+            let over = planned.tick((1, 0), TIMES, 104, true, None, &current);
+            assert_eq!(over.counts(2), [0, 0, 2]);
+        }
     }
 }
