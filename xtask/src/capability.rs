@@ -32,6 +32,8 @@ pub const LAB: [Capability; 6] =
     [Capability::Root, Capability::Netns, Capability::Veth, Capability::Bridge, Capability::Bpf, Capability::BpfFs];
 /// What loading and test-running a program needs.
 pub const PROGRAM: [Capability; 2] = [Capability::Root, Capability::Bpf];
+/// What a program on pinned maps needs.
+pub const PINNED: [Capability; 3] = [Capability::Root, Capability::Bpf, Capability::BpfFs];
 
 /// Folder where BPF objects are pinned.
 pub const BPF_FS: &str = "/sys/fs/bpf";

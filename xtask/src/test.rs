@@ -42,6 +42,8 @@ pub enum Tier {
     Packet,
     /// Random packets: host verdict against the loaded program
     Oracle,
+    /// No connection moves: random sequences and the promises about flows
+    Flow,
     /// Real sessions through the lab
     Lab,
     /// The demo, and each of its steps broken once
@@ -49,8 +51,17 @@ pub enum Tier {
 }
 
 impl Tier {
-    const ALL: [Self; 8] =
-        [Self::Fmt, Self::Clippy, Self::Tidy, Self::Unit, Self::Packet, Self::Oracle, Self::Lab, Self::Demo];
+    const ALL: [Self; 9] = [
+        Self::Fmt,
+        Self::Clippy,
+        Self::Tidy,
+        Self::Unit,
+        Self::Packet,
+        Self::Oracle,
+        Self::Flow,
+        Self::Lab,
+        Self::Demo,
+    ];
 
     const fn name(self) -> &'static str {
         match self {
@@ -60,6 +71,7 @@ impl Tier {
             Self::Unit => "unit",
             Self::Packet => "packet",
             Self::Oracle => "oracle",
+            Self::Flow => "flow",
             Self::Lab => "lab",
             Self::Demo => "demo",
         }
@@ -70,6 +82,7 @@ impl Tier {
         match self {
             Self::Fmt | Self::Clippy | Self::Tidy | Self::Unit => &[],
             Self::Packet | Self::Oracle => &capability::PROGRAM,
+            Self::Flow => &capability::PINNED,
             Self::Lab | Self::Demo => &capability::LAB,
         }
     }
@@ -89,8 +102,8 @@ impl Tier {
                     ["test", "-p", "weir-tests", "--", &format!("{}::", self.name())].map(str::to_owned).to_vec(),
                 );
             }
-            // These share the machine's namespaces and its two or so cores.
-            Self::Lab | Self::Demo => {
+            // These share the machine's two or so cores, and some its namespaces.
+            Self::Flow | Self::Lab | Self::Demo => {
                 let filter = format!("{}::", self.name());
                 return Some(
                     ["test", "-p", "weir-tests", "--", &filter, "--test-threads=1"].map(str::to_owned).to_vec(),

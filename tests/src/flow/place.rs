@@ -10,7 +10,7 @@ use bytemuck::Zeroable as _;
 use lb_core::{
     abi::{
         backend::{Backend, BackendKey},
-        flow::{self, FlowState, Record, Word},
+        flow::{self, Record, Word},
         lookup::Bucket,
         node::Node,
         ring::Line,
@@ -72,6 +72,8 @@ pub trait Place {
     fn memory(&self) -> Result<Self::Memory>;
     /// Zeroes the maps, the counters of flows excepted.
     fn clear(&mut self) -> Result<()>;
+    /// Sizes of the maps.
+    fn sizes(&self) -> MapSizes;
     /// Ticks of its clock in a second.
     fn hz(&self) -> u32;
     /// Sets the time, in milliseconds since [`Self::clear`]; it never goes back.
@@ -99,10 +101,9 @@ pub fn drift(place: &impl Place, backends: u32) -> Option<(u32, u64, u64)> {
     counted.zip(found).map(|((id, counted), found)| (id, counted, found)).find(|(_, counted, found)| counted != found)
 }
 
-/// Records in a state.
-pub fn in_state(place: &impl Place, state: FlowState) -> usize {
-    let records = place.words().into_iter().filter(|word| flow::is_record(*word));
-    records.filter(|word| Record::unpack(*word).state == state).count()
+/// Records in the table, expired ones included.
+pub fn records(place: &impl Place) -> usize {
+    place.words().into_iter().filter(|word| flow::is_record(*word)).count()
 }
 
 /// The maps on the heap.
@@ -228,6 +229,10 @@ impl Place for Host {
     fn clear(&mut self) -> Result<()> {
         *self.maps.borrow_mut() = Maps::new(&self.sizes);
         Ok(())
+    }
+
+    fn sizes(&self) -> MapSizes {
+        self.sizes
     }
 
     fn hz(&self) -> u32 {

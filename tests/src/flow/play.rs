@@ -6,7 +6,7 @@
 
 use std::{
     cmp::Reverse,
-    collections::{BinaryHeap, HashSet},
+    collections::{BinaryHeap, HashMap, HashSet},
     time::{Duration, Instant},
 };
 
@@ -17,14 +17,14 @@ use lb_userspace::{
         apply::{self, Map, Memory},
         engine::{Clock, Engine},
     },
-    plan::{Look, Plan, Times},
+    plan::{Look, Plan, Present, Times},
 };
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 
 use super::{
-    place::{FRAME, Place, Sent, drift},
+    place::{FRAME, Place, Sent, drift, records},
     setup::{SECRETS, Setup},
-    step::{ATTEMPTS, Answer, Change, Flood, How, SERVERS, Step},
+    step::{ATTEMPTS, Answer, Change, Flood, How, Step},
     weaken::Rule,
 };
 
@@ -104,6 +104,8 @@ enum Life {
 
 struct Flow {
     tuple: u16,
+    /// Another flow had that tuple before.
+    reused: bool,
     answer: Answer,
     life: Life,
     born_ms: u64,
@@ -173,6 +175,8 @@ pub struct Play<'p, P: Place> {
     /// Since when each server takes no new flows, as far as the running agent knows.
     drained_ms: Vec<Option<u64>>,
     flows: Vec<Flow>,
+    /// The last flow of each tuple.
+    by_tuple: HashMap<u16, usize>,
     events: BinaryHeap<Reverse<(u64, u64, Event)>>,
     number: u64,
     played: Played,
@@ -199,17 +203,13 @@ impl<'p, P: Place> Play<'p, P> {
             drained_ms: vec![None; servers],
             setup,
             flows: Vec::new(),
+            by_tuple: HashMap::new(),
             events: BinaryHeap::new(),
             number: 0,
             played: Played::default(),
         };
         play.start(1000)?;
         Ok(play)
-    }
-
-    /// What was played so far.
-    pub fn played(&self) -> Played {
-        self.played
     }
 
     /// Takes a step. An error says which promise does not hold.
@@ -236,17 +236,17 @@ impl<'p, P: Place> Play<'p, P> {
         }
         let window_ms = (self.setup.times.announce_s + self.setup.times.window_s) * 1000;
         for _ in 0..8 {
-            self.talk(0, u8::MAX)?;
+            self.talk_all()?;
             self.wait(window_ms / 4)?;
         }
-        self.talk(0, u8::MAX)?;
+        self.talk_all()?;
         let open = |flow: &Flow| matches!(flow.life, Life::Open(_));
         while self.flows.iter().any(open) {
             self.end(0, false)?;
         }
         self.wait(u64::from(self.setup.established_s) * 1000 + 30_000)?;
-        let records = self.place.words().into_iter().filter(|word| *word != 0).count();
-        ensure!(records == 0, "{records} records are left after the last flow ended");
+        let left = records(self.place);
+        ensure!(left == 0, "{left} records are left after the last flow ended");
         let present = self.engine.as_ref().context("an agent runs")?.present();
         for (_, service) in present.services() {
             let counts = service.window.counts(self.setup.ring_size);
@@ -303,31 +303,36 @@ impl<'p, P: Place> Play<'p, P> {
         there && !server.maint && (server.up || (server.listed && self.setup.on_marked_down == OnMarkedDown::Keep))
     }
 
-    /// Takes note of the flows to which nothing is promised any more.
-    fn bury(&mut self) {
-        let lives: Vec<bool> = (0..self.setup.servers.len()).map(|n| self.lives(n as u16)).collect();
+    /// Takes note of a flow to which nothing is promised any more.
+    fn bury(&mut self, flow: usize) {
+        let Flow { life, born_ms, sent_ms, .. } = self.flows[flow];
         let silence_ms = self.setup.times.window_s * 1000 - MARGIN_MS;
-        for flow in &mut self.flows {
-            let over = match flow.life {
-                Life::Opening => self.now_ms >= flow.born_ms + GIVES_UP_MS,
-                Life::Open(n) => {
-                    !lives.get(usize::from(n)).is_some_and(|lives| *lives) || self.now_ms >= flow.sent_ms + silence_ms
-                }
-                Life::Over => false,
-            };
-            if over {
-                flow.life = Life::Over;
-            }
+        let over = match life {
+            Life::Opening => self.now_ms >= born_ms + GIVES_UP_MS,
+            Life::Open(n) => !self.lives(n) || self.now_ms >= sent_ms + silence_ms,
+            Life::Over => false,
+        };
+        if over {
+            self.flows[flow].life = Life::Over;
         }
     }
 
+    fn bury_all(&mut self) {
+        (0..self.flows.len()).for_each(|flow| self.bury(flow));
+    }
+
     fn open(&mut self, tuple: u16, answer: Answer) -> Result<()> {
-        if self.flows.iter().any(|flow| flow.tuple == tuple && flow.life != Life::Over) {
-            return Ok(());
+        let last = self.by_tuple.get(&tuple).copied();
+        if let Some(last) = last {
+            self.bury(last);
+            if self.flows[last].life != Life::Over {
+                return Ok(());
+            }
         }
         let flow = self.flows.len();
-        let (born_ms, sent_ms) = (self.now_ms, self.now_ms);
-        self.flows.push(Flow { tuple, answer, life: Life::Opening, born_ms, sent_ms });
+        let (born_ms, sent_ms, reused) = (self.now_ms, self.now_ms, last.is_some());
+        self.flows.push(Flow { tuple, reused, answer, life: Life::Opening, born_ms, sent_ms });
+        self.by_tuple.insert(tuple, flow);
         if answer.duplicate_ms != 0 {
             self.at(self.now_ms + u64::from(answer.duplicate_ms), Event::Duplicate(flow));
         }
@@ -353,9 +358,11 @@ impl<'p, P: Place> Play<'p, P> {
         };
         let at = usize::from(n);
         if let (true, Some(since_ms)) = (first, self.drained_ms.get(at).copied().flatten()) {
-            let fresh = !self.flows[..flow].iter().any(|f| f.tuple == self.flows[flow].tuple);
             let over_ms = since_ms + self.setup.times.announce_s * 1000 + 2000;
-            ensure!(!fresh || self.now_ms < over_ms, "a new flow went to server {n}, which takes none any more");
+            ensure!(
+                self.flows[flow].reused || self.now_ms < over_ms,
+                "a new flow went to server {n}, which takes none any more"
+            );
         }
         if delay_ms != 0 && self.setup.servers.get(at).is_some_and(|server| server.up) {
             self.at(self.now_ms + delay_ms, Event::Answered(flow, n));
@@ -403,7 +410,7 @@ impl<'p, P: Place> Play<'p, P> {
     }
 
     fn open_flows(&mut self) -> Vec<usize> {
-        self.bury();
+        self.bury_all();
         let open = self.flows.iter().enumerate().filter(|(_, flow)| matches!(flow.life, Life::Open(_)));
         open.map(|(at, _)| at).collect()
     }
@@ -413,6 +420,40 @@ impl<'p, P: Place> Play<'p, P> {
         let first = if open.is_empty() { 0 } else { usize::from(pick) % open.len() };
         let chosen: Vec<usize> = open.iter().cycle().skip(first).take(open.len().min(count.into())).copied().collect();
         chosen.into_iter().try_for_each(|flow| self.data(flow, flag::ACK))
+    }
+
+    /// Every open flow sends.
+    pub fn talk_all(&mut self) -> Result<()> {
+        self.open_flows().into_iter().try_for_each(|flow| self.data(flow, flag::ACK))
+    }
+
+    /// The servers of the open flows, one for each flow.
+    pub fn rightful(&mut self) -> Vec<u16> {
+        let open = self.open_flows();
+        open.into_iter()
+            .filter_map(|flow| if let Life::Open(n) = self.flows[flow].life { Some(n) } else { None })
+            .collect()
+    }
+
+    /// Ends an open flow of a server; says whether there was one.
+    pub fn end_one_of(&mut self, server: u16) -> Result<bool> {
+        let open = self.open_flows();
+        let Some(&flow) = open.iter().find(|flow| self.flows[**flow].life == Life::Open(server)) else {
+            return Ok(false);
+        };
+        self.data(flow, flag::FIN | flag::ACK)?;
+        self.flows[flow].life = Life::Over;
+        Ok(true)
+    }
+
+    /// What the agent knows that the maps hold.
+    pub fn present(&self) -> Result<&Present> {
+        Ok(self.engine.as_ref().context("an agent runs")?.present())
+    }
+
+    /// The maps, and what decides over them.
+    pub fn place(&self) -> &P {
+        self.place
     }
 
     fn end(&mut self, pick: u16, reset: bool) -> Result<()> {
@@ -447,13 +488,14 @@ impl<'p, P: Place> Play<'p, P> {
             self.place.set_clock(self.now_ms);
             if event_ms <= next_ms {
                 if let Some(Reverse((.., event))) = self.events.pop() {
-                    self.bury();
+                    let (Event::Syn(flow, _) | Event::Duplicate(flow) | Event::Answered(flow, _)) = event;
+                    self.bury(flow);
                     self.event(event)?;
                 }
                 continue;
             }
             if next_ms == second_ms {
-                self.bury();
+                self.bury_all();
                 self.tick()?;
             }
             if next_ms == end_ms {
@@ -473,7 +515,7 @@ impl<'p, P: Place> Play<'p, P> {
             self.place.sweep()?;
             let mut look = Look::new(now_s);
             let present = engine.present();
-            let mut of = std::collections::HashMap::new();
+            let mut of = HashMap::new();
             let mut residual = HashSet::new();
             for (_, service) in present.services() {
                 of.extend(service.backends.iter().map(|backend| (backend.id, service.id)));
@@ -577,7 +619,7 @@ impl<'p, P: Place> Play<'p, P> {
             rule.spoil_maps(&mut memory);
         }
         let clock = Clock { hz: self.place.hz(), now_s: self.now_s() };
-        let engine = Engine::start(memory, super::setup::sizes(), SECRETS, clock);
+        let engine = Engine::start(memory, self.place.sizes(), SECRETS, clock);
         self.engine = Some(engine.map_err(|error| anyhow!("an agent cannot adopt the maps: {error}"))?);
         self.played.adoptions += 1;
         self.waiting = true;
@@ -589,9 +631,12 @@ impl<'p, P: Place> Play<'p, P> {
     }
 
     fn change(&mut self, change: Change, how: How) -> Result<()> {
+        // What is over now does not begin again because a server comes back.
+        self.bury_all();
         let before = self.setup.clone();
         let setup = &mut self.setup;
-        let at = |n: u8| usize::from(n % SERVERS);
+        let servers = setup.servers.len();
+        let at = |n: u8| usize::from(n) % servers;
         let server = match change {
             Change::Add(n)
             | Change::Remove(n)
@@ -629,7 +674,7 @@ impl<'p, P: Place> Play<'p, P> {
             }
         }
         if self.setup.on_marked_down != before.on_marked_down || self.setup.servers != before.servers {
-            self.bury();
+            self.bury_all();
         }
         if self.setup != before { self.plan(how) } else { Ok(()) }
     }

@@ -29,7 +29,6 @@ use lb_userspace::{
         kernel::{Access, KernelCounters, Maps},
         memory::Mapped,
         pin::Pins,
-        sweep::Sweeper,
     },
     object::WEIR_LB,
     plan::MapSizes,
@@ -42,6 +41,11 @@ const EXPIRY: u64 = (1 << 17) - 1;
 /// Room for the frame as it leaves.
 const OUT: usize = 128;
 
+/// The program that decides.
+const PROGRAM: &str = "weir_lb";
+/// The program that removes expired records.
+const SWEEP: &str = "weir_sweep";
+
 /// Numbers the pin folders of this process.
 static NUMBER: AtomicU32 = AtomicU32::new(0);
 
@@ -52,7 +56,6 @@ pub struct Loaded {
     ebpf: Ebpf,
     flows: Mapped<[u64; 8]>,
     active: Mapped<u64>,
-    sweeper: Sweeper,
     counters: KernelCounters,
     /// Seconds that have passed for flows, and of those the seconds by which the records have grown older.
     now_s: u64,
@@ -111,14 +114,15 @@ impl Loaded {
             }
         }
         let mut ebpf = loader.load(WEIR_LB).context("the object loads")?;
-        let program: &mut Xdp = ebpf.program_mut("weir_lb").context("the program is there")?.try_into()?;
-        program.load().context("the verifier accepts the program")?;
+        for name in [PROGRAM, SWEEP] {
+            let program: &mut Xdp = ebpf.program_mut(name).context("the program is there")?.try_into()?;
+            program.load().context("the verifier accepts the program")?;
+        }
         Ok(Self {
             sizes,
             ebpf,
             flows: mapped(pins, flow::SHAPE.name)?,
             active: mapped(pins, flow::ACTIVE_SHAPE.name)?,
-            sweeper: Sweeper::load(pins, &sizes)?,
             counters: KernelCounters::open(pins)?,
             pins: pins.clone(),
             now_s: 0,
@@ -156,10 +160,8 @@ impl Loaded {
         (clock::jiffies() / u64::from(clock::hz())) as u32
     }
 
-    /// Sends a packet `repeat` times over; only the first one is as it was given.
-    pub fn run_bytes(&self, frame: &[u8], out: &mut [u8]) -> Result<(u32, usize)> {
-        self.age();
-        let program: &Xdp = self.ebpf.program("weir_lb").context("the program is there")?.try_into()?;
+    fn run_program(&self, name: &str, frame: &[u8], out: &mut [u8]) -> Result<(u32, usize)> {
+        let program: &Xdp = self.ebpf.program(name).context("the program is there")?.try_into()?;
         let options = TestRunOptions { data_in: Some(frame), data_out: Some(out), ..TestRunOptions::default() };
         let result = program.test_run(options)?;
         Ok((result.return_value, result.data_size_out as usize))
@@ -190,11 +192,16 @@ impl Place for Loaded {
                 ensure!(stored, "{map:?} has no entry {index}");
             }
         }
-        (0..self.flows.len()).for_each(|index| drop(self.flows.put(index, &[0; 8])));
-        (0..self.active.len()).for_each(|index| drop(self.active.put(index, &0)));
+        let flows = (0..self.flows.len()).all(|index| self.flows.put(index, &[0; 8]));
+        let active = (0..self.active.len()).all(|index| self.active.put(index, &0));
+        ensure!(flows && active, "the flow table cannot be emptied");
         self.now_s = 0;
         self.aged_s.set(0);
         Ok(())
+    }
+
+    fn sizes(&self) -> MapSizes {
+        self.sizes
     }
 
     fn hz(&self) -> u32 {
@@ -206,14 +213,23 @@ impl Place for Loaded {
     }
 
     fn run(&self, frame: &[u8; FRAME]) -> Result<Sent> {
+        self.age();
         let mut out = [0; OUT];
-        let (action, len) = self.run_bytes(frame, &mut out)?;
+        let (action, len) = self.run_program(PROGRAM, frame, &mut out)?;
         Ok(Sent::read(action, out.get(..len).context("the frame fits")?))
     }
 
     fn sweep(&self) -> Result<()> {
         self.age();
-        self.sweeper.run(self.sizes.flow_buckets)?;
+        // One run at a time: a repeated one waits for RCU, which takes longer than a small table does.
+        let (mut frame, mut next) = ([0u8; FRAME], 0);
+        while next < self.sizes.flow_buckets {
+            let given = frame;
+            self.run_program(SWEEP, &given, &mut frame)?;
+            let reached = u32::from_ne_bytes([frame[0], frame[1], frame[2], frame[3]]);
+            ensure!(reached > next, "the sweep stands still at bucket {next}");
+            next = reached;
+        }
         Ok(())
     }
 

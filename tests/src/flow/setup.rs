@@ -27,7 +27,7 @@ const IFINDEX: u32 = 1;
 
 /// Sizes of the maps for sequences.
 pub fn sizes() -> MapSizes {
-    MapSizes::of(&Limits { services_max: 4, backends_max: 64, ring_slots_max: 16_384, flows_max: 4096 })
+    MapSizes::of(&Limits { services_max: 4, backends_max: 64, ring_slots_max: 16_384, flows_max: 1024 })
 }
 
 /// A server.

@@ -135,10 +135,7 @@ impl Tables for HalfOpenHidden<'_> {
 
     fn flow_find(&self, hash: u64, mask: u32, now_s: u32) -> u64 {
         match flows::table::find(self, hash, mask, now_s) {
-            held if self.syn.get()
-                && flow::is_record(held)
-                && Record::unpack(held).state == FlowState::HalfOpen =>
-            {
+            held if self.syn.get() && flow::is_record(held) && Record::unpack(held).state == FlowState::HalfOpen => {
                 // Forgotten, so that what is recorded now is the only record.
                 flows::table::replace(self, hash, mask, held, 0);
                 0
