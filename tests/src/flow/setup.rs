@@ -110,6 +110,7 @@ impl Setup {
                 key: id(n),
                 weight: if server.up || fail_open { server.weight } else { 0 },
                 up: server.up,
+                down: !server.up,
                 max_connections: 0,
                 next_hop: Some(NextHop {
                     ifindex: IFINDEX,
