@@ -18,7 +18,10 @@ use aya::{
     },
 };
 use aya_obj::programs::XdpAttachType;
-use lb_core::{abi::mapped, reason::Reason};
+use lb_core::{
+    abi::{flow::FlowState, mapped, service::Algo},
+    reason::Reason,
+};
 use lb_userspace::{
     dataplane::{
         Dataplane, Error,
@@ -141,8 +144,12 @@ fn apply(plane: &mut KernelDataplane, wanted: &Wanted, revision: u64) -> usize {
     applied.ops
 }
 
-/// A TCP segment without payload to the VIP's port 80.
-fn packet(source_port: u16) -> [u8; 60] {
+const SYN: u8 = 0x02;
+const ACK: u8 = 0x10;
+const FIN: u8 = 0x11;
+
+/// A TCP segment without payload to the VIP's port 80, with these flags.
+fn packet(source_port: u16, flags: u8) -> [u8; 60] {
     let mut p = [0u8; 60];
     p[..14].copy_from_slice(&[2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 9, 8, 0]);
     p[14..34].copy_from_slice(&[0x45, 0, 0, 40, 0, 0, 0x40, 0, 64, 6, 0, 0, 198, 51, 100, 7, 192, 0, 2, 1]);
@@ -151,7 +158,7 @@ fn packet(source_port: u16) -> [u8; 60] {
     p[24..26].copy_from_slice(&checksum.to_be_bytes());
     p[34..36].copy_from_slice(&source_port.to_be_bytes());
     p[36..38].copy_from_slice(&80u16.to_be_bytes());
-    (p[46], p[47]) = (0x50, 0x10);
+    (p[46], p[47]) = (0x50, flags);
     p
 }
 
@@ -162,7 +169,11 @@ fn program(pins: &Pins) -> Xdp {
 }
 
 fn run(program: &Xdp, source_port: u16) -> u32 {
-    let (data, mut out) = (packet(source_port), [0u8; 128]);
+    send(program, source_port, ACK)
+}
+
+fn send(program: &Xdp, source_port: u16, flags: u8) -> u32 {
+    let (data, mut out) = (packet(source_port, flags), [0u8; 128]);
     let options = TestRunOptions { data_in: Some(&data), data_out: Some(&mut out), ..TestRunOptions::new() };
     program.test_run(options).expect("BPF_PROG_RUN").return_value
 }
@@ -321,5 +332,59 @@ fn another_program_is_upgraded_through_the_link() {
         let plane = KernelDataplane::open(pins, sizes(), SECRETS).expect("adopt");
         assert!(plane.adopted() && plane.present().revision() == 3);
         assert!(matches!(run(&program(pins), 1), 3 | 4));
+    });
+}
+
+/// Connections open and close, more of them than the table holds, while a backend leaves and an agent is replaced: what is counted as active
+/// is what the records say.
+#[test]
+fn active_connections_are_those_of_the_records() {
+    if !root() {
+        return;
+    }
+    let place = Place::new("drift");
+    place.within(|pins| {
+        let ifindex = nix::net::if_::if_nametoindex("da0").expect("da0");
+        let tracked = |backends| {
+            let mut wanted = wanted(backends, ifindex);
+            let policy = Policy { track_all: true, algo: Algo::LeastConnections, ..Policy::DEFAULT };
+            wanted.services.iter_mut().for_each(|service| service.policy = policy);
+            wanted
+        };
+        let mut plane = open(pins);
+        apply(&mut plane, &tracked(1..=4), 1);
+        let program = program(pins);
+        let settle = |plane: &KernelDataplane, what: &str| {
+            let look = plane.look()().expect("look");
+            assert_eq!(look.drift, 0, "{what}");
+            let ids: Vec<u32> = plane.present().services().flat_map(|(_, s)| s.backends.iter().map(|b| b.id)).collect();
+            let active: u64 = ids.iter().map(|id| u64::from(plane.flows(*id).0)).sum();
+            assert_eq!(active, look.in_state(FlowState::Established), "{what}");
+            look
+        };
+        for port in 1..=300 {
+            for flags in [SYN, ACK] {
+                assert!(matches!(send(&program, port, flags), 3 | 4));
+            }
+        }
+        let look = settle(&plane, "connections opened");
+        assert_eq!(look.in_state(FlowState::Established), 300);
+        assert_eq!((look.in_state(FlowState::HalfOpen), look.in_state(FlowState::Once)), (0, 0));
+        for port in 1..=100 {
+            send(&program, port, FIN);
+        }
+        send(&program, 301, SYN);
+        let look = settle(&plane, "some of them closed");
+        assert_eq!((look.in_state(FlowState::Established), look.in_state(FlowState::Closing)), (200, 100));
+        assert_eq!(look.in_state(FlowState::HalfOpen), 1);
+        apply(&mut plane, &tracked(1..=3), 2);
+        for port in 1000..20_000 {
+            send(&program, port, if port % 2 == 0 { SYN } else { ACK });
+        }
+        settle(&plane, "a flood, and a backend that leaves");
+        drop(plane);
+        let plane = KernelDataplane::open(pins, sizes(), SECRETS).expect("adopt");
+        let look = settle(&plane, "another agent");
+        assert!(look.in_state(FlowState::Established) >= 200, "nothing live was evicted: {look:?}");
     });
 }

@@ -102,6 +102,10 @@ pub struct FakeDataplane {
     pub reasons: Counters<(u32, u32)>,
     /// What [`Dataplane::flows`] gives: established and half-open ones.
     pub flows: BTreeMap<u32, (u32, u32)>,
+    /// What [`Dataplane::flow_totals`] gives.
+    pub totals: BTreeMap<u32, FlowTotals>,
+    /// What [`Dataplane::flow_events`] gives; events that are missing did not happen.
+    pub events: BTreeMap<FlowEvent, u64>,
     /// What a look finds.
     pub table: Look,
     /// Seconds of the clock of plans.
@@ -129,6 +133,8 @@ impl FakeDataplane {
             backends: Counters::new(),
             reasons: Counters::new(),
             flows: BTreeMap::new(),
+            totals: BTreeMap::new(),
+            events: BTreeMap::new(),
             table: Look::new(0),
             now_s: 0,
             fail_next: None,
@@ -149,6 +155,10 @@ impl Dataplane for FakeDataplane {
     fn plan(&self, wanted: &Wanted, revision: u64) -> Result<Plan, PlanError> {
         let flows = |id: u32| self.flows(id);
         self.engine.plan(wanted, revision, self.now_s, &|id| u64::from(flows(id).0) + u64::from(flows(id).1))
+    }
+
+    fn now_s(&self) -> u64 {
+        self.now_s
     }
 
     fn due_in(&self) -> Option<Duration> {
@@ -173,11 +183,11 @@ impl Dataplane for FakeDataplane {
     }
 
     fn flow_events(&self) -> Result<BTreeMap<FlowEvent, u64>, Error> {
-        Ok(BTreeMap::new())
+        Ok(FlowEvent::ALL.into_iter().map(|event| (event, self.events.get(&event).copied().unwrap_or(0))).collect())
     }
 
     fn flow_totals(&self, ids: &[u32]) -> Result<BTreeMap<u32, FlowTotals>, Error> {
-        Ok(ids.iter().map(|id| (*id, FlowTotals::default())).collect())
+        Ok(ids.iter().map(|id| (*id, self.totals.get(id).copied().unwrap_or_default())).collect())
     }
 
     fn apply(&mut self, plan: Plan) -> Result<Applied, Error> {

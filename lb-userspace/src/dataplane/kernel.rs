@@ -220,6 +220,10 @@ impl Dataplane for KernelDataplane {
         self.engine.plan(wanted, revision, clock::now_s(), &flows)
     }
 
+    fn now_s(&self) -> u64 {
+        clock::now_s()
+    }
+
     fn due_in(&self) -> Option<Duration> {
         self.present().due_s().map(|due_s| Duration::from_secs(due_s.saturating_sub(clock::now_s())))
     }
@@ -236,11 +240,15 @@ impl Dataplane for KernelDataplane {
         }
         owners.extend(self.present().former().iter().map(|f| (f.id, f.service)));
         Box::new(move || {
-            let mut look = Look::new(clock::now_s());
-            sweeper.run(flows.buckets.len())?;
+            let (started, mut look) = (Instant::now(), Look::new(clock::now_s()));
+            look.swept = sweeper.run(flows.buckets.len())?;
+            let counts = || (0..flows.active.len()).map(|id| flows.active.get(id).unwrap_or(0)).collect::<Vec<u64>>();
+            let before = counts();
             for word in words(&flows) {
                 look.take(word, |id| owners.get(&id).copied().unwrap_or(0), &residual);
             }
+            look.compare(&before, &counts());
+            look.took = started.elapsed();
             Ok(look)
         })
     }

@@ -57,6 +57,9 @@ pub trait Dataplane: Send {
     /// As [`crate::plan::diff`].
     fn plan(&self, wanted: &Wanted, revision: u64) -> Result<Plan, PlanError>;
 
+    /// Now, in seconds of the clock of plans, which only grows.
+    fn now_s(&self) -> u64;
+
     /// When a plan has something to do that only time brings about, as from now.
     fn due_in(&self) -> Option<Duration>;
 

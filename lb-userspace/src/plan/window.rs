@@ -256,6 +256,20 @@ impl Window {
         }
     }
 
+    /// When the last slot stops recording flows, if no change comes; `None` where none records.
+    pub fn ends_s(&self, times: Times) -> Option<u64> {
+        let end = |state: State, since_s: u64| match state {
+            State::Announced => Some(since_s + times.announce_s + times.window_s),
+            State::Moving => Some(since_s + times.window_s),
+            State::Settled | State::Residual => None,
+        };
+        match self {
+            Self::Settled => None,
+            Self::Whole { state, since_s } => end(*state, *since_s),
+            Self::Slots(slots) => slots.iter().filter_map(|u| end(u.state, u.since_s)).max(),
+        }
+    }
+
     /// Whether a look at the flow table could settle something.
     pub fn waits_for_records(&self) -> bool {
         match self {
