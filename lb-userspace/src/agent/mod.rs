@@ -9,9 +9,10 @@
 //! | [`state`] | pure: what is known, and what follows from it |
 //! | [`reload`] | pure: what becomes of a configuration text |
 //! | [`overrides`] | what an operator changed at run time |
+//! | [`drain`] | pure: since when backends drain |
 //! | [`pace`] | pure: when to plan |
 //! | [`tally`] | pure: counters that do not fall |
-//! | [`view`], [`reason`] | the node in the words of the API |
+//! | [`view`], `flow_view`, [`reason`] | the node in the words of the API |
 //! | [`unified`] | pure: two texts compared |
 //! | [`api`] | the Unix socket and the metrics' listener |
 //! | [`network`] | requests to netlink |
@@ -22,7 +23,9 @@
 
 mod answer;
 pub mod api;
+pub mod drain;
 pub mod event_loop;
+mod flow_view;
 pub mod lock;
 #[cfg(test)]
 mod loop_tests;

@@ -16,10 +16,11 @@ use lb_core::abi::{
     backend::{BackendKey, FLAG_NEXT_HOP},
     loss::LossKind,
     ring::Slot,
-    stats::Counter,
+    stats::{Counter, FlowTotals},
 };
 
 use super::{
+    drain::Drains,
     state::State,
     tally::{ById, Tally},
 };
@@ -92,7 +93,16 @@ pub struct Published {
 #[derive(Clone, Debug)]
 struct Read {
     at: Instant,
-    backends: Arc<ById>,
+    counted: Counted,
+}
+
+/// Counters of backends by id, as read from the maps; [`Node::tally`] and [`Node::flow_tally`] make totals of them.
+#[derive(Clone, Debug)]
+pub struct Counted {
+    /// Packets and bytes.
+    pub packets: Arc<ById<Counter>>,
+    /// Flows.
+    pub flows: Arc<ById<FlowTotals>>,
 }
 
 type RingKey = (u32, Vec<(BackendKey, u32)>);
@@ -108,7 +118,9 @@ pub struct Node {
     data: Box<dyn Dataplane>,
     losses: Option<Losses>,
     wanted: Wanted,
-    tally: Tally,
+    tally: Tally<Counter>,
+    flow_tally: Tally<FlowTotals>,
+    drains: Drains,
     read: Option<Read>,
     slots: HashMap<ServiceKey, (RingKey, Vec<u32>)>,
 }
@@ -116,7 +128,7 @@ pub struct Node {
 impl Node {
     /// A node whose maps hold what `data` says; nothing is published yet.
     pub fn new(state: State, data: Box<dyn Dataplane>, carriers: Vec<Carrier>, losses: Option<Losses>) -> Self {
-        let tally = Tally::new(data.present());
+        let (tally, flow_tally) = (Tally::new(data.present()), Tally::new(data.present()));
         let reload = api::Reload {
             at_unix_s: 0,
             outcome: api::ReloadOutcome::Unchanged,
@@ -124,7 +136,9 @@ impl Node {
             diagnostics: Vec::new(),
         };
         let wanted = state.wanted(&|_| None);
-        Self { state, carriers, reload, data, losses, wanted, tally, read: None, slots: HashMap::new() }
+        let drains = Drains::default();
+        let slots = HashMap::new();
+        Self { state, carriers, reload, data, losses, wanted, tally, flow_tally, drains, read: None, slots }
     }
 
     /// The data plane.
@@ -166,10 +180,14 @@ impl Node {
         let revision = self.revision() + u64::from(raise || self.revision() == 0);
         let plan = self.plan(&wanted, revision).await?;
         commit()?;
-        let read = self.data.backend_counters(&self.tally.touched(&plan.next)).unwrap_or_default();
+        let touched = self.tally.touched(&plan.next);
+        let read = self.data.backend_counters(&touched).unwrap_or_default();
+        let flows = self.data.flow_totals(&touched).unwrap_or_default();
         let (next, summary, ops) = (plan.next.clone(), plan.summary.clone(), plan.ops.len());
         self.data.apply(plan).map_err(PublishError::from)?;
         self.tally.changed(&next, &read);
+        self.flow_tally.changed(&next, &flows);
+        self.drains.changed(&next, self.data.now_s());
         self.slots.retain(|key, _| next.service(key).is_some());
         self.read = None;
         self.wanted = wanted;
@@ -247,18 +265,33 @@ impl Node {
     }
 
     /// Counters of backends by id, at most [`COUNTERS_AGE`] old.
-    pub fn counters(&mut self) -> Result<Arc<ById>, dataplane::Error> {
+    ///
+    /// # Errors
+    /// A map cannot be read.
+    pub fn counters(&mut self) -> Result<Counted, dataplane::Error> {
         if let Some(read) = self.read.as_ref().filter(|read| read.at.elapsed() < COUNTERS_AGE) {
-            return Ok(Arc::clone(&read.backends));
+            return Ok(read.counted.clone());
         }
-        let backends = Arc::new(self.data.backend_counters(&self.tally.ids())?);
-        self.read = Some(Read { at: Instant::now(), backends: Arc::clone(&backends) });
-        Ok(backends)
+        let ids = self.tally.ids();
+        let (packets, flows) = (self.data.backend_counters(&ids)?, self.data.flow_totals(&ids)?);
+        let counted = Counted { packets: Arc::new(packets), flows: Arc::new(flows) };
+        self.read = Some(Read { at: Instant::now(), counted: counted.clone() });
+        Ok(counted)
     }
 
-    /// The tally.
-    pub fn tally(&self) -> &Tally {
+    /// The tally of packets and bytes.
+    pub fn tally(&self) -> &Tally<Counter> {
         &self.tally
+    }
+
+    /// The tally of flows.
+    pub fn flow_tally(&self) -> &Tally<FlowTotals> {
+        &self.flow_tally
+    }
+
+    /// Since when backends drain.
+    pub fn drains(&self) -> &Drains {
+        &self.drains
     }
 
     /// Counters of the reasons of an interface slot, by number.

@@ -7,37 +7,70 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use lb_core::abi::stats::Counter;
+use lb_core::abi::stats::{Counter, FlowTotals};
 
 use crate::{model::ServiceKey, plan::Present};
 
 /// Counters by backend id.
-pub type ById = BTreeMap<u32, Counter>;
+pub type ById<C> = BTreeMap<u32, C>;
+
+/// What is counted for a backend: some numbers that only grow.
+pub trait Count: Copy + Default {
+    /// What was counted beyond `base`; all of it if a number is below: it was cleared in between, so everything in it is new.
+    #[must_use]
+    fn minus(self, base: Self) -> Self;
+    /// The sum.
+    #[must_use]
+    fn plus(self, other: Self) -> Self;
+}
+
+fn minus<const N: usize>(a: [u64; N], base: [u64; N]) -> [u64; N] {
+    if a.iter().zip(&base).any(|(a, base)| a < base) {
+        return a;
+    }
+    let mut out = a;
+    out.iter_mut().zip(base).for_each(|(out, base)| *out -= base);
+    out
+}
+
+fn plus<const N: usize>(a: [u64; N], b: [u64; N]) -> [u64; N] {
+    let mut out = a;
+    out.iter_mut().zip(b).for_each(|(out, b)| *out = out.saturating_add(b));
+    out
+}
+
+impl Count for Counter {
+    fn minus(self, base: Self) -> Self {
+        bytemuck::cast(minus::<2>(bytemuck::cast(self), bytemuck::cast(base)))
+    }
+
+    fn plus(self, other: Self) -> Self {
+        bytemuck::cast(plus::<2>(bytemuck::cast(self), bytemuck::cast(other)))
+    }
+}
+
+impl Count for FlowTotals {
+    fn minus(self, base: Self) -> Self {
+        bytemuck::cast(minus::<4>(bytemuck::cast(self), bytemuck::cast(base)))
+    }
+
+    fn plus(self, other: Self) -> Self {
+        bytemuck::cast(plus::<4>(bytemuck::cast(self), bytemuck::cast(other)))
+    }
+}
 
 /// See the module.
 #[derive(Clone, Debug)]
-pub struct Tally {
+pub struct Tally<C> {
     /// What the maps held when they were last counted on.
     live: Present,
     /// What an id had counted when its present backend got it.
-    base: HashMap<u32, Counter>,
+    base: HashMap<u32, C>,
     /// What backends that went had counted.
-    gone: HashMap<ServiceKey, Counter>,
+    gone: HashMap<ServiceKey, C>,
 }
 
-fn minus(a: Counter, b: Counter) -> Counter {
-    // A counter below its base was cleared in between: everything in it is new.
-    if a.packets < b.packets || a.bytes < b.bytes {
-        return a;
-    }
-    Counter { packets: a.packets - b.packets, bytes: a.bytes - b.bytes }
-}
-
-fn plus(a: Counter, b: Counter) -> Counter {
-    Counter { packets: a.packets.saturating_add(b.packets), bytes: a.bytes.saturating_add(b.bytes) }
-}
-
-impl Tally {
+impl<C: Count> Tally<C> {
     /// Starts from maps whose counters all belong to the backends that they hold.
     pub fn new(present: &Present) -> Self {
         Self { live: present.clone(), base: HashMap::new(), gone: HashMap::new() }
@@ -50,12 +83,12 @@ impl Tally {
     }
 
     /// The maps hold `next` now. `read` has the counters of the touched ids, from just before.
-    pub fn changed(&mut self, next: &Present, read: &ById) {
+    pub fn changed(&mut self, next: &Present, read: &ById<C>) {
         let counted = |id| read.get(&id).copied().unwrap_or_default();
         for (id, key) in self.live.backends_beyond(next) {
             let base = self.base.remove(&id).unwrap_or_default();
             let total = self.gone.entry(key).or_default();
-            *total = plus(*total, minus(counted(id), base));
+            *total = total.plus(counted(id).minus(base));
         }
         for (id, _) in next.backends_beyond(&self.live) {
             self.base.insert(id, counted(id));
@@ -74,17 +107,17 @@ impl Tally {
     }
 
     /// What the backend with an id counted.
-    pub fn backend(&self, id: u32, read: &ById) -> Counter {
+    pub fn backend(&self, id: u32, read: &ById<C>) -> C {
         let base = self.base.get(&id).copied().unwrap_or_default();
-        minus(read.get(&id).copied().unwrap_or_default(), base)
+        read.get(&id).copied().unwrap_or_default().minus(base)
     }
 
     /// What each service counted, gone backends included.
-    pub fn services(&self, read: &ById) -> HashMap<ServiceKey, Counter> {
+    pub fn services(&self, read: &ById<C>) -> HashMap<ServiceKey, C> {
         let mut totals = self.gone.clone();
         for (id, key) in self.backends() {
             let total = totals.entry(*key).or_default();
-            *total = plus(*total, self.backend(id, read));
+            *total = total.plus(self.backend(id, read));
         }
         totals
     }
@@ -151,5 +184,20 @@ mod tests {
         let three = next(Some(&two), &[(2, &[9])]);
         tally.changed(&three, &ById::from([(a, count(5)), (c, count(101))]));
         assert!(!tally.services(&ById::new()).contains_key(key));
+    }
+
+    #[test]
+    fn flows_are_tallied_alike() {
+        let totals = |syns, fins, opened, closed| FlowTotals { syns, fins, opened, closed };
+        let one = next(None, &[(1, &[1, 2])]);
+        let (key, _) = one.services().next().unwrap();
+        let (a, b) = (id(&one, 1, 1), id(&one, 1, 2));
+        let mut tally = Tally::new(&one);
+        let two = next(Some(&one), &[(1, &[1, 3])]);
+        let c = id(&two, 1, 3);
+        tally.changed(&two, &ById::from([(b, totals(9, 8, 7, 6)), (c, totals(100, 50, 0, 0))]));
+        let read = ById::from([(a, totals(1, 1, 1, 1)), (c, totals(103, 51, 2, 1))]);
+        assert_eq!(tally.backend(c, &read), totals(3, 1, 2, 1));
+        assert_eq!(tally.services(&read)[key], totals(13, 10, 10, 8));
     }
 }

@@ -5,21 +5,24 @@
 use std::{collections::HashMap, time::SystemTime};
 
 use axum::http::StatusCode;
-use lb_core::abi::{self, MapShape, stats::Counter};
+use lb_core::abi::{
+    self, MapShape,
+    stats::{Counter, FlowTotals},
+};
 
 use super::{
     api::Refusal,
     mode,
-    node::Node,
+    node::{Counted, Node},
     reason,
     state::{Observed, target},
 };
 use crate::{
     api::{self, backend_name},
     health,
-    model::{self, AdminState, Backend, BackendRef, NextHop, Probe, Service},
+    model::{self, AdminState, Backend, BackendRef, NextHop, Probe, Service, ServiceKey},
     net::{Interface, Resolution},
-    plan::WantedService,
+    plan::{WantedService, wanted::address},
     telemetry::metrics::{BackendState, Snapshot},
 };
 
@@ -38,7 +41,7 @@ fn unix_s(at: SystemTime) -> u64 {
     at.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_secs())
 }
 
-fn failed(error: impl std::fmt::Display) -> Refusal {
+pub(super) fn failed(error: impl std::fmt::Display) -> Refusal {
     Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, format!("cannot read the counters: {error}"))
 }
 
@@ -62,7 +65,7 @@ fn unresolved(cause: String) -> api::NextHop {
     api::NextHop { cause: Some(cause), ..api::NextHop::default() }
 }
 
-fn next_hop(resolution: Option<&Resolution>) -> api::NextHop {
+pub(super) fn next_hop(resolution: Option<&Resolution>) -> api::NextHop {
     match resolution {
         Some(Resolution::Resolved { next_hop, gateway, interface }) => {
             resolved(*next_hop, Some(interface.clone()), *gateway)
@@ -86,19 +89,20 @@ fn algo(algo: &model::Algo) -> (String, u32) {
 }
 
 /// The counters and rings that several answers need.
-struct Figures {
-    backends: std::sync::Arc<super::tally::ById>,
-    services: HashMap<model::ServiceKey, Counter>,
+pub(super) struct Figures {
+    pub(super) read: Counted,
+    pub(super) services: HashMap<ServiceKey, Counter>,
+    pub(super) flows: HashMap<ServiceKey, FlowTotals>,
 }
 
 impl Node {
     fn figures(&mut self) -> Result<Figures, Refusal> {
-        let backends = self.counters().map_err(failed)?;
-        let services = self.tally().services(&backends);
-        Ok(Figures { backends, services })
+        let read = self.counters().map_err(failed)?;
+        let (services, flows) = (self.tally().services(&read.packets), self.flow_tally().services(&read.flows));
+        Ok(Figures { read, services, flows })
     }
 
-    fn wanted_service(&self, key: &model::ServiceKey) -> Option<&WantedService> {
+    pub(super) fn wanted_service(&self, key: &ServiceKey) -> Option<&WantedService> {
         let at = self.wanted().services.binary_search_by_key(key, |s| s.key).ok()?;
         self.wanted().services.get(at)
     }
@@ -111,8 +115,9 @@ impl Node {
         let total: u32 = wanted.map_or(0, |w| w.backends.iter().map(|b| b.weight).sum());
         let held = at.and_then(|at| slots.get(at)).copied().unwrap_or(0);
         let (_, ring_size) = algo(&service.algo);
-        let id = self.data().present().backend(&service.key, backend.address, backend.port).map_or(0, |b| b.id);
-        let counter = self.tally().backend(id, &figures.backends);
+        let present = self.data().present().backend(&service.key, backend.address, backend.port);
+        let id = present.map_or(0, |b| b.id);
+        let counter = self.tally().backend(id, &figures.read.packets);
         let observed = self.state.observed(service, backend);
         let configured = self.state.config().backend(&service.backend_ref(backend)).map_or(backend, |(_, b)| b);
         let o = self.state.overrides().get(&super::overrides::BackendId::new(service.key, backend));
@@ -130,6 +135,10 @@ impl Node {
             health: health_state(observed),
             health_reason: observed.and_then(|o| o.last.as_ref()).map(|l| l.outcome.word().into()),
             health_since_unix_s: observed.and_then(|o| o.since).map(unix_s),
+            leaving: false,
+            drain: present.and_then(|b| self.drain(service, b)),
+            connections: self.connections(service, id, figures),
+            max_connections: backend.max_connections,
             next_hop: next_hop(self.state.next_hop(backend.address)),
             share: api::Share {
                 slots: held,
@@ -153,6 +162,11 @@ impl Node {
             forward: service.forward.into(),
             algo,
             ring_size,
+            track: service.flows.track.to_string(),
+            udp_flows: service.udp_flows().map(|word| word.to_string()),
+            slots: self.slot_states(&service.key),
+            window_ends_in_s: self.window_ends_in_s(&service.key),
+            connections: self.service_connections(service, figures),
             backends: service.backends.len() as u32,
             backends_up: service.backends.iter().filter(|b| self.state.up(service, b)).count() as u32,
             backends_taking: slots.iter().filter(|n| **n > 0).count() as u32,
@@ -181,9 +195,11 @@ impl Node {
         let service = self.state.effective().service(name).cloned().ok_or_else(|| no_service(name))?;
         let figures = self.figures()?;
         let slots = self.slots(&service.key);
+        let configured = service.backends.iter().map(|b| self.backend_view(&service, b, &slots, &figures));
+        let leaving = self.leaving(&service.key).map(|b| self.leaving_view(&service, b, &figures));
         Ok(api::ServiceDetail {
             service: self.service_view(&service, &slots, &figures),
-            backends: service.backends.iter().map(|b| self.backend_view(&service, b, &slots, &figures)).collect(),
+            backends: configured.chain(leaving).collect(),
         })
     }
 
@@ -195,6 +211,7 @@ impl Node {
         for service in &services {
             let slots = self.slots(&service.key);
             all.extend(service.backends.iter().map(|b| self.backend_view(service, b, &slots, &figures)));
+            all.extend(self.leaving(&service.key).map(|b| self.leaving_view(service, b, &figures)));
         }
         Ok(all)
     }
@@ -265,24 +282,34 @@ impl Node {
         }
         let service = |s: &Service| {
             let counter = figures.services.get(&s.key).copied().unwrap_or_default();
-            api::ServiceStats { service: s.name.clone(), packets: counter.packets, bytes: counter.bytes }
+            api::ServiceStats {
+                service: s.name.clone(),
+                packets: counter.packets,
+                bytes: counter.bytes,
+                slots: self.slot_states(&s.key),
+                connections: self.service_connections(s, &figures),
+            }
+        };
+        let one = |s: &Service, backend: String, id: u32| {
+            let counter = self.tally().backend(id, &figures.read.packets);
+            let connections = self.connections(s, id, &figures);
+            let (packets, bytes) = (counter.packets, counter.bytes);
+            api::BackendStats { service: s.name.clone(), backend, packets, bytes, connections }
         };
         let backend = |(s, b): (&Service, &Backend)| {
             let id = self.data().present().backend(&s.key, b.address, b.port).map_or(0, |b| b.id);
-            let counter = self.tally().backend(id, &figures.backends);
-            api::BackendStats {
-                service: s.name.clone(),
-                backend: backend_name(b.address, b.port),
-                packets: counter.packets,
-                bytes: counter.bytes,
-            }
+            one(s, backend_name(b.address, b.port), id)
         };
+        let services = &self.state.effective().services;
+        let leaving = services.iter().flat_map(|s| self.leaving(&s.key).map(move |b| (s, b)));
+        let leaving = leaving.map(|(s, b)| one(s, backend_name(address(b.key.addr), b.key.port), b.id));
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         Ok(api::Stats {
             at_unix_ms: u64::try_from(now.as_millis()).unwrap_or(u64::MAX),
             interfaces: by_interface,
-            services: self.state.effective().services.iter().map(service).collect(),
-            backends: self.state.backends().map(backend).collect(),
+            services: services.iter().map(service).collect(),
+            backends: self.state.backends().map(backend).chain(leaving).collect(),
+            flows: self.flow_table()?,
         })
     }
 
@@ -323,6 +350,9 @@ impl Node {
                 .contains(&shape.name)
             {
                 (u64::from(fill.backends), u64::from(fill.backends_max))
+            } else if shape.name == abi::flow::SHAPE.name {
+                // Full at the number of records that it is made for; up to twice as many fit.
+                (self.data().last_look().map_or(0, crate::plan::Look::records), u64::from(sizes.flows_max))
             } else {
                 (entries, entries)
             };
@@ -341,6 +371,7 @@ impl Node {
         let count =
             |what: &dyn Fn(&Service, &Backend) -> bool| state.backends().filter(|(s, b)| what(s, b)).count() as u32;
         let wanted = self.wanted();
+        let slots: Vec<api::SlotStates> = effective.services.iter().map(|s| self.slot_states(&s.key)).collect();
         api::Counts {
             services: effective.services.len() as u32,
             services_fail_open: effective.services.iter().filter(|s| state.fail_open(s)).count() as u32,
@@ -355,6 +386,13 @@ impl Node {
                 .flat_map(|w| &w.backends)
                 .filter(|b| b.weight > 0 && b.next_hop.is_none())
                 .count() as u32,
+            slots: slots.iter().fold(api::SlotStates::default(), |sum, one| api::SlotStates {
+                settled: sum.settled + one.settled,
+                announced: sum.announced + one.announced,
+                moving: sum.moving + one.moving,
+                residual: sum.residual + one.residual,
+            }),
+            services_in_window: slots.iter().filter(|one| one.unsettled() > 0).count() as u32,
         }
     }
 
@@ -375,6 +413,8 @@ impl Node {
             interfaces: self.interfaces(interfaces),
             maps: self.maps(),
             counts: self.counts(),
+            // A table of counters that cannot be read is no reason to hide everything else.
+            flows: self.flow_table().unwrap_or_default(),
         }
     }
 
@@ -390,7 +430,16 @@ impl Node {
         };
         Ok(Snapshot {
             revision: self.revision(),
-            states: self.state.backends().map(state).collect(),
+            states: (self.state.backends().map(state))
+                .chain(
+                    self.state
+                        .effective()
+                        .services
+                        .iter()
+                        .flat_map(|s| self.leaving(&s.key))
+                        .map(|_| BackendState::Leaving),
+                )
+                .collect(),
             fail_open: self.state.effective().services.iter().map(|s| self.state.fail_open(s)).collect(),
             interfaces: self.interfaces(interfaces),
             maps: self.maps(),

@@ -27,6 +27,7 @@
 
 pub mod client;
 mod config;
+mod flows;
 mod service;
 mod stats;
 mod status;
@@ -41,6 +42,7 @@ use serde::{Deserialize, Serialize};
 use crate::model::{Checked, code, diagnostic};
 
 pub use config::{Applied, ApplyOutcome, ApplyRequest, ConfigDiff, ConfigText, DiffRequest};
+pub use flows::{Connections, Drain, DrainPhase, FlowEventCount, FlowLook, FlowTable, SlotStates};
 pub use service::{
     AdminChange, Backend, Forward, HealthCheckSettings, HealthState, HealthTarget, NextHop, NextHopEntry, Service,
     ServiceDetail, Share,

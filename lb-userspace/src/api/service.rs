@@ -4,6 +4,7 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
+use super::flows::{Connections, Drain, SlotStates};
 use crate::model::{self, AdminState, Protocol};
 
 /// Forwarding mode, as the configuration writes it.
@@ -47,6 +48,21 @@ pub struct Service {
     pub algo: String,
     /// Slots of the ring.
     pub ring_size: u32,
+    /// Which flows are recorded, the configuration's word: `moved` or `all`.
+    #[serde(default)]
+    pub track: String,
+    /// What a UDP service promises: `stateless` or `sticky`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub udp_flows: Option<String>,
+    /// Slots of the ring in the maps by state.
+    #[serde(default)]
+    pub slots: SlotStates,
+    /// Time until the last slot stops recording at the latest, if no change comes; `None` where none records.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub window_ends_in_s: Option<u64>,
+    /// Connections of its backends, leaving ones included, and totals also of those that are gone.
+    #[serde(default)]
+    pub connections: Connections,
     /// Backends configured.
     pub backends: u32,
     /// Backends that health judged up, or that have no check.
@@ -68,7 +84,7 @@ pub struct Service {
 pub struct ServiceDetail {
     /// The service.
     pub service: Service,
-    /// Its backends, ordered as in the configuration.
+    /// Its backends, ordered as in the configuration, then those that leave.
     pub backends: Vec<Backend>,
 }
 
@@ -145,6 +161,18 @@ pub struct Backend {
     pub health_reason: Option<String>,
     /// When `health` was last another state, seconds since 1970; `None` if never.
     pub health_since_unix_s: Option<u64>,
+    /// Whether it is no longer configured and stays until its drain is over.
+    #[serde(default)]
+    pub leaving: bool,
+    /// Its drain, while it takes no new flows and lives.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drain: Option<Drain>,
+    /// Its connections.
+    #[serde(default)]
+    pub connections: Connections,
+    /// Active connections that it takes at most; 0 is no limit.
+    #[serde(default)]
+    pub max_connections: u32,
     /// Where its packets go.
     pub next_hop: NextHop,
     /// Slots of the ring.

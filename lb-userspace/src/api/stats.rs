@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::flows::{Connections, FlowTable, SlotStates};
+
 /// All counters, read one after the other within a few milliseconds.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Stats {
@@ -11,8 +13,11 @@ pub struct Stats {
     pub interfaces: Vec<InterfaceStats>,
     /// Per service.
     pub services: Vec<ServiceStats>,
-    /// Per backend.
+    /// Per backend, those that leave last.
     pub backends: Vec<BackendStats>,
+    /// The flow table.
+    #[serde(default)]
+    pub flows: FlowTable,
 }
 
 /// What the program did on one interface.
@@ -79,6 +84,12 @@ pub struct ServiceStats {
     pub packets: u64,
     /// Bytes of those packets.
     pub bytes: u64,
+    /// Slots of its ring by state.
+    #[serde(default)]
+    pub slots: SlotStates,
+    /// Its connections.
+    #[serde(default)]
+    pub connections: Connections,
 }
 
 /// Counter of a backend.
@@ -92,4 +103,7 @@ pub struct BackendStats {
     pub packets: u64,
     /// Bytes of those packets.
     pub bytes: u64,
+    /// Its connections.
+    #[serde(default)]
+    pub connections: Connections,
 }

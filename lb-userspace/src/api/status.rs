@@ -2,7 +2,10 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::Diagnostic;
+use super::{
+    Diagnostic,
+    flows::{FlowTable, SlotStates},
+};
 
 /// State of the node.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -33,6 +36,9 @@ pub struct Status {
     pub maps: Vec<MapFill>,
     /// How many of what.
     pub counts: Counts,
+    /// The flow table.
+    #[serde(default)]
+    pub flows: FlowTable,
 }
 
 /// How reading a configuration ended.
@@ -126,4 +132,10 @@ pub struct Counts {
     pub backends_not_ready: u32,
     /// Backends with positive effective weight whose next hop is unknown.
     pub backends_unresolved: u32,
+    /// Slots of all rings by state.
+    #[serde(default)]
+    pub slots: SlotStates,
+    /// Services of which a slot is not settled.
+    #[serde(default)]
+    pub services_in_window: u32,
 }

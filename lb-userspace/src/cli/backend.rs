@@ -6,13 +6,14 @@ use clap::{Args, Subcommand};
 
 use super::{
     exit::{Exit, Failure},
+    service::active,
     setup_help,
     shell::{Shell, Watch, now_unix_s},
     table::{Cell, Column, Tone, table},
     unit,
 };
 use crate::{
-    api::{AdminChange, Backend, HealthState, NextHop, backend_name},
+    api::{AdminChange, Backend, Drain, DrainPhase, HealthState, NextHop, backend_name},
     model::{AdminState, WEIGHT_MAX},
 };
 
@@ -183,9 +184,25 @@ fn weight(b: &Backend) -> String {
 }
 
 fn state(b: &Backend) -> Cell {
+    if b.leaving {
+        return Cell::toned("leaving", Tone::Warn);
+    }
     let star = if b.admin_state_override.is_some() { "*" } else { "" };
     let tone = if b.admin_state() == AdminState::Ready { Tone::Plain } else { Tone::Warn };
     Cell::toned(format!("{}{star}", admin_state(b.admin_state())), tone)
+}
+
+/// Where a drain stands, in a few words: `12 left, 4m10s`.
+fn drain(drain: Option<&Drain>) -> Cell {
+    let Some(d) = drain else { return "-".into() };
+    let left = d.connections.map(|n| format!("{} left, ", unit::count(n))).unwrap_or_default();
+    let within = unit::duration(d.ends_in_s);
+    match d.phase {
+        DrainPhase::Announced => Cell::toned(format!("announced {}", unit::duration(d.announced_for_s)), Tone::Warn),
+        DrainPhase::Draining => Cell::toned(format!("{left}{within}"), Tone::Warn),
+        DrainPhase::Ended => Cell::toned("ended", Tone::Good),
+        DrainPhase::TimedOut => Cell::toned(format!("{left}time is over"), Tone::Bad),
+    }
 }
 
 /// Backends as a table. `*` marks an override, explained below the table where one stands.
@@ -203,6 +220,8 @@ pub fn list(backends: &[Backend], now_unix_s: u64, colour: bool) -> String {
         Column::Right("SINCE"),
         Column::Right("SHARE"),
         Column::Right("EXPECTED"),
+        Column::Right("ACTIVE"),
+        Column::Left("DRAIN"),
         Column::Right("PACKETS"),
         Column::Right("BYTES"),
         Column::Left("NEXT HOP"),
@@ -218,6 +237,8 @@ pub fn list(backends: &[Backend], now_unix_s: u64, colour: bool) -> String {
             age(b.health_since_unix_s, now_unix_s).into(),
             unit::percent(b.share.actual).into(),
             unit::percent(b.share.expected).into(),
+            active(&b.connections, b.max_connections).into(),
+            drain(b.drain.as_ref()),
             unit::count(b.packets).into(),
             unit::bytes(b.bytes).into(),
             next_hop(&b.next_hop),
@@ -240,13 +261,32 @@ mod tests {
         assert_eq!(
             list(&sample::backends(), sample::NOW, false),
             "\
-SERVICE  BACKEND       WEIGHT  STATE   HEALTH  REASON  SINCE  SHARE  EXPECTED  PACKETS     BYTES  NEXT HOP
-web      10.0.0.11:80       1  ready   up      L7OK    5m12s  50.0%     50.0%    61.7k  32.0 MiB  eth1 02:00:00:00:00:0b
-web      10.0.0.12:80  0 (5*)  drain*  up      L7OK    5m12s   0.0%      0.0%    61.7k  32.0 MiB  neighbour FAILED
-web      10.0.0.13:80   0 (1)  ready   down    L4CON   5m12s   0.0%      0.0%    61.7k  32.0 MiB  eth1 02:00:00:00:00:0b
+SERVICE  BACKEND       WEIGHT  STATE   HEALTH  REASON  SINCE  SHARE  EXPECTED  ACTIVE  DRAIN  PACKETS     BYTES  NEXT HOP
+web      10.0.0.11:80       1  ready   up      L7OK    5m12s  50.0%     50.0%    ~120  -        61.7k  32.0 MiB  eth1 02:00:00:00:00:0b
+web      10.0.0.12:80  0 (5*)  drain*  up      L7OK    5m12s   0.0%      0.0%    ~120  4m10s    61.7k  32.0 MiB  neighbour FAILED
+web      10.0.0.13:80   0 (1)  ready   down    L4CON   5m12s   0.0%      0.0%    ~120  -        61.7k  32.0 MiB  eth1 02:00:00:00:00:0b
 * set at run time: `weir backend reset SERVICE/BACKEND` returns to the configuration
 "
         );
+    }
+
+    #[test]
+    fn drains_show_what_is_left_and_how_long() {
+        let table = [
+            // (phase, connections, announced for, ends in, text)
+            (DrainPhase::Announced, Some(7), 3, 299, "announced 3s"),
+            (DrainPhase::Draining, Some(7), 0, 250, "7 left, 4m10s"),
+            (DrainPhase::Draining, None, 0, 250, "4m10s"),
+            (DrainPhase::Ended, Some(0), 0, 250, "ended"),
+            (DrainPhase::TimedOut, Some(2), 0, 0, "2 left, time is over"),
+        ];
+        for (phase, connections, announced_for_s, ends_in_s, text) in table {
+            let mut backend = sample::backend(12);
+            backend.leaving = true;
+            backend.drain = Some(Drain { phase, connections, announced_for_s, ends_in_s });
+            let shown = list(&[backend], sample::NOW, false);
+            assert!(shown.contains(&format!("  {text}  ")) && shown.contains("  leaving  "), "{text}\n{shown}");
+        }
     }
 
     #[test]

@@ -1,7 +1,10 @@
 //! Fixed answers of the API for the golden tests of rendering.
 
 use crate::{
-    api::{Backend, Forward, HealthCheckSettings, HealthState, NextHop, Service, Share, backend_name},
+    api::{
+        Backend, Connections, Drain, DrainPhase, Forward, HealthCheckSettings, HealthState, NextHop, Service, Share,
+        SlotStates, backend_name,
+    },
     model::{self, AdminState, Algo, Announce, Config, Flows, Limits, Node, Protocol, ServiceKey, XdpMode, algo::Kind},
 };
 
@@ -19,6 +22,11 @@ pub fn service(name: &str) -> Service {
         forward: Forward::Ipip,
         algo: "maglev".into(),
         ring_size: 65537,
+        track: "moved".into(),
+        udp_flows: None,
+        slots: SlotStates { settled: 65537, ..SlotStates::default() },
+        window_ends_in_s: None,
+        connections: Connections { active_estimate: Some(240), syns: 900, fins: 660, ..Connections::default() },
         backends: 3,
         backends_up: 2,
         backends_taking: 2,
@@ -55,6 +63,10 @@ pub fn backend(last: u8) -> Backend {
         health: HealthState::Up,
         health_reason: Some("L7OK".into()),
         health_since_unix_s: Some(NOW - 312),
+        leaving: false,
+        drain: None,
+        connections: Connections { active_estimate: Some(120), syns: 450, fins: 330, ..Connections::default() },
+        max_connections: 0,
         next_hop: NextHop {
             resolved: true,
             interface: Some("eth1".into()),
@@ -76,6 +88,7 @@ pub fn backends() -> Vec<Backend> {
     odd.weight_override = Some(5);
     odd.weight_effective = 0;
     odd.admin_state_override = Some(AdminState::Drain);
+    odd.drain = Some(Drain { phase: DrainPhase::Draining, connections: None, announced_for_s: 0, ends_in_s: 250 });
     odd.next_hop =
         NextHop { interface: Some("eth1".into()), cause: Some("neighbour FAILED".into()), ..NextHop::default() };
     odd.share = Share::default();

@@ -9,7 +9,7 @@ use super::{
     unit,
 };
 use crate::{
-    api::{Forward, HealthCheckSettings, Service, ServiceDetail},
+    api::{Connections, Forward, HealthCheckSettings, Service, ServiceDetail},
     model::Protocol,
 };
 
@@ -91,6 +91,84 @@ fn note(service: &Service) -> Cell {
     }
 }
 
+/// Which flows are recorded; of a stateless UDP service none.
+fn track(service: &Service) -> &str {
+    match service.udp_flows.as_deref() {
+        Some("stateless") => "none",
+        _ => &service.track,
+    }
+}
+
+/// Active connections: counted ones, with the half-open ones that are not yet among them and the limit where there is one; an estimate
+/// with a `~`; `-` where nothing tells.
+pub fn active(connections: &Connections, max: u32) -> String {
+    let c = connections;
+    let Some(active) = c.active else {
+        return c.active_estimate.map_or_else(|| "-".into(), |estimate| format!("~{}", unit::count(estimate)));
+    };
+    let limit = if max == 0 { String::new() } else { format!("/{}", unit::count(u64::from(max))) };
+    match c.pending {
+        Some(pending) if pending > 0 => format!("{}{limit} +{}", unit::count(active), unit::count(pending)),
+        _ => format!("{}{limit}", unit::count(active)),
+    }
+}
+
+/// How many slots are in a window, and how long the last of them records at most.
+fn window(service: &Service) -> Cell {
+    let unsettled = u64::from(service.slots.unsettled());
+    match service.window_ends_in_s {
+        _ if unsettled == 0 => "-".into(),
+        Some(seconds) => Cell::toned(format!("{} {}", unit::count(unsettled), unit::duration(seconds)), Tone::Warn),
+        None => Cell::toned(format!("{} residual", unit::count(unsettled)), Tone::Faint),
+    }
+}
+
+/// `600 announced, 711 moving, 0 residual of 65537 slots; the last one moves for 2h04m at most`.
+fn slots(service: &Service) -> Cell {
+    let s = &service.slots;
+    if s.unsettled() == 0 {
+        return Cell::toned("all slots are settled", Tone::Good);
+    }
+    let mut text = format!(
+        "{} announced, {} moving, {} residual of {} slots",
+        s.announced, s.moving, s.residual, service.ring_size
+    );
+    match service.window_ends_in_s {
+        Some(seconds) => text.push_str(&format!("; flows are recorded for {} more at most", unit::duration(seconds))),
+        None => text.push_str("; they settle once no record names another backend"),
+    }
+    Cell::toned(text, Tone::Warn)
+}
+
+fn track_words(service: &Service) -> String {
+    match (service.udp_flows.as_deref(), service.track.as_str()) {
+        (Some("stateless"), _) => "none: udp_flows is stateless, each datagram goes where the ring says".into(),
+        (Some(udp), track) => format!("{track} (udp_flows is {udp})"),
+        (None, "moved") => "moved: flows on slots that a change moves are recorded".into(),
+        (None, track) => format!("{track}: every flow is recorded"),
+    }
+}
+
+fn connections(service: &Service) -> String {
+    let c = &service.connections;
+    match (c.active, c.active_estimate) {
+        (Some(active), _) => format!(
+            "{active} active, {} pending; {} opened and {} closed in all",
+            c.pending.unwrap_or(0),
+            unit::count(c.opened),
+            unit::count(c.closed)
+        ),
+        (None, Some(estimate)) => {
+            format!(
+                "~{estimate} active (estimate: {} SYNs less {} FINs and resets)",
+                unit::count(c.syns),
+                unit::count(c.fins)
+            )
+        }
+        (None, None) => "not counted: datagrams do not say when a flow ends".into(),
+    }
+}
+
 fn list(services: &[Service], colour: bool) -> String {
     if services.is_empty() {
         return "no services are configured\n".into();
@@ -103,6 +181,9 @@ fn list(services: &[Service], colour: bool) -> String {
         Column::Left("ALGO"),
         Column::Right("UP"),
         Column::Right("TAKING"),
+        Column::Left("TRACK"),
+        Column::Right("ACTIVE"),
+        Column::Right("WINDOW"),
         Column::Right("PACKETS"),
         Column::Right("BYTES"),
         Column::Left("NOTE"),
@@ -116,6 +197,9 @@ fn list(services: &[Service], colour: bool) -> String {
             s.algo.as_str().into(),
             up(s),
             s.backends_taking.to_string().into(),
+            track(s).into(),
+            active(&s.connections, 0).into(),
+            window(s),
             unit::count(s.packets).into(),
             unit::bytes(s.bytes).into(),
             note(s),
@@ -151,6 +235,9 @@ fn get(detail: &ServiceDetail, now_unix_s: u64, colour: bool) -> String {
         ("protocol", protocol(s.protocol).into()),
         ("forward", forward(s.forward).into()),
         ("algo", format!("{}, {} ring entries", s.algo, s.ring_size).into()),
+        ("track", track_words(s).into()),
+        ("window", slots(s)),
+        ("connections", connections(s).into()),
         ("health check", s.health_check.as_ref().map_or_else(|| "none".into(), check).into()),
         ("up", up(s)),
         ("traffic", format!("{} packets, {}", unit::count(s.packets), unit::bytes(s.bytes)).into()),
@@ -167,7 +254,7 @@ fn get(detail: &ServiceDetail, now_unix_s: u64, colour: bool) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cli::sample;
+    use crate::{api::SlotStates, cli::sample};
 
     #[test]
     fn list_shows_what_needs_attention() {
@@ -177,12 +264,20 @@ mod tests {
         services[1].protocol = Protocol::Udp;
         services[1].backends_up = 0;
         services[1].fail_open = true;
+        services[1].udp_flows = Some("stateless".into());
+        services[1].connections = Connections::default();
+        services.push(sample::service("api"));
+        services[2].track = "all".into();
+        services[2].connections = Connections { active: Some(1500), pending: Some(7), ..Connections::default() };
+        services[2].slots = SlotStates { settled: 64_226, announced: 600, moving: 711, residual: 0 };
+        services[2].window_ends_in_s = Some(7440);
         assert_eq!(
             list(&services, false),
             "\
-NAME  VIP              PROTO  FORWARD  ALGO     UP  TAKING  PACKETS     BYTES  NOTE
-web   203.0.113.1:80   tcp    ipip     maglev  2/3       2     123k  64.0 MiB
-dns   [2001:db8::1]:*  udp    ipip     maglev  0/3       2     123k  64.0 MiB  fail-open: no backend is healthy, all take traffic
+NAME  VIP              PROTO  FORWARD  ALGO     UP  TAKING  TRACK   ACTIVE      WINDOW  PACKETS     BYTES  NOTE
+web   203.0.113.1:80   tcp    ipip     maglev  2/3       2  moved     ~240           -     123k  64.0 MiB
+dns   [2001:db8::1]:*  udp    ipip     maglev  0/3       2  none         -           -     123k  64.0 MiB  fail-open: no backend is healthy, all take traffic
+api   203.0.113.1:80   tcp    ipip     maglev  2/3       2  all    1500 +7  1311 2h04m     123k  64.0 MiB
 "
         );
         assert_eq!(list(&[], false), "no services are configured\n");
@@ -200,11 +295,52 @@ vip           203.0.113.1:80
 protocol      tcp
 forward       ipip
 algo          maglev, 65537 ring entries
+track         moved: flows on slots that a change moves are recorded
+window        all slots are settled
+connections   ~240 active (estimate: 900 SYNs less 660 FINs and resets)
 health check  http /health, every 2000 ms, time-out 1000 ms, rise 2, fall 3
 up            2/3
 traffic       123k packets, 64.0 MiB
 
 SERVICE  "
         ));
+    }
+
+    #[test]
+    fn get_tells_of_windows() {
+        let mut s = sample::service("web");
+        s.slots = SlotStates { settled: 64_226, announced: 600, moving: 700, residual: 11 };
+        s.window_ends_in_s = Some(7440);
+        s.track = "all".into();
+        s.connections = Connections {
+            active: Some(12),
+            pending: Some(1),
+            opened: 20_000,
+            closed: 19_988,
+            ..Connections::default()
+        };
+        let text = get(&ServiceDetail { service: s.clone(), backends: Vec::new() }, sample::NOW, false);
+        for line in [
+            "track         all: every flow is recorded\n",
+            "window        600 announced, 700 moving, 11 residual of 65537 slots; flows are recorded for 2h04m more at most\n",
+            "connections   12 active, 1 pending; 20.0k opened and 20.0k closed in all\n",
+        ] {
+            assert!(text.contains(line), "{line}{text}");
+        }
+        s.slots = SlotStates { settled: 65_526, residual: 11, ..SlotStates::default() };
+        s.window_ends_in_s = None;
+        let text = get(&ServiceDetail { service: s, backends: Vec::new() }, sample::NOW, false);
+        assert!(
+            text.contains("11 residual of 65537 slots; they settle once no record names another backend\n"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn a_limit_stands_beside_what_it_limits() {
+        let counted = Connections { active: Some(90), pending: Some(0), ..Connections::default() };
+        assert_eq!(active(&counted, 100), "90/100");
+        assert_eq!(active(&Connections { pending: Some(3), ..counted }, 100), "90/100 +3");
+        assert_eq!(active(&Connections::default(), 100), "-");
     }
 }

@@ -159,7 +159,7 @@ fn losses(interfaces: &[InterfaceStats], all: bool, colour: bool) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::{BackendStats, LossCount, ReasonCount, ServiceStats};
+    use crate::api::{BackendStats, Connections, FlowTable, LossCount, ReasonCount, ServiceStats, SlotStates};
 
     fn stats(at_unix_ms: u64, packets: u64) -> Stats {
         let reason = |reason: &str, action, packets| ReasonCount {
@@ -180,13 +180,21 @@ mod tests {
                 ],
                 losses: vec![LossCount { loss: "tx_dropped".into(), help: "ring full".into(), packets: 2 }],
             }],
-            services: vec![ServiceStats { service: "web".into(), packets, bytes: packets * 100 }],
+            services: vec![ServiceStats {
+                service: "web".into(),
+                packets,
+                bytes: packets * 100,
+                slots: SlotStates::default(),
+                connections: Connections::default(),
+            }],
             backends: vec![BackendStats {
                 service: "web".into(),
                 backend: "10.0.0.11:80".into(),
                 packets,
                 bytes: packets * 100,
+                connections: Connections::default(),
             }],
+            flows: FlowTable::default(),
         }
     }
 

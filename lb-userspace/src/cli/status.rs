@@ -9,7 +9,7 @@ use super::{
     table::{Cell, Column, Tone, block, table},
     unit,
 };
-use crate::api::{Interface, MapFill, Reload, ReloadOutcome, Status, XdpModeInForce};
+use crate::api::{FlowTable, Interface, MapFill, Reload, ReloadOutcome, Status, XdpModeInForce};
 
 /// `weir status`.
 #[derive(Args, Clone, Copy, Debug)]
@@ -38,12 +38,45 @@ fn reload(reload: &Reload, now_unix_s: u64) -> Cell {
     Cell::toned(format!("{word} {age} ago{colon}{}", reload.message), tone)
 }
 
+/// Records in the flow table, and what they are.
+fn flows(flows: &FlowTable) -> Cell {
+    let Some(look) = &flows.look else { return "not looked at yet".into() };
+    let records = flows.records();
+    let mut text = format!("{} records of {}", unit::count(records), unit::count(flows.records_max));
+    if records > 0 {
+        text.push_str(&format!(
+            " ({} established, {} half-open, {} closing, {} seen once)",
+            unit::count(look.established),
+            unit::count(look.half_open),
+            unit::count(look.closing),
+            unit::count(look.once)
+        ));
+    }
+    Cell::toned(text, if records > flows.records_max { Tone::Warn } else { Tone::Plain })
+}
+
+fn windows(s: &Status) -> Cell {
+    let (n, slots) = (s.counts.services_in_window, &s.counts.slots);
+    if n == 0 {
+        return "all slots are settled".into();
+    }
+    let services = if n == 1 { "service" } else { "services" };
+    let (announced, moving, residual) = (slots.announced, slots.moving, slots.residual);
+    Cell::toned(
+        format!("{n} {services}: {announced} announced, {moving} moving, {residual} residual slots"),
+        Tone::Warn,
+    )
+}
+
 fn render(s: &Status, now_unix_s: u64, colour: bool) -> String {
     let c = &s.counts;
     let down_tone = if c.backends_down > 0 { Tone::Warn } else { Tone::Plain };
     let mut backends = format!("{}: {} up, {} down", c.backends, c.backends_up, c.backends_down);
     if c.backends_not_ready > 0 {
         backends.push_str(&format!(", {} not ready", c.backends_not_ready));
+    }
+    if s.flows.backends_leaving > 0 {
+        backends.push_str(&format!("; {} leaving", s.flows.backends_leaving));
     }
     let mut pairs = vec![
         ("node", Cell::from(s.node.as_str())),
@@ -63,6 +96,8 @@ fn render(s: &Status, now_unix_s: u64, colour: bool) -> String {
         ("pins", format!("{}, ABI {}", s.pin_dir, s.abi_version).into()),
         ("services", c.services.to_string().into()),
         ("backends", Cell::toned(backends, down_tone)),
+        ("windows", windows(s)),
+        ("flow table", flows(&s.flows)),
     ];
     for (count, what) in [
         (c.services_fail_open, "services fail open: none of their backends is healthy"),
@@ -149,7 +184,7 @@ fn maps(maps: &[MapFill], colour: bool) -> String {
 mod tests {
     use super::*;
     use crate::{
-        api::{Counts, Diagnostic, Severity},
+        api::{Counts, Diagnostic, FlowLook, Severity, SlotStates},
         cli::sample::NOW,
     };
 
@@ -190,6 +225,7 @@ mod tests {
             }],
             maps: vec![MapFill { name: "SERVICES".into(), used: 3900, max: 4096, memory_bytes: 262_144 }],
             counts: Counts { services: 2, backends: 6, backends_up: 5, backends_down: 1, ..Counts::default() },
+            flows: FlowTable { records_max: 1 << 20, ..FlowTable::default() },
         }
     }
 
@@ -205,6 +241,8 @@ last reload    REFUSED 1m00s ago: 1 error
 pins           /sys/fs/bpf/weir, ABI 1
 services       2
 backends       6: 5 up, 1 down
+windows        all slots are settled
+flow table     not looked at yet
 
 error: unknown key
  --> weir.toml:3:1
@@ -226,5 +264,22 @@ SERVICES  3900  4096  95.2%  256 KiB
         let text = render(&s, NOW, false);
         assert!(text.contains("attention      1 services fail open"), "{text}");
         assert!(text.contains("attention      2 backends have no next hop"), "{text}");
+    }
+
+    #[test]
+    fn windows_and_records_are_counted() {
+        let mut s = status();
+        s.counts.services_in_window = 2;
+        s.counts.slots = SlotStates { settled: 9, announced: 1, moving: 2, residual: 3 };
+        let look = FlowLook { half_open: 1, established: 20_000, closing: 3, once: 4, ..FlowLook::default() };
+        s.flows = FlowTable { look: Some(look), backends_leaving: 1, ..s.flows };
+        let text = render(&s, NOW, false);
+        for line in [
+            "backends       6: 5 up, 1 down; 1 leaving\n",
+            "windows        2 services: 1 announced, 2 moving, 3 residual slots\n",
+            "flow table     20.0k records of 1.05M (20.0k established, 1 half-open, 3 closing, 4 seen once)\n",
+        ] {
+            assert!(text.contains(line), "{line}{text}");
+        }
     }
 }

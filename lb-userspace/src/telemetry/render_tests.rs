@@ -31,11 +31,60 @@ fn snapshot() -> Snapshot {
                 ],
                 losses: vec![api::LossCount { loss: "redirect_error".into(), help: String::new(), packets: 4 }],
             }],
-            services: vec![api::ServiceStats { service: "web".into(), packets: 10, bytes: 600 }],
+            services: vec![api::ServiceStats {
+                service: "web".into(),
+                packets: 10,
+                bytes: 600,
+                slots: api::SlotStates { settled: 200, announced: 1, moving: 20, residual: 30 },
+                connections: api::Connections::default(),
+            }],
             backends: vec![
-                api::BackendStats { service: "web".into(), backend: "10.0.0.11:80".into(), packets: 6, bytes: 360 },
-                api::BackendStats { service: "web".into(), backend: "[fd00::1]:80".into(), packets: 4, bytes: 240 },
+                api::BackendStats {
+                    service: "web".into(),
+                    backend: "10.0.0.11:80".into(),
+                    packets: 6,
+                    bytes: 360,
+                    connections: api::Connections {
+                        active: Some(5),
+                        pending: Some(2),
+                        opened: 9,
+                        closed: 4,
+                        ..api::Connections::default()
+                    },
+                },
+                api::BackendStats {
+                    service: "web".into(),
+                    backend: "[fd00::1]:80".into(),
+                    packets: 4,
+                    bytes: 240,
+                    connections: api::Connections {
+                        active_estimate: Some(120),
+                        syns: 130,
+                        fins: 10,
+                        ..api::Connections::default()
+                    },
+                },
             ],
+            flows: api::FlowTable {
+                records_max: 1024,
+                places: 2048,
+                look: Some(api::FlowLook {
+                    age_s: 3,
+                    duration_us: 2500,
+                    swept: 1,
+                    drift: 0,
+                    half_open: 2,
+                    established: 5,
+                    closing: 0,
+                    once: 1,
+                }),
+                events: vec![
+                    api::FlowEventCount { event: "lookup".into(), count: 70 },
+                    api::FlowEventCount { event: "evicted_half_open".into(), count: 6 },
+                ],
+                backends_leaving: 1,
+                backend_ids_former: 4,
+            },
         },
         states: vec![BackendState::Up, BackendState::Drain],
         fail_open: vec![true],
@@ -140,11 +189,35 @@ fn the_text_is_well_formed_and_complete() {
         ("weir_health_check_duration_seconds_count{type=\"http\"}", 1.0),
         ("weir_health_transitions_total{service=\"web\",backend=\"10.0.0.11:80\",to=\"up\"}", 1.0),
         ("weir_next_hop_unresolved", 1.0),
+        ("weir_backend_connections_active{service=\"web\",backend=\"10.0.0.11:80\"}", 5.0),
+        ("weir_backend_connections_pending{service=\"web\",backend=\"10.0.0.11:80\"}", 2.0),
+        ("weir_backend_connections_active_estimate{service=\"web\",backend=\"[fd00::1]:80\"}", 120.0),
+        ("weir_backend_connections_opened_total{service=\"web\",backend=\"10.0.0.11:80\"}", 9.0),
+        ("weir_backend_connections_closed_total{service=\"web\",backend=\"10.0.0.11:80\"}", 4.0),
+        ("weir_backend_syns_total{service=\"web\",backend=\"[fd00::1]:80\"}", 130.0),
+        ("weir_backend_fins_total{service=\"web\",backend=\"[fd00::1]:80\"}", 10.0),
+        ("weir_service_slots{service=\"web\",state=\"moving\"}", 20.0),
+        ("weir_flow_records{state=\"established\"}", 5.0),
+        ("weir_flow_records_max", 1024.0),
+        ("weir_flow_places", 2048.0),
+        ("weir_flow_events_total{event=\"evicted_half_open\"}", 6.0),
+        ("weir_flow_active_drift", 0.0),
+        ("weir_flow_look_duration_seconds", 0.0025),
+        ("weir_flow_look_age_seconds", 3.0),
+        ("weir_backends_leaving", 1.0),
+        ("weir_backend_ids_former", 4.0),
     ];
     for (series, value) in expected {
         assert_eq!(samples.get(series), Some(&value), "{series}\n{samples:#?}");
     }
     assert!(samples.keys().any(|s| s.starts_with("weir_build_info{") && s.contains("version=")));
+    // What is counted has no estimate, and what is estimated no count.
+    for series in [
+        "weir_backend_connections_active{service=\"web\",backend=\"[fd00::1]:80\"}",
+        "weir_backend_connections_active_estimate{service=\"web\",backend=\"10.0.0.11:80\"}",
+    ] {
+        assert!(!samples.contains_key(series), "{series}");
+    }
 }
 
 #[test]

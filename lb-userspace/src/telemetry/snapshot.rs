@@ -14,7 +14,7 @@ use prometheus_client::{
 use super::metrics::Labels;
 use crate::api;
 
-/// State of a backend as one word; the strongest that applies, in this order: maint, drain, down, unresolved, up.
+/// State of a backend as one word; the strongest that applies, in this order: leaving, maint, drain, down, unresolved, up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum BackendState {
     /// Takes traffic according to its weight.
@@ -27,11 +27,13 @@ pub enum BackendState {
     Maint,
     /// No next hop.
     Unresolved,
+    /// No longer configured, until its drain is over.
+    Leaving,
 }
 
 impl BackendState {
     /// Every state.
-    pub const ALL: [Self; 5] = [Self::Up, Self::Down, Self::Drain, Self::Maint, Self::Unresolved];
+    pub const ALL: [Self; 6] = [Self::Up, Self::Down, Self::Drain, Self::Maint, Self::Unresolved, Self::Leaving];
 
     /// Its word.
     pub const fn word(self) -> &'static str {
@@ -41,6 +43,7 @@ impl BackendState {
             Self::Drain => "drain",
             Self::Maint => "maint",
             Self::Unresolved => "unresolved",
+            Self::Leaving => "leaving",
         }
     }
 }
@@ -83,14 +86,14 @@ const fn action_word(action: api::Action) -> &'static str {
     }
 }
 
-fn counter(to: &mut MetricEncoder<'_>, labels: &impl EncodeLabelSet, value: u64) -> std::fmt::Result
+pub(super) fn counter(to: &mut MetricEncoder<'_>, labels: &impl EncodeLabelSet, value: u64) -> std::fmt::Result
 where
     u64: EncodeCounterValue,
 {
     ConstCounter::new(value).encode(to.encode_family(labels)?)
 }
 
-fn gauge<T: EncodeGaugeValue + Copy>(
+pub(super) fn gauge<T: EncodeGaugeValue + Copy>(
     to: &mut MetricEncoder<'_>,
     labels: &impl EncodeLabelSet,
     value: T,
@@ -105,6 +108,7 @@ impl Collector for Snapshot {
     fn encode(&self, mut to: DescriptorEncoder<'_>) -> std::fmt::Result {
         self.services(&mut to)?;
         self.backends(&mut to)?;
+        super::flows::encode(&self.stats, &mut to)?;
         self.reasons(&mut to)?;
         self.node(&mut to)
     }

@@ -1,0 +1,126 @@
+//! Connections, windows and the flow table.
+
+use serde::{Deserialize, Serialize};
+
+/// Connections of a backend, or of a service as the sum over its backends.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Connections {
+    /// Established flows, where every flow is recorded (`track = all`).
+    pub active: Option<u64>,
+    /// Flows whose client has not completed the handshake, where every flow is recorded.
+    pub pending: Option<u64>,
+    /// Elsewhere, for TCP: connections that began less those that ended. An estimate: repeated SYNs count twice, connections that end in
+    /// silence are not noticed.
+    pub active_estimate: Option<u64>,
+    /// Records that named the backend at the last look at the flow table, in any state.
+    pub recorded: u64,
+    /// SYNs forwarded since the maps were loaded.
+    pub syns: u64,
+    /// Packets with FIN or RST that clients sent.
+    pub fins: u64,
+    /// Recorded flows whose handshake the client completed.
+    pub opened: u64,
+    /// Recorded flows that ended or expired after that.
+    pub closed: u64,
+}
+
+/// Slots of a ring by state.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SlotStates {
+    /// The ring alone decides.
+    pub settled: u32,
+    /// A change is announced: new flows still go to the backend before it, recorded.
+    pub announced: u32,
+    /// New flows go to the new backend; flows before the change are learned as they speak.
+    pub moving: u32,
+    /// Nothing is recorded any more, records still speak.
+    pub residual: u32,
+}
+
+impl SlotStates {
+    /// Slots that are not settled.
+    pub fn unsettled(&self) -> u32 {
+        self.announced + self.moving + self.residual
+    }
+}
+
+/// Where a drain stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DrainPhase {
+    /// New flows still come, so that no repeated SYN is torn from its connection.
+    Announced,
+    /// No new flows; those that it has go on.
+    Draining,
+    /// No flow is left, or, where not every flow is recorded, its time is over.
+    Ended,
+    /// Its time is over and flows are left. A backend that is configured keeps them; one that is not is gone.
+    TimedOut,
+}
+
+/// The drain of a backend: set by an operator, of weight 0, or no longer configured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Drain {
+    /// Where it stands.
+    pub phase: DrainPhase,
+    /// Recorded flows that are left, half-open ones included; `None` where not every flow is recorded.
+    pub connections: Option<u64>,
+    /// Time until no new flow comes.
+    pub announced_for_s: u64,
+    /// Time until it ends at the latest.
+    pub ends_in_s: u64,
+}
+
+/// The flow table.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct FlowTable {
+    /// Records that it is made for (`limits.flows_max`).
+    pub records_max: u64,
+    /// Places that it has, twice as many or more.
+    pub places: u64,
+    /// What the last look found; `None` before the first.
+    pub look: Option<FlowLook>,
+    /// What happened since the maps were loaded, each kind of event.
+    pub events: Vec<FlowEventCount>,
+    /// Backends that are no longer configured and drain.
+    pub backends_leaving: u32,
+    /// Ids of backends that are gone, not given out anew while records or owners name them.
+    pub backend_ids_former: u32,
+}
+
+impl FlowTable {
+    /// Records at the last look.
+    pub fn records(&self) -> u64 {
+        self.look.as_ref().map_or(0, |look| look.half_open + look.established + look.closing + look.once)
+    }
+}
+
+/// A look at the flow table.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct FlowLook {
+    /// Time since it began.
+    pub age_s: u64,
+    /// How long it took.
+    pub duration_us: u64,
+    /// Expired records that it removed.
+    pub swept: u64,
+    /// By how much the counts of active and half-open flows were off the records, summed over backends.
+    pub drift: u64,
+    /// Records of flows of which a SYN was seen and nothing after it.
+    pub half_open: u64,
+    /// Records of established flows.
+    pub established: u64,
+    /// Records of flows of which a FIN or RST was seen.
+    pub closing: u64,
+    /// Records of flows that were learned by one packet.
+    pub once: u64,
+}
+
+/// How often something happened to the flow table.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FlowEventCount {
+    /// Name, `snake_case`, stable.
+    pub event: String,
+    /// How often.
+    pub count: u64,
+}
