@@ -184,7 +184,7 @@ fn state(request: &Request) -> State {
 
 /// Who has the flows that nobody recorded.
 #[inline(always)]
-fn owner<T: Tables>(tables: &T, request: &Request) -> u32 {
+pub fn owner<T: Tables>(tables: &T, request: &Request) -> u32 {
     let current = Slot(request.word).current();
     match Slot(request.word).state() {
         State::Announced | State::Moving => {}

@@ -12,7 +12,7 @@ use clap::ValueEnum;
 /// What a tuple begins with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Protocol {
-    /// A SYN, as the first packet of a connection
+    /// A segment without payload, a SYN unless --flags says otherwise
     Tcp,
     /// A datagram without payload
     Udp,
@@ -32,9 +32,40 @@ impl FromStr for Endpoint {
     }
 }
 
-/// The frame, or why there is none: both ends must be of one family.
-pub fn frame(protocol: Protocol, source: SocketAddr, destination: SocketAddr) -> Result<Vec<u8>, String> {
-    let payload = |pseudo: &[u8]| segment(protocol, source.port(), destination.port(), pseudo);
+/// What a TCP segment says of its connection.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Segment {
+    /// It begins it
+    #[default]
+    Syn,
+    /// It belongs to an established one
+    Ack,
+    /// It ends it
+    Fin,
+    /// It aborts it
+    Rst,
+}
+
+impl Segment {
+    /// Flags of the header (RFC 9293 section 3.1).
+    const fn flags(self) -> u8 {
+        match self {
+            Self::Syn => 0x02,
+            Self::Ack => 0x10,
+            Self::Fin => 0x11,
+            Self::Rst => 0x04,
+        }
+    }
+}
+
+/// The frame, or why there is none: both ends must be of one family. `flags` matter for TCP only.
+pub fn frame(
+    protocol: Protocol,
+    source: SocketAddr,
+    destination: SocketAddr,
+    flags: Segment,
+) -> Result<Vec<u8>, String> {
+    let payload = |pseudo: &[u8]| segment(protocol, source.port(), destination.port(), flags.flags(), pseudo);
     let number = match protocol {
         Protocol::Tcp => 6,
         Protocol::Udp => 17,
@@ -78,13 +109,13 @@ fn segment_len(protocol: Protocol) -> u16 {
     }
 }
 
-/// TCP SYN (RFC 9293 section 3.1) or empty datagram (RFC 768), checksummed over `pseudo` and itself.
-fn segment(protocol: Protocol, source: u16, destination: u16, pseudo: &[u8]) -> Vec<u8> {
+/// TCP segment without payload (RFC 9293 section 3.1) or empty datagram (RFC 768), checksummed over `pseudo` and itself.
+fn segment(protocol: Protocol, source: u16, destination: u16, flags: u8, pseudo: &[u8]) -> Vec<u8> {
     let mut out = [source.to_be_bytes(), destination.to_be_bytes()].concat();
     let checksum_at = match protocol {
         Protocol::Tcp => {
-            // Sequence 1, acknowledgement 0, five words of header, SYN, window 65535.
-            out.extend([0, 0, 0, 1, 0, 0, 0, 0, 0x50, 0x02, 0xff, 0xff, 0, 0, 0, 0]);
+            // Sequence 1, acknowledgement 0, five words of header, flags, window 65535.
+            out.extend([0, 0, 0, 1, 0, 0, 0, 0, 0x50, flags, 0xff, 0xff, 0, 0, 0, 0]);
             16
         }
         Protocol::Udp => {
@@ -119,7 +150,7 @@ mod tests {
     use super::*;
 
     fn make(protocol: Protocol, from: &str, to: &str) -> Vec<u8> {
-        frame(protocol, from.parse().unwrap(), to.parse().unwrap()).unwrap()
+        frame(protocol, from.parse().unwrap(), to.parse().unwrap(), Segment::Syn).unwrap()
     }
 
     #[test]
@@ -144,7 +175,7 @@ mod tests {
     #[test]
     fn families_must_agree_and_ports_be_given() {
         let from = "192.0.2.7:1".parse().unwrap();
-        assert!(frame(Protocol::Tcp, from, "[::1]:80".parse().unwrap()).is_err());
+        assert!(frame(Protocol::Tcp, from, "[::1]:80".parse().unwrap(), Segment::Syn).is_err());
         assert!(Endpoint::from_str("192.0.2.7").unwrap_err().contains("ADDRESS:PORT"));
     }
 }

@@ -187,17 +187,19 @@ fn layer(number: u8, bytes: &[u8]) -> Option<(Layer, usize, Option<u8>)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cli::explain::craft::{Protocol, frame};
+    use crate::cli::explain::craft::{Protocol, Segment, frame};
 
     fn tcp() -> Vec<u8> {
-        frame(Protocol::Tcp, "192.0.2.7:40000".parse().unwrap(), "203.0.113.1:80".parse().unwrap()).unwrap()
+        frame(Protocol::Tcp, "192.0.2.7:40000".parse().unwrap(), "203.0.113.1:80".parse().unwrap(), Segment::Syn)
+            .unwrap()
     }
 
     #[test]
     fn a_frame_in_one_line() {
         assert_eq!(summary(&tcp()), "tcp 192.0.2.7:40000 -> 203.0.113.1:80");
         let udp =
-            frame(Protocol::Udp, "[2001:db8::7]:1".parse().unwrap(), "[2001:db8::1]:53".parse().unwrap()).unwrap();
+            frame(Protocol::Udp, "[2001:db8::7]:1".parse().unwrap(), "[2001:db8::1]:53".parse().unwrap(), Segment::Syn)
+                .unwrap();
         assert_eq!(summary(&udp), "udp [2001:db8::7]:1 -> [2001:db8::1]:53");
         assert_eq!(summary(&[0; 20]), "frame of 20 bytes, neither IPv4 nor IPv6");
     }

@@ -23,7 +23,7 @@ use lb_core::{
 };
 
 use self::{
-    trace::{Trace, trace},
+    trace::{Flow, Slot, Trace, trace},
     watched::Watched,
 };
 use super::{
@@ -31,6 +31,7 @@ use super::{
     service::endpoint,
     shell::{Format, Shell, block_on, json},
     table::{Cell, Column, Tone, block, table},
+    unit,
 };
 use crate::{
     dataplane::{live::LiveTables, pin::Pins},
@@ -54,6 +55,9 @@ pub struct Explain {
     /// Where it goes to: 203.0.113.1:80, [2001:db8::1]:80
     #[arg(conflicts_with = "pcap", value_name = "DST")]
     destination: Option<craft::Endpoint>,
+    /// What a TCP segment says of its connection
+    #[arg(long, value_enum, default_value_t, value_name = "FLAGS", conflicts_with = "pcap")]
+    flags: craft::Segment,
     /// Packets of a capture (pcap or pcapng) instead: a line for each, or one in full
     #[arg(long, value_name = "FILE")]
     pcap: Option<PathBuf>,
@@ -67,7 +71,35 @@ pub struct Explain {
 
 /// Runs `weir explain`.
 pub fn run(shell: &Shell, args: &Explain) -> anyhow::Result<()> {
-    let frames = frames(args)?;
+    let traces = traces(shell, &frames(args)?, args.pin_dir.clone())?;
+    match (traces.as_slice(), shell.format) {
+        ([one], Format::Table) => shell.print(&render(one, shell.colour)),
+        ([one], Format::Json) => shell.print(&json(one)?),
+        (many, Format::Table) => shell.print(&list(many, shell.colour)),
+        (many, Format::Json) => shell.print(&json(&many)?),
+    }
+}
+
+/// The way of a packet that belongs to the established flow of a tuple.
+pub fn of_flow(
+    shell: &Shell,
+    protocol: craft::Protocol,
+    source: craft::Endpoint,
+    destination: craft::Endpoint,
+    pin_dir: Option<PathBuf>,
+) -> anyhow::Result<Trace> {
+    let bytes = craft::frame(protocol, source.0, destination.0, craft::Segment::Ack)
+        .map_err(|message| Failure::new(Exit::Usage, message))?;
+    let traces = traces(shell, &[(None, capture::Frame { wire_len: bytes.len(), bytes })], pin_dir)?;
+    traces.into_iter().next().ok_or_else(|| Failure::new(Exit::Failure, "the packet left no trace").into())
+}
+
+/// The ways of frames through the pinned maps.
+fn traces(
+    shell: &Shell,
+    frames: &[(Option<usize>, capture::Frame)],
+    pin_dir: Option<PathBuf>,
+) -> anyhow::Result<Vec<Trace>> {
     // An agent helps with names and the folder of the pins, but explaining must work without.
     let status = shell.ask(async |client| Ok(client.status().await.ok()))?;
     let services = match &status {
@@ -75,14 +107,14 @@ pub fn run(shell: &Shell, args: &Explain) -> anyhow::Result<()> {
         None => Vec::new(),
     };
     let names: HashMap<u32, String> = services.into_iter().map(|s| (s.id, s.name)).collect();
-    let dir = args.pin_dir.clone().or(status.map(|s| s.pin_dir.into())).unwrap_or_else(|| PIN_DIR_DEFAULT.into());
+    let dir = pin_dir.or(status.map(|s| s.pin_dir.into())).unwrap_or_else(|| PIN_DIR_DEFAULT.into());
     let routes = RefCell::new(HashMap::new());
     let maps = open(&Pins::new(&dir), |route| routes.borrow().get(&route.dst).copied().unwrap_or(NextHop::NoRoute))?;
     let clients = frames.iter().filter_map(|(_, frame)| trace::reply_to(&frame.bytes, &maps)).collect();
     routes.replace(routes_to(&clients)?);
     let tables = Watched::new(&maps);
     let mut traces = Vec::new();
-    for (number, frame) in &frames {
+    for (number, frame) in frames {
         let mut trace = trace(&frame.bytes, &tables, |id| names.get(&id).cloned());
         trace.number = *number;
         trace.egress_interface = trace.egress_ifindex.and_then(interface_name);
@@ -95,12 +127,7 @@ pub fn run(shell: &Shell, args: &Explain) -> anyhow::Result<()> {
         }
         traces.push(trace);
     }
-    match (traces.as_slice(), shell.format) {
-        ([one], Format::Table) => shell.print(&render(one, shell.colour)),
-        ([one], Format::Json) => shell.print(&json(one)?),
-        (many, Format::Table) => shell.print(&list(many, shell.colour)),
-        (many, Format::Json) => shell.print(&json(&many)?),
-    }
+    Ok(traces)
 }
 
 /// The frames that are meant, with their numbers where they have one.
@@ -123,8 +150,8 @@ fn frames(args: &Explain) -> anyhow::Result<Vec<(Option<usize>, capture::Frame)>
             Failure::new(Exit::Usage, "a protocol, a source and a destination are needed, or --pcap FILE").into()
         );
     };
-    let bytes =
-        craft::frame(protocol, source.0, destination.0).map_err(|message| Failure::new(Exit::Usage, message))?;
+    let bytes = craft::frame(protocol, source.0, destination.0, args.flags)
+        .map_err(|message| Failure::new(Exit::Usage, message))?;
     Ok(vec![(None, capture::Frame { wire_len: bytes.len(), bytes })])
 }
 
@@ -199,6 +226,38 @@ fn tone(trace: &Trace) -> Tone {
     }
 }
 
+/// `17 of 251, moving: new flows to 10.0.0.12:80, unrecorded ones stay with 10.0.0.11:80`.
+fn slot_cell(slot: &Slot) -> Cell {
+    let name = |backend: &Option<String>| backend.clone().unwrap_or_else(|| "nobody".into());
+    let mut text = format!("{} of {}, {}", slot.index, slot.of, slot.state);
+    if slot.tracked {
+        text.push_str(", every flow recorded");
+    }
+    let (current, owner) = (name(&slot.current), name(&slot.owner));
+    match slot.state {
+        "settled" => text.push_str(&format!(": {current}")),
+        "announced" => text.push_str(&format!(": still {owner}, next {current}")),
+        "moving" => text.push_str(&format!(": new flows to {current}, unrecorded ones stay with {owner}")),
+        _ => text.push_str(&format!(": {current} but for what is recorded")),
+    }
+    Cell::toned(text, if slot.state == "settled" { Tone::Plain } else { Tone::Warn })
+}
+
+/// What the flow table holds of a flow.
+fn flow_cell(flow: &Flow) -> Cell {
+    let unused = if flow.looked_up { "" } else { "; not looked up, the slot is settled" };
+    match &flow.record {
+        Some(r) => {
+            let (state, left) = (r.state.replace('_', "-"), unit::duration(u64::from(r.left_s)));
+            let dead = if r.backend_lives { "" } else { ", which is down or gone" };
+            let tone = if r.backend_lives { Tone::Plain } else { Tone::Bad };
+            Cell::toned(format!("recorded for {}{dead}: {state}, expires in {left}{unused}", r.backend), tone)
+        }
+        None if flow.busy => "its record is being written".into(),
+        None => format!("not recorded{unused}").into(),
+    }
+}
+
 /// One packet in full.
 fn render(t: &Trace, colour: bool) -> String {
     let mut pairs: Vec<(&str, Cell)> = vec![("packet", format!("{}, {} bytes", t.packet, t.bytes).into())];
@@ -216,9 +275,8 @@ fn render(t: &Trace, colour: bool) -> String {
             format!("{name} (id {}): {} protocol {}, {}", s.id, endpoint(s.vip, s.port), s.protocol, s.forward).into(),
         ));
     }
-    if let Some(slot) = t.slot {
-        pairs.push(("slot", format!("{} of {}", slot.index, slot.of).into()));
-    }
+    pairs.extend(t.slot.as_ref().map(|slot| ("slot", slot_cell(slot))));
+    pairs.extend(t.flow.as_ref().map(|flow| ("flow", flow_cell(flow))));
     if let Some(b) = &t.backend {
         let health = if b.up { "up" } else { "down or not checked" };
         pairs.push(("backend", format!("{} (id {}), {health}", b.name, b.id).into()));
@@ -268,7 +326,7 @@ fn list(traces: &[Trace], colour: bool) -> String {
             t.number.map_or_else(dash, |n| n.to_string()).into(),
             t.packet.as_str().into(),
             service.unwrap_or_else(dash).into(),
-            t.slot.map_or_else(dash, |s| s.index.to_string()).into(),
+            t.slot.as_ref().map_or_else(dash, |s| s.index.to_string()).into(),
             t.backend.as_ref().map_or_else(dash, |b| b.name.clone()).into(),
             Cell::toned(t.action, tone(t)),
             t.reason.into(),

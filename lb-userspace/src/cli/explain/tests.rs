@@ -6,12 +6,13 @@ use bytemuck::Zeroable;
 use lb_core::{
     abi::{
         ABI_VERSION,
-        backend::{Backend, FLAG_NEXT_HOP, FLAG_UP, FLAG_VALID},
+        backend::{Backend, FLAG_DOWN, FLAG_NEXT_HOP, FLAG_UP, FLAG_VALID},
+        flow,
         lookup::{Bucket, Entry, Key, Kind},
         mapped,
         node::{FLAG_NAT, Node},
-        ring::{Extent, LINE_SLOTS, Line, Slot},
-        service::{Forward, Service},
+        ring::{Extent, LINE_SLOTS, Line, Slot, State},
+        service::{self, Forward, OnMarkedDown, Service},
     },
     hash,
     host::Snapshot,
@@ -76,7 +77,13 @@ fn maps(forward: Forward) -> Snapshot {
 
 fn tcp(from: &str, to: &str) -> Vec<u8> {
     let (from, to): (SocketAddr, SocketAddr) = (from.parse().unwrap(), to.parse().unwrap());
-    craft::frame(craft::Protocol::Tcp, from, to).unwrap()
+    craft::frame(craft::Protocol::Tcp, from, to, craft::Segment::Syn).unwrap()
+}
+
+/// As [`tcp`], of an established connection.
+fn ack(from: &str, to: &str) -> Vec<u8> {
+    let (from, to): (SocketAddr, SocketAddr) = (from.parse().unwrap(), to.parse().unwrap());
+    craft::frame(craft::Protocol::Tcp, from, to, craft::Segment::Ack).unwrap()
 }
 
 fn steps(maps: &Snapshot, frame: &[u8]) -> Trace {
@@ -94,12 +101,13 @@ fn ipip_shows_every_step() {
     assert_eq!(t.reason, "forwarded_ipip");
     assert_eq!(change(&t, "ipv4.destination"), Some((None, Some("10.0.0.11"))));
     assert_eq!(change(&t, "ethernet.destination"), Some((Some("02:00:00:00:00:02"), Some("02:00:00:00:00:0b"))));
-    assert_eq!((t.egress_ifindex, t.slot.map(|s| s.of)), (Some(5), Some(251)));
+    assert_eq!((t.egress_ifindex, t.slot.as_ref().map(|s| s.of)), (Some(5), Some(251)));
     let text = render(&t, false);
     for line in [
         "packet    tcp 192.0.2.7:40000 -> 203.0.113.1:80, 54 bytes\n",
         "service   web (id 1): 203.0.113.1:80 protocol 6, ipip\n",
-        " of 251\n",
+        " of 251, settled: 10.0.0.11:80\n",
+        "flow      not recorded; not looked up, the slot is settled\n",
         "backend   10.0.0.11:80 (id 1), up\n",
         "          + ipv4.destination  10.0.0.11\n",
         "next hop  02:00:00:00:00:0b, MTU 1500\n",
@@ -144,7 +152,79 @@ fn an_unresolved_backend_is_named_all_the_same() {
     assert_eq!(t.service.as_ref().and_then(|s| s.name.as_deref()), Some("web"));
     assert!(t.changes.is_empty());
     assert!(render(&t, false).contains("next hop  unknown"), "{}", render(&t, false));
-    assert_eq!(t.slot.map(|s| s.of), Some(251));
+    assert_eq!(t.slot.as_ref().map(|s| s.of), Some(251));
+}
+
+/// Two backends, 1 the owner and 2 the current one of every slot, all in one state; and a flow table.
+fn changing(state: State, tracked: bool) -> Snapshot {
+    let mut maps = maps(Forward::Dsr);
+    (maps.node.hz, maps.node.flow_mask) = (250, 15);
+    maps.jiffies.set(250 * 1000);
+    maps.services[1].established_s = 7440;
+    maps.services[1].flags = service::flags(tracked, service::Algo::Hashed, OnMarkedDown::Rehash);
+    maps.backends.push(Backend { addr: mapped([10, 0, 0, 12]), dst_mac: [2, 0, 0, 0, 0, 12], ..maps.backends[1] });
+    maps.lines = vec![Line { slots: [Slot::new(2, state, tracked).0; LINE_SLOTS] }; 16];
+    maps.owners = vec![Line { slots: [1; LINE_SLOTS] }; 16];
+    maps.flows = (0..16).map(|_| flow::Bucket::default()).collect();
+    maps
+}
+
+#[test]
+fn the_state_of_a_slot_says_where_a_packet_goes() {
+    let (from, to) = ("192.0.2.7:40000", "203.0.113.1:80");
+    let table = [
+        // (state, tracked, begins, backend, slot in words)
+        (State::Announced, false, true, 1, "announced: still 10.0.0.11:80, next 10.0.0.12:80"),
+        (State::Announced, false, false, 1, "announced: still 10.0.0.11:80, next 10.0.0.12:80"),
+        (State::Moving, false, true, 2, "moving: new flows to 10.0.0.12:80, unrecorded ones stay with 10.0.0.11:80"),
+        (State::Moving, false, false, 1, "moving: new flows to 10.0.0.12:80, unrecorded ones stay with 10.0.0.11:80"),
+        (State::Residual, false, false, 2, "residual: 10.0.0.12:80 but for what is recorded"),
+        (State::Settled, true, true, 2, "settled, every flow recorded: 10.0.0.12:80"),
+    ];
+    for (state, tracked, begins, backend, words) in table {
+        let maps = changing(state, tracked);
+        let t = steps(&maps, &if begins { tcp(from, to) } else { ack(from, to) });
+        assert_eq!(t.backend.as_ref().map(|b| b.id), Some(backend), "{words}");
+        assert_eq!(t.flow, Some(Flow { looked_up: true, busy: false, record: None }), "{words}");
+        let text = render(&t, false);
+        assert!(text.contains(&format!(" of 251, {words}\nflow      not recorded\n")), "{text}");
+    }
+}
+
+#[test]
+fn a_record_that_is_found_is_shown_as_it_was() {
+    let (from, to) = ("192.0.2.7:40000", "203.0.113.1:80");
+    // The first packet is recorded, the second finds that.
+    let maps = changing(State::Moving, false);
+    steps(&maps, &tcp(from, to));
+    maps.jiffies.set(250 * 1004);
+    let t = steps(&maps, &ack(from, to));
+    let record = t.flow.as_ref().and_then(|f| f.record.clone()).expect("a record");
+    assert_eq!((record.backend_id, record.state, record.left_s), (2, "half_open", 6));
+    assert_eq!(record.slot, t.slot.as_ref().map(|s| s.index).unwrap());
+    assert!(render(&t, false).contains("flow      recorded for 10.0.0.12:80: half-open, expires in 6s\n"));
+    assert_eq!(t.backend.map(|b| b.id), Some(2), "and not the owner");
+    let other = steps(&maps, &ack("192.0.2.7:40001", to));
+    assert_eq!((other.flow.and_then(|f| f.record), other.backend.map(|b| b.id)), (None, Some(1)));
+}
+
+#[test]
+fn a_dead_backend_is_named_where_its_flows_are_reset() {
+    let (from, to) = ("192.0.2.7:40000", "203.0.113.1:80");
+    let mut maps = changing(State::Settled, true);
+    steps(&maps, &tcp(from, to));
+    steps(&maps, &ack(from, to));
+    maps.backends[2].flags = (maps.backends[2].flags & !FLAG_UP) | FLAG_DOWN;
+    let t = steps(&maps, &ack(from, to));
+    assert_eq!((t.reason, t.backend.as_ref().map(|b| b.id)), ("forwarded_dsr", Some(2)), "{}", render(&t, false));
+    maps.services[1].flags = service::flags(true, service::Algo::Hashed, OnMarkedDown::Reset);
+    let t = steps(&maps, &ack(from, to));
+    assert_eq!((t.action, t.reason), ("transmit", "flow_reset"));
+    assert_eq!(t.backend.as_ref().map(|b| b.id), Some(2));
+    assert_eq!(t.service.as_ref().and_then(|s| s.name.as_deref()), Some("web"));
+    let text = render(&t, false);
+    assert!(text.contains("recorded for 10.0.0.12:80, which is down or gone: established"), "{text}");
+    assert!(text.contains("result   transmit, counted as flow_reset\n"), "{text}");
 }
 
 #[test]

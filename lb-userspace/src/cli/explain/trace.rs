@@ -5,8 +5,13 @@
 use std::net::{IpAddr, Ipv6Addr};
 
 use lb_core::{
-    abi::{backend, ring::Extent, service},
-    hash, host,
+    abi::{
+        backend,
+        flow::{self, Record},
+        ring::{Extent, Inputs, Slot as Word, State},
+        service,
+    },
+    flow as flows, hash, host,
     parse::{self, Packet, Part, Transport},
     pipeline,
     reason::{Class, Reason},
@@ -18,7 +23,7 @@ use serde::Serialize;
 
 use super::{
     layers::{Change, changes, summary},
-    watched::Watched,
+    watched::{Asked, Watched},
 };
 use crate::api::backend_name;
 
@@ -41,6 +46,9 @@ pub struct Trace {
     /// Slot of the service's ring.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub slot: Option<Slot>,
+    /// What the flow table holds of the packet's flow; `None` for what is no flow.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub flow: Option<Flow>,
     /// The backend that it goes to, or whose reply it is.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub backend: Option<Backend>,
@@ -103,12 +111,51 @@ pub struct Service {
 }
 
 /// A slot of a ring.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Slot {
     /// Its index.
     pub index: u32,
     /// Slots of the ring.
     pub of: u32,
+    /// `settled`, `announced`, `moving` or `residual`.
+    pub state: &'static str,
+    /// Whether every flow is recorded.
+    pub tracked: bool,
+    /// The backend that the ring gives new flows, by name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub current: Option<String>,
+    /// The backend that has the flows which nobody recorded.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub owner: Option<String>,
+}
+
+/// A flow in the flow table.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Flow {
+    /// Whether the decision asked the table: not where the slot is settled and the backend up.
+    pub looked_up: bool,
+    /// Another CPU was just writing its record.
+    pub busy: bool,
+    /// Its record, before this packet changed it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub record: Option<Recorded>,
+}
+
+/// A record of a flow.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Recorded {
+    /// The backend by name.
+    pub backend: String,
+    /// Its id.
+    pub backend_id: u32,
+    /// Whether that backend takes its packets: not if it is down or gone.
+    pub backend_lives: bool,
+    /// Slot that the flow had when it was recorded.
+    pub slot: u32,
+    /// `half_open`, `established`, `closing` or `once`.
+    pub state: &'static str,
+    /// Seconds until it expires.
+    pub left_s: u32,
 }
 
 /// The backend in the maps.
@@ -151,8 +198,11 @@ pub fn trace<T: Tables>(frame: &[u8], tables: &Watched<'_, T>, name: impl Fn(u32
     let parse = parse::any(&edited, &mut packet);
     // The decision is asked for twice: here for its steps, then as the program takes it, which has the last word.
     tables.take_backend();
+    let held = parse.is_ok().then(|| held(tables, &packet)).flatten();
+    tables.take_asked();
     let decided = parse.and_then(|()| select::any(&packet, tables, &mut verdict));
     let asked = tables.take_backend();
+    let request = tables.take_asked();
     let exit = pipeline::process(&mut edited, tables);
     let reason = exit.reason();
     let mut out = Trace {
@@ -162,6 +212,7 @@ pub fn trace<T: Tables>(frame: &[u8], tables: &Watched<'_, T>, name: impl Fn(u32
         parsed: parse.is_ok().then(|| parsed(&packet)),
         service: None,
         slot: None,
+        flow: None,
         backend: None,
         changes: Vec::new(),
         egress_ifindex: None,
@@ -179,28 +230,33 @@ pub fn trace<T: Tables>(frame: &[u8], tables: &Watched<'_, T>, name: impl Fn(u32
     match (decided, verdict) {
         (Ok(()), Verdict::Forward(choice)) => {
             out.service = service(tables, choice.service, &name);
-            out.slot = choice
-                .slot
-                .zip(tables.service(choice.service))
-                .map(|(index, service)| Slot { index, of: Extent::unpack(tables.load_u64(&service.ring)).slots });
+            out.slot = match &request {
+                Some(asked) => Some(unsettled(tables, asked)),
+                None => choice.slot.and_then(|index| settled(tables, choice.service, index, choice.backend)),
+            };
             out.backend = backend(tables, choice.backend);
         }
         (Ok(()), Verdict::Reply { backend: id }) => {
             out.service = tables.backend(id).and_then(|b| service(tables, b.service, &name));
             out.backend = backend(tables, id);
         }
-        // The ring named it, but it cannot be sent to: the verdict is silent about whom.
-        (Err(Reason::BackendUnresolved | Reason::BackendInvalid), _) => {
+        // The verdict is silent about whom: a backend that cannot be sent to, one that is reset for, a flow that is refused.
+        (Err(Reason::BackendUnresolved | Reason::BackendInvalid | Reason::SynRefused), _)
+        | (Ok(()), Verdict::Reset) => {
             out.backend = asked.and_then(|id| backend(tables, id));
-            out.service = asked.and_then(|id| tables.backend(id)).and_then(|b| service(tables, b.service, &name));
-            out.slot = out.service.as_ref().and_then(|s| slot(tables, s.id, &packet));
-        }
-        (Ok(()), Verdict::Reset) => {
-            out.backend = asked.and_then(|id| backend(tables, id));
-            out.service = asked.and_then(|id| tables.backend(id)).and_then(|b| service(tables, b.service, &name));
-            out.slot = out.service.as_ref().and_then(|s| slot(tables, s.id, &packet));
+            let id = request.map(|asked| asked.request.service).or_else(|| Some(tables.backend(asked?)?.service));
+            out.service = id.and_then(|id| service(tables, id, &name));
+            out.slot = match &request {
+                Some(asked) => Some(unsettled(tables, asked)),
+                None => out.service.as_ref().and_then(|s| slot(tables, s.id, &packet, asked)),
+            };
         }
         (Ok(()), Verdict::Echo) | (Err(_), _) => {}
+    }
+    if out.slot.is_some() {
+        let (word, now_s) = request.map(|asked| (asked.word, asked.now_s)).or(held).unwrap_or_default();
+        let record = flow::is_record(word).then(|| recorded(tables, Record::unpack(word), now_s));
+        out.flow = Some(Flow { looked_up: request.is_some(), busy: word == flow::BUSY, record });
     }
     if !matches!(exit, Exit::Drop(_)) {
         out.changes = changes(frame, edited.as_bytes());
@@ -214,12 +270,67 @@ pub fn trace<T: Tables>(frame: &[u8], tables: &Watched<'_, T>, name: impl Fn(u32
     out
 }
 
-/// The slot of a packet's own flow.
-fn slot<T: Tables>(tables: &T, service: u32, packet: &Packet) -> Option<Slot> {
-    let ring = Extent::unpack(tables.load_u64(&tables.service(service)?.ring));
-    let hash = select::flow_hash(tables.node()?, &packet.addresses, packet.ports, packet.proto);
-    (packet.transport == Transport::Flow && ring.slots > 0)
-        .then(|| Slot { index: ring.slot_of(hash::slot_bits(hash)), of: ring.slots })
+/// The word that the flow table holds for a packet's own flow, and the program's clock.
+fn held<T: Tables>(tables: &Watched<'_, T>, packet: &Packet) -> Option<(u64, u32)> {
+    let node = tables.node().filter(|_| packet.transport == Transport::Flow)?;
+    let hash = select::flow_hash(node, &packet.addresses, packet.ports, packet.proto);
+    let now_s = flows::now_s(tables, node);
+    Some((flows::table::find(tables, hash, node.flow_mask, now_s), now_s))
+}
+
+fn recorded<T: Tables>(tables: &T, record: Record, now_s: u32) -> Recorded {
+    let entry = backend(tables, record.backend);
+    let flags = tables.backend(record.backend).map_or(0, |entry| tables.load_u32(&entry.flags));
+    Recorded {
+        backend: entry.map_or_else(|| "unknown".into(), |b| b.name),
+        backend_id: record.backend,
+        backend_lives: flags & (backend::FLAG_VALID | backend::FLAG_DOWN) == backend::FLAG_VALID,
+        slot: record.slot,
+        state: record.state.name(),
+        left_s: record.left_s(now_s),
+    }
+}
+
+fn state_word(state: State) -> &'static str {
+    match state {
+        State::Settled => "settled",
+        State::Announced => "announced",
+        State::Moving => "moving",
+        State::Residual => "residual",
+    }
+}
+
+/// The slot of a request to the flow table.
+fn unsettled<T: Tables>(tables: &T, asked: &Asked) -> Slot {
+    let (request, word) = (&asked.request, Word(asked.request.word));
+    let named = |id: u32| backend(tables, id).map(|b| b.name);
+    Slot {
+        index: request.slot,
+        of: Extent::unpack(request.ring).slots,
+        state: state_word(word.state()),
+        tracked: word.tracked(),
+        current: named(word.current()),
+        owner: named(flows::owner(tables, request)),
+    }
+}
+
+/// A slot that the ring alone decides.
+fn settled<T: Tables>(tables: &T, service: u32, index: u32, current: u32) -> Option<Slot> {
+    let of = Extent::unpack(tables.load_u64(&tables.service(service)?.ring)).slots;
+    let named = backend(tables, current).map(|b| b.name);
+    Some(Slot { index, of, state: state_word(State::Settled), tracked: false, current: named.clone(), owner: named })
+}
+
+/// The slot of a packet's own flow, which the ring alone decided for backend `current`.
+fn slot<T: Tables>(tables: &T, service: u32, packet: &Packet, current: Option<u32>) -> Option<Slot> {
+    let word = tables.load_u64(&tables.service(service)?.ring);
+    let (node, ring) = (tables.node()?, Extent::unpack(word));
+    let bits = match Inputs::unpack(word) {
+        Inputs::Tuple => hash::slot_bits(select::flow_hash(node, &packet.addresses, packet.ports, packet.proto)),
+        Inputs::Source => hash::slot_bits(hash::source(&node.hash_key, packet.addresses.src)),
+    };
+    let flow = packet.transport == Transport::Flow && ring.slots > 0;
+    flow.then(|| settled(tables, service, ring.slot_of(bits), current.unwrap_or(0))).flatten()
 }
 
 fn parsed(packet: &Packet) -> Parsed {

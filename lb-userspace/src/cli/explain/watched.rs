@@ -16,26 +16,52 @@ use lb_core::{
         service::Service,
         stats::FlowEvent,
     },
+    flow::{self as flows, Request},
     tables::{NextHop, Route, Tables},
 };
+
+/// A request that the ring alone did not decide.
+#[derive(Clone, Copy, Debug)]
+pub struct Asked {
+    /// It.
+    pub request: Request,
+    /// The word that the flow table held for it, [`flow::BUSY`], or 0.
+    pub word: u64,
+    /// The program's clock then.
+    pub now_s: u32,
+}
 
 /// Tables over `inner`. Fragments that pass are remembered here, so that those of one capture find each other and the maps
 /// stay as they are.
 pub struct Watched<'t, T> {
     inner: &'t T,
     backend: Cell<Option<u32>>,
+    request: Cell<Option<Request>>,
+    found: Cell<(u64, u32)>,
     fragments: RefCell<BTreeMap<FragmentKey, Fragment>>,
 }
 
 impl<'t, T: Tables> Watched<'t, T> {
     /// Watches `inner`.
     pub fn new(inner: &'t T) -> Self {
-        Self { inner, backend: Cell::new(None), fragments: RefCell::default() }
+        Self {
+            inner,
+            backend: Cell::new(None),
+            request: Cell::new(None),
+            found: Cell::new((0, 0)),
+            fragments: RefCell::default(),
+        }
     }
 
     /// The backend that was asked for last since the last call of this.
     pub fn take_backend(&self) -> Option<u32> {
         self.backend.take()
+    }
+
+    /// The request that the flow table was asked for since the last call of this, and its answer.
+    pub fn take_asked(&self) -> Option<Asked> {
+        let (word, now_s) = self.found.take();
+        self.request.take().map(|request| Asked { request, word, now_s })
     }
 }
 
@@ -59,6 +85,17 @@ impl<T: Tables> Tables for Watched<'_, T> {
     fn backend(&self, id: u32) -> Option<&Backend> {
         self.backend.set(Some(id));
         self.inner.backend(id)
+    }
+
+    fn flow_resolve(&self, request: &Request) -> u64 {
+        self.request.set(Some(*request));
+        flows::resolve(self, request)
+    }
+
+    fn flow_find(&self, hash: u64, mask: u32, now_s: u32) -> u64 {
+        let word = flows::table::find(self, hash, mask, now_s);
+        self.found.set((word, now_s));
+        word
     }
 
     fn owners(&self, index: u32) -> Option<&Line> {
