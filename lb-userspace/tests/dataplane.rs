@@ -19,12 +19,17 @@ use aya::{
 };
 use aya_obj::programs::XdpAttachType;
 use lb_core::{
-    abi::{flow::FlowState, mapped, service::Algo},
+    abi::{
+        flow::{FlowState, Record, is_record},
+        mapped,
+        service::Algo,
+        stats::FlowEvent,
+    },
     reason::Reason,
 };
 use lb_userspace::{
     dataplane::{
-        Dataplane, Error,
+        Dataplane, Error, Flush,
         apply::{Map, Memory},
         engine::GRACE,
         kernel::{Access, KernelDataplane, Maps},
@@ -382,6 +387,25 @@ fn active_connections_are_those_of_the_records() {
             send(&program, port, if port % 2 == 0 { SYN } else { ACK });
         }
         settle(&plane, "a flood, and a backend that leaves");
+        // What an operator removes is counted down too.
+        let ids: Vec<u32> = plane.present().services().flat_map(|(_, s)| s.backends.iter().map(|b| b.id)).collect();
+        let of_first = {
+            let mut n = 0;
+            plane.scan()(&mut |word| n += u64::from(is_record(word) && Record::unpack(word).backend == ids[0]));
+            n
+        };
+        assert!(of_first > 0);
+        let flush = |service, backend| plane.flush(Flush { service, backend })().expect("flush");
+        assert_eq!((flush(99, 0), flush(99, ids[0]), flush(0, ids[0])), (0, 0, of_first));
+        assert_eq!(plane.flows(ids[0]), (0, 0));
+        let left = settle(&plane, "records of a backend flushed").records();
+        assert_eq!(plane.flow_events().expect("events").get(&FlowEvent::Flushed), Some(&of_first));
+        for port in 1..=300 {
+            for flags in [SYN, ACK] {
+                assert!(matches!(send(&program, port, flags), 3 | 4));
+            }
+        }
+        assert!(settle(&plane, "connections again").records() > left);
         drop(plane);
         let plane = KernelDataplane::open(pins, sizes(), SECRETS).expect("adopt");
         let look = settle(&plane, "another agent");

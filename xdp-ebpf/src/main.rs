@@ -164,6 +164,25 @@ pub fn weir_sweep(ctx: XdpContext) -> u32 {
     if done { xdp_action::XDP_PASS } else { xdp_action::XDP_ABORTED }
 }
 
+/// Removes records of a service or a backend from the flow table. Run by the agent as [`weir_sweep`] is; the service's id stands at byte 16 of
+/// the frame, the backend's at byte 20, and 0 is any.
+#[xdp]
+pub fn weir_flush(ctx: XdpContext) -> u32 {
+    let mut view = View::new(ctx.ctx);
+    let (Some(first), Some(removed)) = (view.bytes::<4>(0), view.bytes::<4>(8)) else { return xdp_action::XDP_ABORTED };
+    let (Some(service), Some(backend)) = (view.bytes::<4>(16), view.bytes::<4>(20)) else {
+        return xdp_action::XDP_ABORTED;
+    };
+    let (first, mut removed) = (u32::from_ne_bytes(first), u32::from_ne_bytes(removed));
+    let (service, backend) = (u32::from_ne_bytes(service), u32::from_ne_bytes(backend));
+    for at in 0..BUCKETS_A_RUN {
+        removed = removed.wrapping_add(steps::weir_flush_bucket(first.wrapping_add(at), service, backend) as u32);
+    }
+    let done = view.put(0, first.wrapping_add(BUCKETS_A_RUN).to_ne_bytes()).is_some()
+        && view.put(8, removed.to_ne_bytes()).is_some();
+    if done { xdp_action::XDP_PASS } else { xdp_action::XDP_ABORTED }
+}
+
 /// Counts a packet under its reason and turns the exit into an XDP action.
 #[inline(always)]
 fn send(tables: &Kernel, received: usize, exit: Exit) -> u32 {

@@ -93,3 +93,11 @@ pub extern "C" fn weir_sweep_bucket(index: u32) -> u64 {
     let Some(node) = TABLES.node() else { return 0 };
     table::sweep(&TABLES, index, node.flow_mask, flow::now_s(&TABLES, node)) as u64
 }
+
+/// [`table::flush`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn weir_flush_bucket(index: u32, service: u32, backend: u32) -> u64 {
+    let Some(node) = TABLES.node() else { return 0 };
+    table::flush(&TABLES, index, node.flow_mask, service, backend) as u64
+}

@@ -73,11 +73,13 @@ pub enum FlowEvent {
     Spilled = 7,
     /// A new connection was refused because it could not be recorded and its owner takes no new flows.
     SynRefused = 8,
+    /// A record was removed because an operator asked for it.
+    Flushed = 9,
 }
 
 impl FlowEvent {
     /// Every event, in the order of its number.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Lookup,
         Self::Insert,
         Self::InsertFailed,
@@ -87,6 +89,7 @@ impl FlowEvent {
         Self::Learned,
         Self::Spilled,
         Self::SynRefused,
+        Self::Flushed,
     ];
 
     /// Stable name, the label of metrics.
@@ -101,6 +104,7 @@ impl FlowEvent {
             Self::Learned => "learned",
             Self::Spilled => "spilled",
             Self::SynRefused => "syn_refused",
+            Self::Flushed => "flushed",
         }
     }
 }

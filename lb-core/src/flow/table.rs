@@ -268,6 +268,26 @@ pub fn sweep<T: Tables>(tables: &T, index: u32, mask: u32, now_s: u32) -> u32 {
     removed
 }
 
+/// Removes the records of a bucket that name a backend of `service` (0 is any), and `backend` itself (0 is any); gives how many that were.
+#[inline(always)]
+pub fn flush<T: Tables>(tables: &T, index: u32, mask: u32, service: u32, backend: u32) -> u32 {
+    let Some(bucket) = tables.flows(index) else { return 0 };
+    let mut removed = 0;
+    for way in 0..WAYS {
+        let Some(word) = bucket.words.get(way).map(|word| tables.load(word)) else { return removed };
+        let id = Record::unpack(word).backend;
+        if !flow::is_record(word) || (backend != 0 && id != backend) {
+            continue;
+        }
+        let of_service = service == 0 || tables.backend(id).is_some_and(|entry| entry.service == service);
+        if of_service && remove_way(tables, bucket, index, way, word, mask) {
+            tables.count(FlowEvent::Flushed);
+            removed += 1;
+        }
+    }
+    removed
+}
+
 #[cfg(test)]
 mod tests {
     extern crate std;

@@ -2,13 +2,17 @@
 
 use std::{
     collections::{BTreeMap, HashSet},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
-use lb_core::abi::stats::{Counter, FlowEvent, FlowTotals};
+use lb_core::abi::{
+    flow::Record,
+    stats::{Counter, FlowEvent, FlowTotals},
+};
 
 use super::{
-    Applied, Counters, Dataplane, Error, LookJob,
+    Applied, Counters, Dataplane, Error, Flush, FlushJob, LookJob, Scan,
     apply::{Map, Memory},
     engine::{Clock, Engine},
 };
@@ -108,6 +112,8 @@ pub struct FakeDataplane {
     pub events: BTreeMap<FlowEvent, u64>,
     /// What a look finds.
     pub table: Look,
+    /// The flow table.
+    pub words: Arc<Mutex<Vec<u64>>>,
     /// Seconds of the clock of plans.
     pub now_s: u64,
     /// An error that the next `apply` gives instead of doing anything.
@@ -136,9 +142,14 @@ impl FakeDataplane {
             totals: BTreeMap::new(),
             events: BTreeMap::new(),
             table: Look::new(0),
+            words: Arc::default(),
             now_s: 0,
             fail_next: None,
         })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<u64>> {
+        self.words.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What survives the agent.
@@ -176,6 +187,31 @@ impl Dataplane for FakeDataplane {
 
     fn last_look(&self) -> Option<&Look> {
         self.engine.last_look()
+    }
+
+    fn scan(&self) -> Scan {
+        let words = self.lock().clone();
+        Box::new(|take| words.into_iter().for_each(take))
+    }
+
+    fn flush(&self, flush: Flush) -> FlushJob {
+        let services = self.present().services().flat_map(|(_, s)| s.backends.iter().map(|b| (b.id, s.id)));
+        let services: BTreeMap<u32, u32> = services.collect();
+        let words = Arc::clone(&self.words);
+        Box::new(move || {
+            let mut words = words.lock().unwrap_or_else(PoisonError::into_inner);
+            let before = words.len();
+            words.retain(|word| {
+                let id = Record::unpack(*word).backend;
+                let service = services.get(&id).copied().unwrap_or(0);
+                (flush.backend != 0 && flush.backend != id) || (flush.service != 0 && flush.service != service)
+            });
+            Ok((before - words.len()) as u64)
+        })
+    }
+
+    fn record_now_s(&self) -> u32 {
+        self.now_s as u32
     }
 
     fn flows(&self, id: u32) -> (u32, u32) {

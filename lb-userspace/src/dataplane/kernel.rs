@@ -22,7 +22,7 @@ use lb_core::abi::{
 };
 
 use super::{
-    Applied, Counters, Dataplane, Error, LookJob,
+    Applied, Counters, Dataplane, Error, Flush, FlushJob, LookJob, Scan,
     apply::{Map, Memory},
     clock,
     engine::{Clock, Engine},
@@ -241,7 +241,7 @@ impl Dataplane for KernelDataplane {
         owners.extend(self.present().former().iter().map(|f| (f.id, f.service)));
         Box::new(move || {
             let (started, mut look) = (Instant::now(), Look::new(clock::now_s()));
-            look.swept = sweeper.run(flows.buckets.len())?;
+            look.swept = sweeper.sweep(flows.buckets.len())?;
             let counts = || (0..flows.active.len()).map(|id| flows.active.get(id).unwrap_or(0)).collect::<Vec<u64>>();
             let before = counts();
             for word in words(&flows) {
@@ -259,6 +259,20 @@ impl Dataplane for KernelDataplane {
 
     fn last_look(&self) -> Option<&Look> {
         self.engine.last_look()
+    }
+
+    fn scan(&self) -> Scan {
+        let flows = Arc::clone(&self.flows);
+        Box::new(move |take| words(&flows).for_each(take))
+    }
+
+    fn flush(&self, flush: Flush) -> FlushJob {
+        let (flows, sweeper) = (Arc::clone(&self.flows), Arc::clone(&self.sweeper));
+        Box::new(move || sweeper.flush(flows.buckets.len(), flush))
+    }
+
+    fn record_now_s(&self) -> u32 {
+        (clock::jiffies() / u64::from(self.present().node().hz.max(1))) as u32
     }
 
     fn flows(&self, id: u32) -> (u32, u32) {

@@ -33,6 +33,21 @@ use crate::plan::{Fill, Look, Plan, PlanError, Present, Wanted};
 /// A look at the flow table, to be run.
 pub type LookJob = Box<dyn FnOnce() -> Result<Look, Error> + Send>;
 
+/// A walk over the words of the flow table, to be run.
+pub type Scan = Box<dyn FnOnce(&mut dyn FnMut(u64)) + Send>;
+
+/// The removal of records, to be run; gives how many were removed.
+pub type FlushJob = Box<dyn FnOnce() -> Result<u64, Error> + Send>;
+
+/// Which records to remove: those of a service id and of a backend id, 0 is any.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Flush {
+    /// Service id.
+    pub service: u32,
+    /// Backend id.
+    pub backend: u32,
+}
+
 /// What `apply` did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Applied {
@@ -71,6 +86,15 @@ pub trait Dataplane: Send {
 
     /// What the last look found.
     fn last_look(&self) -> Option<&Look>;
+
+    /// A walk over every word of the flow table, [`lb_core::abi::flow::is_record`] or not: takes its time, as a look does.
+    fn scan(&self) -> Scan;
+
+    /// The removal of records: takes its time, as a look does.
+    fn flush(&self, flush: Flush) -> FlushJob;
+
+    /// Now, in seconds of the program's clock, by which records expire; modulo 2^32.
+    fn record_now_s(&self) -> u32;
 
     /// Recorded flows of a backend: established and half-open ones.
     fn flows(&self, id: u32) -> (u32, u32);

@@ -1,6 +1,7 @@
-//! Removes expired records from the flow table, by a program of the kernel: the table has one writing side.
+//! Removes records from the flow table, by programs of the kernel: the table has one writing side.
 //!
-//! Owns: loading `weir_sweep` on the pinned maps and running it over the whole table. Refuses to know: what expires.
+//! Owns: loading `weir_sweep`, which removes what expired, and `weir_flush`, which removes what an operator names, on the pinned maps, and
+//! running them over the whole table. Refuses to know: what expires.
 //! Invariant: a run that is stopped anywhere leaves the table whole, as each removal is one step of the program.
 
 use aya::{
@@ -8,17 +9,18 @@ use aya::{
     programs::{TestRun as _, Xdp},
 };
 
-use super::{Error, load, pin::Pins};
+use super::{Error, Flush, load, pin::Pins};
 use crate::plan::MapSizes;
 
-/// Name of the program in the object.
-const PROGRAM: &str = "weir_sweep";
+/// Names of the programs in the object.
+const SWEEP: &str = "weir_sweep";
+const FLUSH: &str = "weir_flush";
 /// Buckets that one run of the program sweeps, see `xdp-ebpf`.
 const BUCKETS_A_RUN: u32 = 16;
 /// Runs of one system call: a few milliseconds.
 const RUNS_A_CALL: u32 = 4096;
 
-/// The loaded program.
+/// The loaded programs.
 pub struct Sweeper {
     object: aya::Ebpf,
 }
@@ -28,15 +30,17 @@ fn failed<E: std::error::Error + Send + Sync + 'static>(action: &str) -> impl Fn
 }
 
 impl Sweeper {
-    /// Loads the program on the maps below `pins`.
+    /// Loads the programs on the maps below `pins`.
     ///
     /// # Errors
-    /// [`Error::Kernel`] if the kernel refuses it.
+    /// [`Error::Kernel`] if the kernel refuses one.
     pub fn load(pins: &Pins, sizes: &MapSizes) -> Result<Self, Error> {
         let mut object = load::object(pins, 0, sizes).map_err(failed("load the sweeper of the flow table"))?;
-        let program = object.program_mut(PROGRAM).ok_or_else(missing)?;
-        let program: &mut Xdp = program.try_into().map_err(failed("use the sweeper of the flow table"))?;
-        program.load().map_err(failed("load the sweeper of the flow table"))?;
+        for name in [SWEEP, FLUSH] {
+            let program = object.program_mut(name).ok_or_else(missing)?;
+            let program: &mut Xdp = program.try_into().map_err(failed("use the sweeper of the flow table"))?;
+            program.load().map_err(failed("load the sweeper of the flow table"))?;
+        }
         Ok(Self { object })
     }
 
@@ -44,11 +48,25 @@ impl Sweeper {
     ///
     /// # Errors
     /// [`Error::Kernel`] if the kernel refuses to run the program.
-    pub fn run(&self, buckets: u32) -> Result<u64, Error> {
-        let program = self.object.program(PROGRAM).ok_or_else(missing)?;
+    pub fn sweep(&self, buckets: u32) -> Result<u64, Error> {
+        self.run(SWEEP, buckets, Flush::default())
+    }
+
+    /// Removes what `flush` names from a table of `buckets` buckets. Returns how many records that were.
+    ///
+    /// # Errors
+    /// [`Error::Kernel`] if the kernel refuses to run the program.
+    pub fn flush(&self, buckets: u32, flush: Flush) -> Result<u64, Error> {
+        self.run(FLUSH, buckets, flush)
+    }
+
+    fn run(&self, name: &str, buckets: u32, flush: Flush) -> Result<u64, Error> {
+        let program = self.object.program(name).ok_or_else(missing)?;
         let program: &Xdp = program.try_into().map_err(failed("use the sweeper of the flow table"))?;
         // A frame whose first words are the next bucket and the records removed so far; each run continues where the one before ended.
         let mut frame = [0u8; 64];
+        frame[16..20].copy_from_slice(&flush.service.to_ne_bytes());
+        frame[20..24].copy_from_slice(&flush.backend.to_ne_bytes());
         loop {
             let next = u32::from_ne_bytes([frame[0], frame[1], frame[2], frame[3]]);
             if next >= buckets {
