@@ -11,9 +11,11 @@ use std::{
 use axum::http::StatusCode;
 
 use super::{
-    api::{Call, Refusal},
+    api::{Call, Refusal, call::Reply},
     event_loop::{EventLoop, ReloadError},
+    flows::{Listing, Names},
     overrides::{self, BackendId, Change},
+    preview::{self, Known, Touched},
     reload, systemd,
     view::{no_backend, no_service},
 };
@@ -85,6 +87,84 @@ impl EventLoop {
         })
     }
 
+    /// What an apply would do to slots and flows.
+    async fn plan(&mut self, request: api::DiffRequest) -> Result<api::PlanReport, Refusal> {
+        let (text, file) = self.asked(request.text, request.file)?;
+        let parts = &mut self.parts;
+        let in_force = parts.node.state.config();
+        let candidate = reload::consider(in_force, &mut parts.incremental, &file, &text.text, &parts.host_name)?;
+        let node = &parts.node;
+        let mut report = api::PlanReport {
+            revision: node.revision(),
+            changed: !candidate.diff.is_empty(),
+            changes: candidate.diff.sentences(),
+            services: Vec::new(),
+            diagnostics: candidate.warnings,
+        };
+        if report.changed {
+            let mut state = node.state.clone();
+            state.set_config(candidate.config);
+            let plan = node.preview(&state).map_err(ReloadError::from)?;
+            let present = node.data().present();
+            let (mut touched, now_s) = (Touched::new(present, &plan), node.data().record_now_s());
+            let scan = node.data().scan();
+            let counted = tokio::task::spawn_blocking(move || {
+                scan(&mut |word| touched.take(word, now_s));
+                touched
+            });
+            let touched = counted.await.map_err(|e| {
+                Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, format!("cannot count recorded flows: {e}"))
+            })?;
+            let known = |key: &model::ServiceKey| {
+                let service = state.service(key).or_else(|| node.state.service(key))?;
+                Some(Known {
+                    name: service.name.clone(),
+                    track: service.flows.track,
+                    udp_flows: service.udp_flows(),
+                    drain_s: service.flows.drain_timeout.as_secs(),
+                })
+            };
+            report.services = preview::services(present, &plan, &touched, &known);
+        }
+        Ok(report)
+    }
+
+    /// Lists recorded flows, beside the loop.
+    fn flows(&self, query: api::FlowQuery, to: Reply<api::FlowList>) {
+        let data = self.parts.node.data();
+        let names = Names::new(data.present(), self.parts.node.state.effective());
+        match Listing::new(names, query, data.record_now_s()) {
+            Err(refusal) => _ = to.send(Err(refusal)),
+            Ok(mut listing) => {
+                let scan = data.scan();
+                drop(tokio::task::spawn_blocking(move || {
+                    scan(&mut |word| listing.take(word));
+                    to.send(Ok(listing.finish()))
+                }));
+            }
+        }
+    }
+
+    /// Removes recorded flows, beside the loop.
+    fn flush(&self, request: &api::FlushRequest, to: Reply<api::Flushed>) {
+        let data = self.parts.node.data();
+        match Names::new(data.present(), self.parts.node.state.effective()).flush(request) {
+            Err(refusal) => _ = to.send(Err(refusal)),
+            Ok(flush) => {
+                let service = request.service.clone().unwrap_or_else(|| "any".into());
+                let backend = request.backend.clone().unwrap_or_else(|| "any".into());
+                let job = data.flush(flush);
+                drop(tokio::task::spawn_blocking(move || {
+                    let removed = job().map_err(|e| Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, e.to_string()));
+                    if let Ok(removed) = &removed {
+                        tracing::warn!(removed, %service, %backend, "recorded flows were removed on request: they may move");
+                    }
+                    to.send(removed.map(|removed| api::Flushed { removed }))
+                }));
+            }
+        }
+    }
+
     /// The text of a request, or the file's.
     fn asked(&self, text: Option<String>, file: Option<String>) -> Result<(Text, String), Refusal> {
         let own = || self.parts.process.config_file.clone();
@@ -154,6 +234,9 @@ impl EventLoop {
             Call::Admin(service, backend, change, to) => _ = to.send(self.admin(&service, &backend, change).await),
             Call::Diff(request, to) => _ = to.send(self.diff(request)),
             Call::Apply(request, to) => _ = to.send(self.answer_apply(request).await),
+            Call::Plan(request, to) => _ = to.send(self.plan(request).await),
+            Call::Flows(query, to) => self.flows(query, to),
+            Call::Flush(request, to) => self.flush(&request, to),
             Call::Snapshot(to) => _ = to.send(self.snapshot()),
         }
     }

@@ -6,13 +6,16 @@ use std::{
     net::{IpAddr, Ipv4Addr},
     path::PathBuf,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicU16, Ordering},
     },
     time::{Duration, Instant},
 };
 
-use lb_core::abi::backend::FLAG_UP;
+use lb_core::abi::{
+    backend::FLAG_UP,
+    flow::{FlowState, Record},
+};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpListener,
@@ -35,7 +38,11 @@ use super::{
     view::Process,
 };
 use crate::{
-    api::{AdminChange, ApplyOutcome, ApplyRequest, DiffRequest, HealthState, ReloadOutcome, client::Client},
+    api::{
+        AdminChange, ApplyOutcome, ApplyRequest, DiffRequest, DrainPhase, FlowQuery, FlushRequest, HealthState,
+        ReloadOutcome, ServiceAction,
+        client::{Client, ClientError},
+    },
     dataplane::{
         Dataplane as _,
         fake::{FakeDataplane, Heap},
@@ -86,6 +93,8 @@ impl Backend {
 }
 
 struct Scene {
+    /// The flow table of whatever data plane runs.
+    words: Arc<Mutex<Vec<u64>>>,
     folder: tempfile::TempDir,
     one: Backend,
     two: Backend,
@@ -100,7 +109,7 @@ impl Scene {
         let one = Backend::start(2, 0).await;
         // All backends of a service share its port.
         let two = Backend::start(3, one.port).await;
-        Self { folder: tempfile::tempdir().unwrap(), one, two }
+        Self { words: Arc::default(), folder: tempfile::tempdir().unwrap(), one, two }
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -134,11 +143,12 @@ impl Scene {
         let (config, _) = reload::check(&mut incremental, "weir.toml", &text.text, "n").expect("a good configuration");
         let sizes = MapSizes::of(&config.node.limits);
         let adopted = heap.is_some();
-        let data = match heap {
+        let mut data = match heap {
             Some(heap) => FakeDataplane::adopt(heap, sizes, secrets()),
             None => FakeDataplane::new(sizes, secrets()),
         }
         .unwrap();
+        data.words = Arc::clone(&self.words);
         let overrides_file = self.path("overrides.json");
         let saved = overrides::load(&overrides_file).unwrap();
         let inherited = |id: &BackendId| data.present().inherited_up(&id.service, id.address, id.port);
@@ -348,7 +358,7 @@ async fn an_apply_replaces_the_file_or_nothing() {
             assert_eq!(client.config_apply(&request).await.unwrap().outcome, ApplyOutcome::Unchanged);
             let bad = ApplyRequest { text: Some("x = 1\n".into()), file: Some("bad.toml".into()) };
             match client.config_apply(&bad).await {
-                Err(crate::api::client::ClientError::Refused { status: 422, error }) => {
+                Err(ClientError::Refused { status: 422, error }) => {
                     assert_eq!(error.diagnostics[0].file, "bad.toml");
                 }
                 other => panic!("{other:?}"),
@@ -381,6 +391,142 @@ async fn a_restart_inherits_health() {
             assert!(status.adopted);
             assert!(status.revision >= 41);
             assert_eq!(slots(&client).await, [0, 251], "down before the first probe");
+        })
+        .await;
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn a_plan_says_what_an_apply_would_touch_and_touches_nothing() {
+    let scene = Scene::new().await;
+    scene.write(&scene.text(&[(2, 1), (3, 1)]));
+    scene
+        .run(None, async |client, _| {
+            all_up(&client).await;
+            let before = (client.status().await.unwrap().revision, slots(&client).await);
+            let states = client.services().await.unwrap()[0].slots;
+            let ids: Vec<u32> = client.backends().await.unwrap().iter().map(|b| b.id).collect();
+            // One record of the second backend on every slot, and an expired one.
+            let record =
+                |slot, left| Record { backend: ids[1], slot, state: FlowState::Established, expires_s: left }.pack();
+            scene.words.lock().unwrap().extend((0..251).map(|slot| record(slot, 100)).chain([record(1, 0)]));
+            let ask = async |text: String| client.plan(&DiffRequest { text: Some(text), file: None }).await;
+            let same = ask(scene.text(&[(2, 1), (3, 1)])).await.unwrap();
+            assert_eq!((same.changed, same.services.len()), (false, 0));
+            let heavier = ask(scene.text(&[(2, 1), (3, 3)])).await.unwrap();
+            let [service] = &heavier.services[..] else { panic!("{heavier:?}") };
+            assert_eq!((service.action, service.slots, service.whole), (ServiceAction::Changed, 251, false));
+            assert!((30..=100).contains(&service.slots_moved), "a quarter of the ring: {service:?}");
+            assert_eq!(u64::from(service.slots_moved), service.flows_on_moved_slots);
+            assert_eq!((service.flows_recorded, service.announce_for_s, service.window_s), (251, 4, 7440));
+            assert!(service.flows[0].starts_with(&format!("{} of 251 slots move after 4s", service.slots_moved)));
+            // It is exactly what an apply does.
+            let gone = ask(scene.text(&[(2, 1)])).await.unwrap();
+            let [service] = &gone.services[..] else { panic!("{gone:?}") };
+            assert_eq!(service.slots_moved, before.1[1]);
+            assert_eq!((service.backends[0].flows_recorded, service.backends[0].drain_s), (251, 300));
+            let other = ask(scene.text(&[(2, 1), (3, 1)]).replace("ring_size = 251", "ring_size = 509")).await.unwrap();
+            assert_eq!((other.services[0].whole, other.services[0].slots_moved), (true, 509));
+            assert_eq!(other.services[0].flows_on_moved_slots, 251);
+            match ask(scene.text(&[(2, 1)]).replace("services_max = 8", "services_max = 9")).await {
+                Err(ClientError::Refused { status: 409, error }) => assert!(error.error.contains("services_max")),
+                other => panic!("{other:?}"),
+            }
+            assert!(matches!(ask("x".into()).await, Err(ClientError::Refused { status: 422, .. })));
+            assert_eq!((client.status().await.unwrap().revision, slots(&client).await), before);
+            assert_eq!(client.services().await.unwrap()[0].slots, states);
+        })
+        .await;
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn recorded_flows_are_listed_and_flushed_by_name() {
+    let scene = Scene::new().await;
+    scene.write(&scene.text(&[(2, 1), (3, 1)]));
+    scene
+        .run(None, async |client, _| {
+            all_up(&client).await;
+            let backends = client.backends().await.unwrap();
+            let record = |at: usize, state| Record { backend: backends[at].id, slot: 7, state, expires_s: 60 }.pack();
+            let stranger = Record { backend: 60, slot: 9, state: FlowState::Once, expires_s: 60 }.pack();
+            let table = [
+                record(0, FlowState::Established),
+                record(0, FlowState::HalfOpen),
+                record(1, FlowState::Established),
+                stranger,
+            ];
+            scene.words.lock().unwrap().extend(table);
+            let web = || Some("web".to_owned());
+            let query = FlowQuery { limit: 10, ..FlowQuery::default() };
+            let all = client.flows(&query).await.unwrap();
+            assert_eq!((all.records, all.matched, all.left_out, all.flows.len()), (4, 4, 0, 4));
+            assert_eq!((all.flows[0].slot, all.flows[0].left_s, all.flows[1].state.as_str()), (7, 60, "half_open"));
+            assert_eq!((all.flows[3].service.as_deref(), all.flows[3].backend_id), (None, 60));
+            let some = client.flows(&FlowQuery { service: web(), limit: 2, ..FlowQuery::default() }).await.unwrap();
+            assert_eq!((some.records, some.matched, some.left_out, some.flows.len()), (4, 3, 1, 2));
+            let backend = Some(backends[1].name.clone());
+            let one =
+                FlowQuery { service: web(), backend: backend.clone(), state: Some("established".into()), limit: 9 };
+            let one = client.flows(&one).await.unwrap();
+            assert_eq!((one.matched, one.flows[0].backend.clone()), (1, backend.clone()));
+            for (query, status) in [
+                (FlowQuery { service: Some("nope".into()), ..FlowQuery::default() }, 404),
+                (FlowQuery { service: web(), backend: Some("10.9.9.9:1".into()), ..FlowQuery::default() }, 404),
+                (FlowQuery { backend: backend.clone(), ..FlowQuery::default() }, 400),
+                (FlowQuery { state: Some("open".into()), ..FlowQuery::default() }, 400),
+            ] {
+                match client.flows(&query).await {
+                    Err(ClientError::Refused { status: refused, .. }) => assert_eq!(refused, status, "{query:?}"),
+                    other => panic!("{other:?}"),
+                }
+            }
+            let flush = FlushRequest { service: web(), backend };
+            assert_eq!(client.flush(&flush).await.unwrap().removed, 1);
+            assert_eq!(client.flush(&FlushRequest { service: web(), backend: None }).await.unwrap().removed, 2);
+            assert_eq!(client.flows(&query).await.unwrap().records, 1, "what belongs to nobody stays");
+            assert_eq!(client.flush(&FlushRequest::default()).await.unwrap().removed, 1);
+        })
+        .await;
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn a_drain_is_shown_until_its_backend_is_gone() {
+    let scene = Scene::new().await;
+    scene.write(&scene.text(&[(2, 1), (3, 1)]));
+    scene
+        .run(None, async |client, metrics| {
+            all_up(&client).await;
+            let backends = client.backends().await.unwrap();
+            assert!(backends.iter().all(|b| b.drain.is_none() && !b.leaving));
+            let drain = AdminChange { admin_state: Some(AdminState::Drain), ..AdminChange::default() };
+            let drained = client.admin("web", &backends[0].name, drain).await.unwrap();
+            let shown = drained.drain.expect("a drain");
+            assert_eq!((shown.phase, shown.connections), (DrainPhase::Announced, None), "not every flow is recorded");
+            assert_eq!((shown.announced_for_s, shown.ends_in_s), (4, 300));
+            let service = &client.services().await.unwrap()[0];
+            assert_eq!(
+                (service.slots.announced, service.slots.settled),
+                (backends[0].share.slots, backends[1].share.slots)
+            );
+            assert_eq!(service.window_ends_in_s, Some(7444));
+            // It leaves the configuration: still there, and said to leave.
+            scene.write(&scene.text(&[(3, 1)]));
+            let left =
+                until("leaving", async || client.backends().await.unwrap(), |b| b.iter().any(|b| b.leaving)).await;
+            assert_eq!(
+                left.iter().map(|b| b.name.as_str()).collect::<Vec<_>>(),
+                [&*backends[1].name, &*backends[0].name]
+            );
+            assert_eq!((left[1].id, left[1].drain.map(|d| d.ends_in_s)), (backends[0].id, Some(300)));
+            let status = client.status().await.unwrap();
+            assert_eq!((status.flows.backends_leaving, status.counts.services_in_window), (1, 1));
+            let text = scrape(&metrics, "/metrics").await;
+            let labels = format!("service=\"web\",backend=\"{}\"", backends[0].name);
+            assert!(text.contains(&format!("weir_backend_state{{{labels},state=\"leaving\"}} 1\n")), "{text}");
+            assert!(text.contains("weir_backends_leaving 1\n"));
+            // Maintenance takes it out at once.
+            scene.write(&scene.text(&[(2, 1), (3, 1)]));
+            until("back", async || client.backends().await.unwrap(), |b| b.len() == 2 && !b.iter().any(|b| b.leaving))
+                .await;
         })
         .await;
 }

@@ -10,6 +10,8 @@
 //! | [`reload`] | pure: what becomes of a configuration text |
 //! | [`overrides`] | what an operator changed at run time |
 //! | [`drain`] | pure: since when backends drain |
+//! | [`flows`] | pure: recorded flows by name |
+//! | [`preview`] | pure: what a plan would do to slots and flows |
 //! | [`pace`] | pure: when to plan |
 //! | [`tally`] | pure: counters that do not fall |
 //! | [`view`], `flow_view`, [`reason`] | the node in the words of the API |
@@ -26,6 +28,7 @@ pub mod api;
 pub mod drain;
 pub mod event_loop;
 mod flow_view;
+pub mod flows;
 pub mod lock;
 #[cfg(test)]
 mod loop_tests;
@@ -34,6 +37,7 @@ pub mod network;
 pub mod node;
 pub mod overrides;
 pub mod pace;
+pub mod preview;
 pub mod privilege;
 pub mod reason;
 pub mod reload;

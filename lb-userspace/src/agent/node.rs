@@ -201,6 +201,16 @@ impl Node {
         self.data.plan(&wanted, self.revision()).map_or(true, |plan| !plan.ops.is_empty())
     }
 
+    /// The plan that [`Node::publish`] would carry out, as if backends without a result of their check were up.
+    ///
+    /// # Errors
+    /// [`PublishError::Plan`].
+    pub fn preview(&self, state: &State) -> Result<plan::Plan, PublishError> {
+        let held = OnceCell::new();
+        let wanted = state.expected(&|address| held.get_or_init(|| self.held_next_hops()).get(&address).copied());
+        Ok(self.data.plan(&wanted, self.revision() + 1)?)
+    }
+
     async fn plan(&mut self, wanted: &Wanted, revision: u64) -> Result<plan::Plan, PublishError> {
         for _ in 0..TRANSIENT_TRIES {
             match self.data.plan(wanted, revision) {

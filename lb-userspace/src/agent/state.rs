@@ -284,10 +284,20 @@ impl State {
     /// What the maps shall hold. `held` is the next hop that the maps hold already: it stays in use until the network
     /// says something about the address, so that a restart of the agent interrupts nothing.
     pub fn wanted(&self, held: &dyn Fn(IpAddr) -> Option<crate::model::NextHop>) -> Wanted {
-        plan::wanted(&self.effective, &|service, backend| self.judged(service, backend), &|address| match self
-            .next_hops
-            .get(&address)
-        {
+        self.wanted_if(&|service, backend| self.judged(service, backend), held)
+    }
+
+    /// As [`State::wanted`], once backends without a result of their check are up.
+    pub fn expected(&self, held: &dyn Fn(IpAddr) -> Option<crate::model::NextHop>) -> Wanted {
+        self.wanted_if(&|service, backend| Some(self.judged(service, backend) != Some(false)), held)
+    }
+
+    fn wanted_if(
+        &self,
+        up: &dyn Fn(&Service, &Backend) -> Option<bool>,
+        held: &dyn Fn(IpAddr) -> Option<crate::model::NextHop>,
+    ) -> Wanted {
+        plan::wanted(&self.effective, up, &|address| match self.next_hops.get(&address) {
             Some(resolution) => resolution.next_hop(),
             None => held(address),
         })

@@ -15,8 +15,8 @@ use serde::{Serialize, de::DeserializeOwned};
 use tokio::net::UnixStream;
 
 use super::{
-    AdminChange, ApiError, Applied, ApplyRequest, Backend, ConfigDiff, ConfigText, DiffRequest, HealthTarget,
-    NextHopEntry, Service, ServiceDetail, Stats, Status,
+    AdminChange, ApiError, Applied, ApplyRequest, Backend, ConfigDiff, ConfigText, DiffRequest, FlowList, FlowQuery,
+    FlushRequest, Flushed, HealthTarget, NextHopEntry, PlanReport, Service, ServiceDetail, Stats, Status,
 };
 
 /// Largest answer that is read: 65,536 backends with all their fields take about 40 MiB.
@@ -158,6 +158,21 @@ impl Client {
     /// `POST /v1/config/apply`.
     pub async fn config_apply(&self, request: &ApplyRequest) -> Result<Applied, ClientError> {
         self.post(super::PATH_CONFIG_APPLY, request).await
+    }
+
+    /// `POST /v1/plan`.
+    pub async fn plan(&self, request: &DiffRequest) -> Result<PlanReport, ClientError> {
+        self.post(super::PATH_PLAN, request).await
+    }
+
+    /// `POST /v1/flows`.
+    pub async fn flows(&self, query: &FlowQuery) -> Result<FlowList, ClientError> {
+        self.post(super::PATH_FLOWS, query).await
+    }
+
+    /// `POST /v1/flows/flush`.
+    pub async fn flush(&self, request: &FlushRequest) -> Result<Flushed, ClientError> {
+        self.post(super::PATH_FLOWS_FLUSH, request).await
     }
 
     async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {

@@ -124,3 +124,71 @@ pub struct FlowEventCount {
     /// How often.
     pub count: u64,
 }
+
+/// `POST /v1/flows`: recorded flows. Each field that is present must match.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FlowQuery {
+    /// Name of the service.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub service: Option<String>,
+    /// Name of the backend within its service, as [`super::backend_name`] writes it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backend: Option<String>,
+    /// `half_open`, `established`, `closing` or `once`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub state: Option<String>,
+    /// Flows that are listed at most, up to [`super::FLOWS_LISTED_MAX`]; more are counted.
+    #[serde(default)]
+    pub limit: u32,
+}
+
+/// Answer to a [`FlowQuery`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FlowList {
+    /// Live records in the table.
+    pub records: u64,
+    /// Those that match.
+    pub matched: u64,
+    /// Those that match and are not listed.
+    pub left_out: u64,
+    /// The listed ones, in the order of the table, which is none.
+    pub flows: Vec<FlowEntry>,
+}
+
+/// A recorded flow. The table holds no addresses: only who has a flow's tuple can find it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FlowEntry {
+    /// Name of the service; `None` if it is gone.
+    pub service: Option<String>,
+    /// Slot that the flow had when it was recorded.
+    pub slot: u32,
+    /// Name of the backend within the service; `None` if it is gone.
+    pub backend: Option<String>,
+    /// Its id.
+    pub backend_id: u32,
+    /// `half_open`, `established`, `closing` or `once`.
+    pub state: String,
+    /// Seconds until it expires.
+    pub left_s: u32,
+}
+
+/// `POST /v1/flows/flush`: removes records. Their flows are then as if never recorded; those on slots that move, and those of services that
+/// record every flow, may go to another backend.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FlushRequest {
+    /// Only those of this service.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub service: Option<String>,
+    /// Only those of this backend of that service.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backend: Option<String>,
+}
+
+/// Answer to a [`FlushRequest`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Flushed {
+    /// Records removed.
+    pub removed: u64,
+}

@@ -16,6 +16,9 @@
 //! | `GET /v1/health` | | `[`[`HealthTarget`]`]` |
 //! | `GET /v1/next-hops` | | `[`[`NextHopEntry`]`]` |
 //! | `GET /v1/stats` | | [`Stats`] |
+//! | `POST /v1/flows` | [`FlowQuery`] | [`FlowList`], 400, 404 |
+//! | `POST /v1/flows/flush` | [`FlushRequest`] | [`Flushed`], 404 |
+//! | `POST /v1/plan` | [`DiffRequest`] | [`PlanReport`], 409, 422 |
 //! | `GET /v1/config` | | [`ConfigText`] |
 //! | `POST /v1/config/diff` | [`DiffRequest`] | [`ConfigDiff`], 422 |
 //! | `POST /v1/config/apply` | [`ApplyRequest`] | [`Applied`], 409, 422 |
@@ -28,6 +31,7 @@
 pub mod client;
 mod config;
 mod flows;
+mod plan;
 mod service;
 mod stats;
 mod status;
@@ -42,7 +46,11 @@ use serde::{Deserialize, Serialize};
 use crate::model::{Checked, code, diagnostic};
 
 pub use config::{Applied, ApplyOutcome, ApplyRequest, ConfigDiff, ConfigText, DiffRequest};
-pub use flows::{Connections, Drain, DrainPhase, FlowEventCount, FlowLook, FlowTable, SlotStates};
+pub use flows::{
+    Connections, Drain, DrainPhase, FlowEntry, FlowEventCount, FlowList, FlowLook, FlowQuery, FlowTable, FlushRequest,
+    Flushed, SlotStates,
+};
+pub use plan::{BackendPlan, PlanReport, ServiceAction, ServicePlan};
 pub use service::{
     AdminChange, Backend, Forward, HealthCheckSettings, HealthState, HealthTarget, NextHop, NextHopEntry, Service,
     ServiceDetail, Share,
@@ -73,6 +81,15 @@ pub const PATH_CONFIG: &str = "/v1/config";
 pub const PATH_CONFIG_DIFF: &str = "/v1/config/diff";
 /// Path that takes an [`ApplyRequest`].
 pub const PATH_CONFIG_APPLY: &str = "/v1/config/apply";
+
+/// Path that takes a [`FlowQuery`].
+pub const PATH_FLOWS: &str = "/v1/flows";
+/// Path that takes a [`FlushRequest`].
+pub const PATH_FLOWS_FLUSH: &str = "/v1/flows/flush";
+/// Path that takes a [`DiffRequest`] and gives a [`PlanReport`].
+pub const PATH_PLAN: &str = "/v1/plan";
+/// Recorded flows that one answer lists at most.
+pub const FLOWS_LISTED_MAX: u32 = 100_000;
 
 /// What every answer other than 2xx holds.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]

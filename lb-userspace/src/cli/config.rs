@@ -125,7 +125,7 @@ pub fn parse(text: &str, name: &str) -> anyhow::Result<Config> {
 
 impl Text {
     /// Text and name; `None` if the agent's own file is meant.
-    fn read(&self) -> anyhow::Result<Option<(String, String)>> {
+    pub fn read(&self) -> anyhow::Result<Option<(String, String)>> {
         self.file.as_deref().map(read).transpose()
     }
 }

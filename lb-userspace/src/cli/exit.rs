@@ -22,7 +22,7 @@ pub enum Exit {
     NotReachable = 4,
     /// The agent refused the request.
     Refused = 5,
-    /// No such service or backend.
+    /// No such service or backend; `flow get`: no record of the flow.
     NotFound = 6,
 }
 
@@ -41,7 +41,7 @@ Exit codes:
   3  the configuration is invalid
   4  the agent cannot be reached or does not answer
   5  the agent refused the request
-  6  no such service or backend";
+  6  no such service or backend; for `weir flow get`: the flow is not recorded";
 
 /// An error of the command line's own that knows its exit code.
 #[derive(Debug, thiserror::Error)]

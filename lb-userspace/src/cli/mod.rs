@@ -10,8 +10,10 @@ mod decap;
 mod doctor;
 pub mod exit;
 mod explain;
+mod flow;
 mod generate;
 mod health;
+mod plan;
 #[cfg(test)]
 mod sample;
 mod service;
@@ -52,6 +54,11 @@ enum Command {
     /// The configuration: check, show, compare, apply
     #[command(subcommand)]
     Config(config::ConfigCommand),
+    /// Show what applying a configuration would do to slots and flows, without doing it
+    Plan(config::Text),
+    /// Recorded flows: list them, find one, forget them
+    #[command(subcommand)]
+    Flow(flow::FlowCommand),
     /// Health of the backends
     #[command(subcommand)]
     Health(health::HealthCommand),
@@ -101,6 +108,8 @@ fn run(shell: &Shell, command: &Command) -> anyhow::Result<Exit> {
         Command::Service(command) => service::run(shell, command)?,
         Command::Backend(command) => backend::run(shell, command)?,
         Command::Config(command) => return config::run(shell, command),
+        Command::Plan(text) => return plan::run(shell, text),
+        Command::Flow(command) => return flow::run(shell, command),
         Command::Health(command) => health::run(shell, command)?,
         Command::Status(args) => status::run(shell, args)?,
         Command::Stats(args) => stats::run(shell, args)?,

@@ -68,6 +68,12 @@ pub enum Call {
     Diff(api::DiffRequest, Reply<api::ConfigDiff>),
     /// Apply a configuration.
     Apply(api::ApplyRequest, Reply<api::Applied>),
+    /// What an apply would do to slots and flows.
+    Plan(api::DiffRequest, Reply<api::PlanReport>),
+    /// Recorded flows.
+    Flows(api::FlowQuery, Reply<api::FlowList>),
+    /// Remove recorded flows.
+    Flush(api::FlushRequest, Reply<api::Flushed>),
     /// Everything that a scrape shows.
     Snapshot(Reply<Arc<Snapshot>>),
     /// Does the loop turn? Answered with the revision that the maps hold.

@@ -27,6 +27,9 @@ pub fn router(calls: Calls) -> Router {
         .route(api::PATH_CONFIG, get(async |s| answer(s, Call::Config).await))
         .route(api::PATH_CONFIG_DIFF, post(diff))
         .route(api::PATH_CONFIG_APPLY, post(apply))
+        .route(api::PATH_PLAN, post(plan))
+        .route(api::PATH_FLOWS, post(flows))
+        .route(api::PATH_FLOWS_FLUSH, post(flush))
         .fallback(async || Refusal::new(StatusCode::NOT_FOUND, "no such path"))
         .method_not_allowed_fallback(async || Refusal::new(StatusCode::METHOD_NOT_ALLOWED, "no such method here"))
         .layer(DefaultBodyLimit::max(api::BODY_BYTES_MAX))
@@ -63,6 +66,21 @@ async fn diff(state: State<Calls>, body: Result<Bytes, BytesRejection>) -> Answe
 async fn apply(state: State<Calls>, body: Result<Bytes, BytesRejection>) -> Answer<api::Applied> {
     let request = read(body)?;
     answer(state, |reply| Call::Apply(request, reply)).await
+}
+
+async fn plan(state: State<Calls>, body: Result<Bytes, BytesRejection>) -> Answer<api::PlanReport> {
+    let request = read(body)?;
+    answer(state, |reply| Call::Plan(request, reply)).await
+}
+
+async fn flows(state: State<Calls>, body: Result<Bytes, BytesRejection>) -> Answer<api::FlowList> {
+    let query = read(body)?;
+    answer(state, |reply| Call::Flows(query, reply)).await
+}
+
+async fn flush(state: State<Calls>, body: Result<Bytes, BytesRejection>) -> Answer<api::Flushed> {
+    let request = read(body)?;
+    answer(state, |reply| Call::Flush(request, reply)).await
 }
 
 /// A JSON body, or why it is none.

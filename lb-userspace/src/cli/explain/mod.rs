@@ -3,7 +3,7 @@
 //! [`craft`] and [`capture`] make frames, [`trace`] follows one, [`layers`] shows what changed; this file asks and prints.
 
 mod capture;
-mod craft;
+pub mod craft;
 mod layers;
 mod trace;
 mod watched;
@@ -23,7 +23,7 @@ use lb_core::{
 };
 
 use self::{
-    trace::{Flow, Slot, Trace, trace},
+    trace::{Flow, Service, Slot, Trace, trace},
     watched::Watched,
 };
 use super::{
@@ -226,6 +226,12 @@ fn tone(trace: &Trace) -> Tone {
     }
 }
 
+/// `web (id 1): 203.0.113.1:80 protocol 6, ipip`.
+fn service_cell(s: &Service) -> Cell {
+    let name = s.name.as_deref().unwrap_or("service");
+    format!("{name} (id {}): {} protocol {}, {}", s.id, endpoint(s.vip, s.port), s.protocol, s.forward).into()
+}
+
 /// `17 of 251, moving: new flows to 10.0.0.12:80, unrecorded ones stay with 10.0.0.11:80`.
 fn slot_cell(slot: &Slot) -> Cell {
     let name = |backend: &Option<String>| backend.clone().unwrap_or_else(|| "nobody".into());
@@ -268,13 +274,7 @@ fn render(t: &Trace, colour: bool) -> String {
             None => Cell::toned("not followed", tone(t)),
         },
     ));
-    if let Some(s) = &t.service {
-        let name = s.name.as_deref().unwrap_or("service");
-        pairs.push((
-            "service",
-            format!("{name} (id {}): {} protocol {}, {}", s.id, endpoint(s.vip, s.port), s.protocol, s.forward).into(),
-        ));
-    }
+    pairs.extend(t.service.as_ref().map(|s| ("service", service_cell(s))));
     pairs.extend(t.slot.as_ref().map(|slot| ("slot", slot_cell(slot))));
     pairs.extend(t.flow.as_ref().map(|flow| ("flow", flow_cell(flow))));
     if let Some(b) = &t.backend {
@@ -305,6 +305,20 @@ fn render(t: &Trace, colour: bool) -> String {
     if let Some(note) = &t.note {
         pairs.push(("note", Cell::toned(note.as_str(), Tone::Warn)));
     }
+    block(&pairs, colour)
+}
+
+/// What is known of one flow.
+pub fn flow(t: &Trace, colour: bool) -> String {
+    let mut pairs: Vec<(&str, Cell)> = vec![("flow", t.packet.as_str().into())];
+    pairs.extend(t.service.as_ref().map(|s| ("service", service_cell(s))));
+    pairs.extend(t.slot.as_ref().map(|slot| ("slot", slot_cell(slot))));
+    pairs.extend(t.flow.as_ref().map(|flow| ("record", flow_cell(flow))));
+    let goes = match &t.backend {
+        Some(b) => format!("{}, {}", b.name, t.reason),
+        None => t.reason.into(),
+    };
+    pairs.push(("goes to", Cell::toned(goes, tone(t))));
     block(&pairs, colour)
 }
 

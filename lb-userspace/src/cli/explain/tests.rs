@@ -12,7 +12,7 @@ use lb_core::{
         mapped,
         node::{FLAG_NAT, Node},
         ring::{Extent, LINE_SLOTS, Line, Slot, State},
-        service::{self, Forward, OnMarkedDown, Service},
+        service::{self, Forward, OnMarkedDown},
     },
     hash,
     host::Snapshot,
@@ -40,13 +40,13 @@ fn maps(forward: Forward) -> Snapshot {
         outer_source_v4: [198, 18, 0, 0],
         ..Node::zeroed()
     };
-    let service = Service {
+    let service = service::Service {
         ring: Extent { line: 0, slots: 251 }.pack(lb_core::abi::ring::Inputs::Tuple),
         addr: mapped(VIP),
         port: 80,
         proto: 6,
         forward: forward as u8,
-        ..Service::zeroed()
+        ..service::Service::zeroed()
     };
     let backend = Backend {
         flags: FLAG_VALID | FLAG_UP | FLAG_NEXT_HOP,
@@ -64,7 +64,7 @@ fn maps(forward: Forward) -> Snapshot {
     let mut maps = Snapshot {
         node,
         lookup: vec![Bucket::zeroed(); 16],
-        services: vec![Service::zeroed(), service],
+        services: vec![service::Service::zeroed(), service],
         lines: vec![Line { slots: [Slot::settled(1).0; LINE_SLOTS] }; 16],
         backends: vec![Backend::zeroed(), backend],
         ..Snapshot::default()
@@ -204,6 +204,9 @@ fn a_record_that_is_found_is_shown_as_it_was() {
     assert_eq!(record.slot, t.slot.as_ref().map(|s| s.index).unwrap());
     assert!(render(&t, false).contains("flow      recorded for 10.0.0.12:80: half-open, expires in 6s\n"));
     assert_eq!(t.backend.map(|b| b.id), Some(2), "and not the owner");
+    let text = flow(&steps(&maps, &ack(from, to)), false);
+    assert!(text.contains("record   recorded for 10.0.0.12:80: established, expires in 2h04m\n"), "{text}");
+    assert!(text.contains("goes to  10.0.0.12:80, forwarded_dsr\n"), "{text}");
     let other = steps(&maps, &ack("192.0.2.7:40001", to));
     assert_eq!((other.flow.and_then(|f| f.record), other.backend.map(|b| b.id)), (None, Some(1)));
 }
