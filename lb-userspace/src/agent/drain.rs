@@ -82,7 +82,7 @@ mod tests {
         }
         let config = check("f", &text).config.unwrap();
         let hop = NextHop { ifindex: 1, mtu: 1500, src_mac: [2; 6], dst_mac: [2; 6] };
-        let wanted = wanted(&config, &|_, _| true, &|_| Some(hop));
+        let wanted = wanted(&config, &|_, _| Some(true), &|_| Some(hop));
         let secrets = Secrets { hash_key: [1; lb_core::abi::node::HASH_KEY_WORDS], ring_seed: 1 };
         let empty = Present::empty(MapSizes::of(&config.node.limits), secrets, 250);
         let ring = |extent: lb_core::abi::ring::Extent| Some(vec![1; extent.slots as usize]);
