@@ -503,10 +503,9 @@ async fn a_drain_is_shown_until_its_backend_is_gone() {
             assert_eq!((shown.phase, shown.connections), (DrainPhase::Announced, None), "not every flow is recorded");
             assert_eq!((shown.announced_for_s, shown.ends_in_s), (4, 300));
             let service = &client.services().await.unwrap()[0];
-            assert_eq!(
-                (service.slots.announced, service.slots.settled),
-                (backends[0].share.slots, backends[1].share.slots)
-            );
+            // Where health judged one of the two before the other, the slots that went to and fro are residual.
+            let still = service.slots.settled + service.slots.residual;
+            assert_eq!((service.slots.announced, still), (backends[0].share.slots, backends[1].share.slots));
             assert_eq!(service.window_ends_in_s, Some(7444));
             // It leaves the configuration: still there, and said to leave.
             scene.write(&scene.text(&[(3, 1)]));
