@@ -23,7 +23,7 @@ pub mod table;
 use crate::{
     abi::{
         backend::{FLAG_DOWN, FLAG_DRAINING, FLAG_VALID},
-        flow::{self, DUPLICATE_S, FlowState, Record},
+        flow::{self, DUPLICATE_S, FlowState, HALF_OPEN_S, Record},
         node::Node,
         ring::{Extent, LINE_SLOTS, Slot, State},
         service::{FLAG_TRACK_ALL, OnMarkedDown, Service},
@@ -226,7 +226,14 @@ fn syn<T: Tables>(tables: &T, step: &Step<'_>) -> u64 {
                     step.write(tables, step.word(held.backend, request.slot, FlowState::HalfOpen));
                     return held.backend as u64;
                 }
-                FlowState::Established | FlowState::Once if silent_s <= DUPLICATE_S => return held.backend as u64,
+                FlowState::Established | FlowState::Once if silent_s <= DUPLICATE_S => {
+                    // Where time-outs are short it could expire between this SYN and its repetition, which would go elsewhere.
+                    if held.left_s(step.now_s) < HALF_OPEN_S {
+                        let expires_s = step.now_s.wrapping_add(HALF_OPEN_S);
+                        step.write(tables, Record { expires_s, ..held }.pack());
+                    }
+                    return held.backend as u64;
+                }
                 _ => {}
             }
         }
