@@ -3,17 +3,21 @@
 //! A failing sequence is shown with its seed and with what is left of it once every step that is not needed is gone. `WEIR_SEED` is
 //! the first seed, `WEIR_SEQUENCES` the number of sequences.
 
+mod floods;
 mod place;
 mod play;
 mod program;
+mod promises;
 mod setup;
 mod shrink;
+mod spread;
 mod step;
 mod weaken;
 
 use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail, ensure};
+use lb_core::abi::service::Algo;
 use xtask::capability::{PINNED, available};
 
 use self::{
@@ -21,7 +25,7 @@ use self::{
     play::{Play, Played, TIMES},
     program::Loaded,
     setup::{Setup, sizes},
-    step::{SERVERS, Step},
+    step::{ATTEMPTS, Answer, Change, How, SERVERS, Step},
     weaken::Rule,
 };
 
@@ -93,6 +97,29 @@ fn each_broken_rule_is_noticed() -> Result<()> {
         let noticed = found.find(|(_, error)| error.starts_with("moved") || error.contains("which is down"));
         let (n, error) = noticed.with_context(|| format!("rule {rule:?} is broken and nobody notices"))?;
         println!("{rule:?}: sequence {n}: {error}");
+    }
+    Ok(())
+}
+
+/// A SYN that follows the record of an earlier flow with its tuple keeps it for as long as the SYN may be repeated.
+#[test]
+fn a_record_that_a_syn_follows_does_not_expire_before_the_syn_is_repeated() -> Result<()> {
+    let quick = Answer { delays_ms: [20; ATTEMPTS], duplicate_ms: 0 };
+    let slow = Answer { delays_ms: [1020, 20, 20, 20], duplicate_ms: 0 };
+    for silent_ms in (47_000..52_000).step_by(200) {
+        let turns = Step::Change(Change::Algo(Algo::Turns), How::Whole);
+        let opened = (0..40).flat_map(|tuple| [Step::Open(tuple, quick), Step::Wait(1)]);
+        let again = (0..40).flat_map(|tuple| [Step::Open(tuple, slow), Step::Wait(1)]);
+        let waits = |ms| std::iter::once(Step::Wait(ms));
+        let steps: Vec<Step> = [turns]
+            .into_iter()
+            .chain(waits(6000))
+            .chain(opened)
+            .chain(waits(silent_ms))
+            .chain(again)
+            .chain(waits(3000))
+            .collect();
+        play(&mut Host::new(sizes()), &steps, None).map_err(|(_, error)| error)?;
     }
     Ok(())
 }
