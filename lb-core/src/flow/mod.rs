@@ -203,6 +203,18 @@ pub fn owner<T: Tables>(tables: &T, request: &Request) -> u32 {
     }
 }
 
+/// Who takes new flows while a change is announced: who took them before. That is the owner, unless the ring before had already
+/// moved the slot on from it.
+#[inline(always)]
+fn still_takes<T: Tables>(tables: &T, request: &Request, owner: u32) -> u32 {
+    let previous = Extent::unpack(request.previous);
+    if previous.slots == 0 {
+        return owner;
+    }
+    let word = word_at(tables, previous, previous.slot_of(request.previous_bits), false);
+    if word.state() == State::Moving { word.current() } else { owner }
+}
+
 /// A slot of a ring, or its owner; empty outside the arena.
 #[inline(always)]
 fn word_at<T: Tables>(tables: &T, ring: Extent, slot: u32, owner: bool) -> Slot {
@@ -246,8 +258,9 @@ fn syn<T: Tables>(tables: &T, step: &Step<'_>) -> u64 {
     }
     let owner = owner(tables, request);
     // While a drain is announced, its backend still takes new flows.
-    let backend = if state == State::Announced && alive(tables, request.service, owner) {
-        owner
+    let before = if state == State::Announced { still_takes(tables, request, owner) } else { 0 };
+    let backend = if before != 0 && alive(tables, request.service, before) {
+        before
     } else if all {
         chosen(tables, request)
     } else {

@@ -124,6 +124,21 @@ fn a_record_that_a_syn_follows_does_not_expire_before_the_syn_is_repeated() -> R
     Ok(())
 }
 
+/// Where a ring of another size is announced while a drain is no longer, new flows go on as they did.
+#[test]
+fn a_ring_of_another_size_gives_no_new_flow_to_a_server_that_drains() -> Result<()> {
+    let quick = Answer { delays_ms: [20; ATTEMPTS], duplicate_ms: 0 };
+    for algo in [Algo::Hashed, Algo::Turns] {
+        let [algo, remove, size] = [Change::Algo(algo), Change::Remove(1), Change::RingSize(257)]
+            .map(|change| Step::Change(change, How::Whole));
+        let mut steps = vec![algo, Step::Wait(8000), remove, Step::Wait(7000), size];
+        // The check of new flows stands in the play.
+        steps.extend((0..120).map(|tuple| Step::Open(tuple, quick)));
+        play(&mut Host::new(sizes()), &steps, None).map_err(|(_, error)| error)?;
+    }
+    Ok(())
+}
+
 #[test]
 fn no_flow_moves_on_the_host() -> Result<()> {
     sequences(&mut Host::new(sizes()), HOST_SEQUENCES).map(drop)

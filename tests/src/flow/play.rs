@@ -583,10 +583,8 @@ impl<'p, P: Place> Play<'p, P> {
         Ok(())
     }
 
-    /// Takes note of what the maps now know of servers. With `anew`, drains are announced once more.
+    /// Takes note of what the maps now know of servers. With `anew`, as by an agent that adopted them, drains are announced once more.
     fn tell(&mut self, anew: bool) {
-        let shape = |setup: &Setup| (setup.ring_size, setup.inputs, setup.tracks_all());
-        let anew = anew || self.told.as_ref().is_none_or(|told| shape(told) != shape(&self.setup));
         for (since, server) in self.drained_ms.iter_mut().zip(&self.setup.servers) {
             *since = match since {
                 _ if server.is_eligible() => None,
