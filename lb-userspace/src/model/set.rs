@@ -111,6 +111,22 @@ pub fn parse(service: &Service, settings: &str) -> Result<Service, SetError> {
     })
 }
 
+/// What is in force for each of [`KEYS`] that the service has: key and value as [`parse`] reads them.
+pub fn settings(service: &Service) -> Vec<(&'static str, String)> {
+    let text = |(key, value): (&'static str, String)| match key {
+        "algo_config" => (RING_SIZE, service.algo.ring_size().to_string()),
+        // None of these values has a character that TOML escapes.
+        key => (key, value.trim_matches('"').to_owned()),
+    };
+    emit::settings(service).into_iter().map(text).collect()
+}
+
+/// Key and value of each `KEY=VALUE` of a text that [`parse`] takes, in the order of [`KEYS`].
+pub fn pairs(settings: &str) -> Vec<(&'static str, &str)> {
+    let words = || settings.split_whitespace().filter_map(|word| word.split_once('='));
+    KEYS.into_iter().filter_map(|key| words().find(|(word, _)| *word == key).map(|(_, value)| (key, value))).collect()
+}
+
 /// Key and TOML value of `KEY=VALUE`.
 fn setting(word: &str) -> Result<(&'static str, String), SetError> {
     let (key, value) = word.split_once('=').ok_or_else(|| SetError::Form(word.to_owned()))?;
@@ -331,11 +347,9 @@ mod tests {
         #[test]
         fn what_is_in_force_changes_nothing(config in sample::config()) {
             for service in &config.services {
-                for (key, value) in emit::settings(service) {
-                    let setting = match key {
-                        "algo_config" => format!("{RING_SIZE}={}", service.algo.ring_size()),
-                        key => format!("{key}={}", value.trim_matches('"')),
-                    };
+                for (key, value) in settings(service) {
+                    let setting = format!("{key}={value}");
+                    prop_assert_eq!(pairs(&setting), [(key, &*value)]);
                     prop_assert_eq!(parse(service, &setting), Ok(service.clone()), "{}", setting);
                 }
             }
