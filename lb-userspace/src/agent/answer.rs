@@ -14,7 +14,7 @@ use super::{
     api::{Call, Refusal, call::Reply},
     event_loop::{EventLoop, ReloadError},
     flows::{Listing, Names},
-    overrides::{self, BackendId, Change},
+    overrides::{self, BackendId, Change, Overrides},
     preview::{self, Known, Touched},
     reload, systemd,
     view::{no_backend, no_service},
@@ -47,29 +47,56 @@ impl EventLoop {
         let mut overrides = state.overrides().clone();
         let change = Change { reset: change.reset, admin_state: change.admin_state, weight: change.weight };
         if overrides.change(id, configured, change) {
-            let mut next = state.clone();
-            next.set_overrides(overrides.clone());
-            // What the operator asked for is kept before it takes effect, so that a crash does not undo it.
-            overrides::save(&self.parts.overrides_file, &overrides).map_err(|e| {
-                let file = self.parts.overrides_file.display();
-                Refusal::new(StatusCode::CONFLICT, format!("cannot keep the change in {file}: {e}"))
-            })?;
-            match self.parts.node.publish(next, true).await {
-                Ok(published) => {
-                    self.parts.metrics.applied(published.took);
-                    let words = published.words();
-                    tracing::info!("revision {} applied: {name} {}: {words}", published.revision, said(change));
-                    self.pace.ran(Instant::now());
-                    self.snapshot = None;
-                    self.spread();
-                }
-                Err(error) => {
-                    self.keep_overrides();
-                    return Err(ReloadError::from(error).into());
-                }
+            self.put(overrides, &format!("{name} {}", said(change))).await?;
+        }
+        let backend = self.parts.node.backend(&name)?;
+        if let Some(drain) = &backend.drain {
+            tracing::info!("{name} drains: {}", drain.words());
+        }
+        Ok(backend)
+    }
+
+    /// Carries out an operator's change of a service.
+    async fn set(&mut self, name: &str, change: &api::ServiceChange) -> Result<api::ServiceDetail, Refusal> {
+        let state = &self.parts.node.state;
+        let configured = state.config().service(name).ok_or_else(|| no_service(name))?;
+        let mut overrides = state.overrides().clone();
+        let mut changed = change.reset && overrides.reset(&configured.key);
+        if let Some(settings) = &change.set {
+            let set = overrides.set(configured, settings);
+            changed |= set.map_err(|e| Refusal::new(StatusCode::UNPROCESSABLE_ENTITY, e.to_string()))?;
+        }
+        if changed {
+            let settings = overrides.service(&configured.key).join(" ");
+            let words = if settings.is_empty() { "as configured".into() } else { format!("with {settings}") };
+            self.put(overrides, &format!("{name} {words}")).await?;
+        }
+        self.parts.node.service(name)
+    }
+
+    /// Puts other overrides in force; `what` is said of them in the log.
+    async fn put(&mut self, overrides: Overrides, what: &str) -> Result<(), Refusal> {
+        let mut next = self.parts.node.state.clone();
+        next.set_overrides(overrides.clone());
+        // What the operator asked for is kept before it takes effect, so that a crash does not undo it.
+        overrides::save(&self.parts.overrides_file, &overrides).map_err(|e| {
+            let file = self.parts.overrides_file.display();
+            Refusal::new(StatusCode::CONFLICT, format!("cannot keep the change in {file}: {e}"))
+        })?;
+        match self.parts.node.publish(next, true).await {
+            Ok(published) => {
+                self.parts.metrics.applied(published.took);
+                tracing::info!("revision {} applied: {what}: {}", published.revision, published.words());
+                self.pace.ran(Instant::now());
+                self.snapshot = None;
+                self.spread();
+                Ok(())
+            }
+            Err(error) => {
+                self.keep_overrides();
+                Err(ReloadError::from(error).into())
             }
         }
-        self.parts.node.backend(&name)
     }
 
     fn diff(&mut self, request: api::DiffRequest) -> Result<api::ConfigDiff, Refusal> {
@@ -232,6 +259,7 @@ impl EventLoop {
             }
             Call::Alive(to) => _ = to.send(Ok(node.revision())),
             Call::Admin(service, backend, change, to) => _ = to.send(self.admin(&service, &backend, change).await),
+            Call::Set(service, change, to) => _ = to.send(self.set(&service, &change).await),
             Call::Diff(request, to) => _ = to.send(self.diff(request)),
             Call::Apply(request, to) => _ = to.send(self.answer_apply(request).await),
             Call::Plan(request, to) => _ = to.send(self.plan(request).await),

@@ -483,7 +483,7 @@ impl EventLoop {
                 parts.metrics.forget(&name.service, &backend, &health::Outcome::WORDS);
             }
             for d in &dropped {
-                tracing::info!(backend = %d.backend.address, port = d.backend.port, "override dropped: {}", d.why);
+                tracing::info!(of = %d, "override dropped: {}", d.why);
             }
             if !dropped.is_empty() {
                 self.keep_overrides();

@@ -40,7 +40,7 @@ use super::{
 use crate::{
     api::{
         AdminChange, ApplyOutcome, ApplyRequest, DiffRequest, DrainPhase, FlowQuery, FlushRequest, HealthState,
-        ReloadOutcome, ServiceAction,
+        ReloadOutcome, ServiceAction, ServiceChange,
         client::{Client, ClientError},
     },
     dataplane::{
@@ -522,10 +522,58 @@ async fn a_drain_is_shown_until_its_backend_is_gone() {
             let labels = format!("service=\"web\",backend=\"{}\"", backends[0].name);
             assert!(text.contains(&format!("weir_backend_state{{{labels},state=\"leaving\"}} 1\n")), "{text}");
             assert!(text.contains("weir_backends_leaving 1\n"));
-            // Maintenance takes it out at once.
+            // Configured again, it leaves no more.
             scene.write(&scene.text(&[(2, 1), (3, 1)]));
             until("back", async || client.backends().await.unwrap(), |b| b.len() == 2 && !b.iter().any(|b| b.leaving))
                 .await;
+        })
+        .await;
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn settings_of_a_service_hold_over_restarts_until_the_file_says_otherwise() {
+    let scene = Scene::new().await;
+    scene.write(&scene.text(&[(2, 1), (3, 1)]));
+    let set = |settings: &str| ServiceChange { set: Some(settings.into()), reset: false };
+    scene
+        .run(None, async |client, _| {
+            all_up(&client).await;
+            let now = client.set("web", &set("algo=least_connections window=10m")).await.unwrap().service;
+            assert_eq!((now.algo.as_str(), now.track.as_str()), ("least_connections", "all"));
+            assert_eq!(now.overrides, ["algo=least_connections", "window=10m"]);
+            assert_eq!(client.status().await.unwrap().revision, 2);
+            let more = client.set("web", &set("window=20m flow_timeout=30m")).await.unwrap().service;
+            assert_eq!(more.overrides, ["algo=least_connections", "window=20m", "flow_timeout=30m"]);
+            // What contradicts what is set is refused, and nothing changes.
+            match client.set("web", &set("track=moved")).await {
+                Err(ClientError::Refused { status: 422, error }) => assert!(error.error.contains("track"), "{error:?}"),
+                other => panic!("{other:?}"),
+            }
+            assert!(matches!(
+                client.set("nope", &set("window=1m")).await,
+                Err(ClientError::Refused { status: 404, .. })
+            ));
+            assert_eq!(client.services().await.unwrap()[0].overrides, more.overrides);
+            let config = client.config().await.unwrap().text;
+            assert!(config.contains("algo = \"maglev\""), "the configuration is the file's");
+        })
+        .await;
+    // Another agent finds them; a file that changes one of them takes that one back.
+    scene
+        .run(None, async |client, _| {
+            let now = &client.services().await.unwrap()[0];
+            assert_eq!(now.overrides, ["algo=least_connections", "window=20m", "flow_timeout=30m"]);
+            let text = scene.text(&[(2, 1), (3, 1)]).replace("forward =", "window = \"5m\"\nforward =");
+            scene.write(&text);
+            let fewer = |s: &Vec<crate::api::Service>| s[0].overrides == ["algo=least_connections", "flow_timeout=30m"];
+            until("the later word", async || client.services().await.unwrap(), fewer).await;
+            // A plan of another file keeps them in mind.
+            let plan = DiffRequest { text: Some(text.replace("weight = 1", "weight = 2")), file: None };
+            assert!(client.plan(&plan).await.unwrap().changed);
+            let reset = ServiceChange { set: None, reset: true };
+            let now = client.set("web", &reset).await.unwrap().service;
+            assert_eq!((now.algo.as_str(), now.overrides.len()), ("maglev", 0));
+            assert!(overrides::load(&scene.path("overrides.json")).unwrap().is_empty());
         })
         .await;
 }

@@ -1,7 +1,8 @@
-//! Changes that an operator made at run time, on top of the configuration file.
+//! Changes that an operator made at run time, on top of the configuration file: of backends and of services.
 //!
 //! An override remembers what the file said when it was made. It holds until it is reset or until the file changes that
-//! very setting, because the later word counts; it goes with its backend.
+//! very setting, because the later word counts; it goes with its backend or service. The settings of a service go together where a
+//! new file contradicts them.
 //!
 //! Pure but for [`load`] and [`save`]. Invariant: an override never equals what the file says, it would say nothing.
 
@@ -10,7 +11,11 @@ use std::{collections::BTreeMap, io, net::IpAddr, path::Path};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    model::{AdminState, Backend, Config, ServiceKey, WEIGHT_MAX},
+    api::backend_name,
+    model::{
+        AdminState, Backend, Config, Service, ServiceKey, WEIGHT_MAX,
+        set::{self, SetError},
+    },
     store::file::replace_file,
 };
 
@@ -72,11 +77,16 @@ pub struct Change {
     pub weight: Option<u16>,
 }
 
+/// Settings of one service that are overridden, by key of [`set::KEYS`]; at least one.
+type Settings = BTreeMap<String, Setting<String>>;
+
 /// An override that was dropped, and why.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Dropped {
-    /// Whose.
-    pub backend: BackendId,
+    /// Of which service.
+    pub service: ServiceKey,
+    /// Of which of its backends, if of one.
+    pub backend: Option<BackendId>,
     /// A sentence's end: `the configuration now says weight 3`.
     pub why: String,
 }
@@ -85,6 +95,18 @@ pub struct Dropped {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Overrides {
     backends: BTreeMap<BackendId, Override>,
+    services: BTreeMap<ServiceKey, Settings>,
+}
+
+/// `KEY=VALUE` each, in the order of [`set::KEYS`].
+fn words(settings: &Settings) -> Vec<String> {
+    let one = |key: &str| settings.get(key).map(|setting| format!("{key}={}", setting.value));
+    set::KEYS.into_iter().filter_map(one).collect()
+}
+
+/// `KEY=VALUE KEY=VALUE`, as [`set::parse`] reads it.
+fn text(settings: &Settings) -> String {
+    words(settings).join(" ")
 }
 
 impl Overrides {
@@ -93,14 +115,55 @@ impl Overrides {
         self.backends.get(id)
     }
 
-    /// How many backends have one.
+    /// The settings of a service that are overridden, `KEY=VALUE` each.
+    pub fn service(&self, key: &ServiceKey) -> Vec<String> {
+        self.services.get(key).map(words).unwrap_or_default()
+    }
+
+    /// How many backends and services have one.
     pub fn len(&self) -> usize {
-        self.backends.len()
+        self.backends.len() + self.services.len()
     }
 
     /// Whether there is none.
     pub fn is_empty(&self) -> bool {
-        self.backends.is_empty()
+        self.backends.is_empty() && self.services.is_empty()
+    }
+
+    /// Sets what `settings` says for the service that the file describes as `configured`, beside what is set already. What is set to the
+    /// file's own value is no override any more. Returns whether anything changed.
+    ///
+    /// # Errors
+    /// What is wrong with the settings, alone or together with those that are set already; nothing changed then.
+    pub fn set(&mut self, configured: &Service, settings: &str) -> Result<bool, SetError> {
+        let before = self.services.get(&configured.key).cloned().unwrap_or_default();
+        let file = set::settings(configured);
+        let mut now = before.clone();
+        for (key, value) in set::pairs(settings) {
+            let said = file.iter().find(|(known, _)| *known == key).map(|(_, said)| said.clone()).unwrap_or_default();
+            now.insert(key.to_owned(), Setting { value: value.to_owned(), configured: said });
+        }
+        // Alone for what is no setting at all, then all together: what contradicts the file may agree with what is set beside it.
+        match set::parse(configured, settings) {
+            Ok(_) | Err(SetError::Refused(_)) => _ = set::parse(configured, &text(&now))?,
+            Err(error) => return Err(error),
+        }
+        now.retain(|_, setting| setting.value != setting.configured);
+        if !now.is_empty() {
+            set::parse(configured, &text(&now))?;
+        }
+        let changed = now != before;
+        if now.is_empty() {
+            self.services.remove(&configured.key);
+        } else {
+            self.services.insert(configured.key, now);
+        }
+        Ok(changed)
+    }
+
+    /// Forgets what is set on a service. Returns whether anything was.
+    pub fn reset(&mut self, key: &ServiceKey) -> bool {
+        self.services.remove(key).is_some()
     }
 
     /// Carries out `change` for the backend `id`, which the file describes as `configured`. A setting that is set to what the
@@ -124,28 +187,57 @@ impl Overrides {
 
     /// Drops what a new configuration outdates and says what it dropped.
     pub fn reconcile(&mut self, config: &Config) -> Vec<Dropped> {
-        if self.backends.is_empty() {
+        if self.is_empty() {
             return Vec::new();
         }
+        let mut dropped = self.reconcile_services(config);
         let configured: BTreeMap<BackendId, &Backend> =
             config.services.iter().flat_map(|s| s.backends.iter().map(|b| (BackendId::new(s.key, b), b))).collect();
-        let mut dropped = Vec::new();
         self.backends.retain(|id, o| {
             let Some(backend) = configured.get(id) else {
-                dropped.push(Dropped { backend: *id, why: "the backend left the configuration".into() });
+                dropped.push(Dropped::of(id, "the backend left the configuration".into()));
                 return false;
             };
             if o.admin_state.is_some_and(|s| s.configured != backend.admin_state) {
                 o.admin_state = None;
                 let why = format!("the configuration now says admin_state {}", word(backend.admin_state));
-                dropped.push(Dropped { backend: *id, why });
+                dropped.push(Dropped::of(id, why));
             }
             if o.weight.is_some_and(|s| s.configured != backend.weight) {
                 o.weight = None;
                 let why = format!("the configuration now says weight {}", backend.weight);
-                dropped.push(Dropped { backend: *id, why });
+                dropped.push(Dropped::of(id, why));
             }
             !o.is_empty()
+        });
+        dropped
+    }
+
+    fn reconcile_services(&mut self, config: &Config) -> Vec<Dropped> {
+        let mut dropped = Vec::new();
+        self.services.retain(|key, settings| {
+            let mut drop = |why: String| dropped.push(Dropped { service: *key, backend: None, why });
+            let Some(service) = config.services.iter().find(|s| s.key == *key) else {
+                drop("the service left the configuration".into());
+                return false;
+            };
+            let file = set::settings(service);
+            settings.retain(|key, setting| {
+                let now = file.iter().find(|(known, _)| known == key).map(|(_, now)| now.as_str()).unwrap_or_default();
+                let same = setting.configured == now;
+                if !same {
+                    drop(format!("the configuration now says {key} {now}"));
+                }
+                same
+            });
+            if settings.is_empty() {
+                return false;
+            }
+            if let Err(error) = set::parse(service, &text(settings)) {
+                drop(format!("the configuration does not go with {}: {error}", text(settings)));
+                return false;
+            }
+            true
         });
         dropped
     }
@@ -155,6 +247,11 @@ impl Overrides {
         let mut config = config.clone();
         for service in &mut config.services {
             let key = service.key;
+            // What does not go with the configuration was dropped when that came.
+            let set = self.services.get(&key).and_then(|settings| set::parse(service, &text(settings)).ok());
+            if let Some(set) = set {
+                *service = set;
+            }
             for backend in &mut service.backends {
                 if let Some(o) = self.backends.get(&BackendId::new(key, backend)) {
                     backend.admin_state = o.admin_state.map_or(backend.admin_state, |s| s.value);
@@ -163,6 +260,22 @@ impl Overrides {
             }
         }
         config
+    }
+}
+
+impl Dropped {
+    fn of(id: &BackendId, why: String) -> Self {
+        Self { service: id.service, backend: Some(*id), why }
+    }
+}
+
+/// `192.0.2.1:80/tcp`, with the backend's name before it where it is about one.
+impl std::fmt::Display for Dropped {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if let Some(id) = &self.backend {
+            write!(f, "{} of ", backend_name(id.address, id.port))?;
+        }
+        write!(f, "{}/{}", backend_name(self.service.vip, self.service.port), self.service.protocol)
     }
 }
 
@@ -182,6 +295,14 @@ fn word(state: AdminState) -> &'static str {
 struct File {
     version: u32,
     overrides: Vec<Entry>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    services: Vec<ServiceEntry>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct ServiceEntry {
+    service: ServiceKey,
+    settings: Settings,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -224,7 +345,8 @@ pub fn load(path: &Path) -> Result<Overrides, LoadError> {
         e.settings.weight = e.settings.weight.filter(|w| w.value <= WEIGHT_MAX);
         (!e.settings.is_empty()).then_some((e.id, e.settings))
     };
-    Ok(Overrides { backends: file.overrides.into_iter().filter_map(valid).collect() })
+    let services = file.services.into_iter().filter(|e| !e.settings.is_empty()).map(|e| (e.service, e.settings));
+    Ok(Overrides { backends: file.overrides.into_iter().filter_map(valid).collect(), services: services.collect() })
 }
 
 /// Replaces `path` (mode 0600) with the overrides, atomically.
@@ -233,7 +355,9 @@ pub fn load(path: &Path) -> Result<Overrides, LoadError> {
 /// What the system said; the file is as it was then.
 pub fn save(path: &Path, overrides: &Overrides) -> io::Result<()> {
     let entries = overrides.backends.iter().map(|(id, o)| Entry { id: *id, settings: *o }).collect();
-    let mut bytes = serde_json::to_vec_pretty(&File { version: VERSION, overrides: entries })?;
+    let services = overrides.services.iter();
+    let services = services.map(|(key, s)| ServiceEntry { service: *key, settings: s.clone() }).collect();
+    let mut bytes = serde_json::to_vec_pretty(&File { version: VERSION, overrides: entries, services })?;
     bytes.push(b'\n');
     replace_file(path, &bytes, Some(0o600))
 }
@@ -243,7 +367,7 @@ mod tests {
     use std::{os::unix::fs::PermissionsExt as _, path::PathBuf};
 
     use super::*;
-    use crate::model::{Algo, Announce, Flows, Forward, Limits, Node, Protocol, Service, XdpMode};
+    use crate::model::{Algo, Announce, Flows, Forward, Limits, Node, Protocol, Track, XdpMode};
 
     fn backend(last: u8, weight: u16, admin_state: AdminState) -> Backend {
         Backend { address: [10, 0, 0, last].into(), port: 80, weight, max_connections: 0, admin_state }
@@ -328,6 +452,45 @@ mod tests {
         assert_eq!(o.reconcile(&config(vec![backend(1, 7, AdminState::Ready)])).len(), 1);
         assert_eq!(o.reconcile(&file), []);
         assert_eq!(o.len(), 1);
+    }
+
+    #[test]
+    fn settings_of_a_service_go_as_backends_do() {
+        let file = config(vec![backend(1, 5, AdminState::Ready)]);
+        let (service, key) = (&file.services[0], file.services[0].key);
+        let mut o = Overrides::default();
+        assert_eq!(o.set(service, "algo=round_robin window=5m"), Ok(true));
+        assert_eq!(o.set(service, "window=5m"), Ok(false), "a second time changes nothing");
+        assert_eq!(o.service(&key), ["algo=round_robin", "window=5m"]);
+        let now = o.apply(&file);
+        assert_eq!((now.services[0].algo.word(), now.services[0].flows.track), ("round_robin", Track::All));
+        assert_eq!(now.services[0].backends, file.services[0].backends);
+        // Alone it would do, beside what is set it does not.
+        let before = o.clone();
+        assert!(o.set(service, "track=moved").is_err() && o.set(service, "colour=blue").is_err());
+        assert_eq!(o, before);
+        assert_eq!(o.set(service, "window=2h4m"), Ok(true), "what the file says clears");
+        assert_eq!(o.service(&key), ["algo=round_robin"]);
+        // The file's later word counts, for the setting that it is about.
+        let mut other = file.clone();
+        other.services[0].flows.announce_for = std::time::Duration::from_secs(1);
+        assert_eq!(o.reconcile(&other), []);
+        other.services[0].algo = Algo::SourceHash { ring_size: 251 };
+        let dropped = o.reconcile(&other);
+        assert!(dropped[0].why.contains("algo source_hash") && dropped.len() == 1, "{dropped:?}");
+        assert_eq!(dropped[0].to_string(), "192.0.2.1:80/tcp");
+        assert!(o.is_empty());
+        // What only goes together is set together, in one step or in two.
+        assert_eq!(o.set(service, "flow_timeout=5h"), Ok(true));
+        assert_eq!(o.set(service, "window=4h"), Ok(true));
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("overrides.json");
+        save(&path, &o).unwrap();
+        assert_eq!(load(&path).unwrap(), o);
+        // It goes with its service.
+        let without = Config { services: Vec::new(), ..file.clone() };
+        assert_eq!(o.clone().reconcile(&without).len(), 1);
+        assert!(o.reset(&key) && !o.reset(&key) && o.is_empty());
     }
 
     #[test]

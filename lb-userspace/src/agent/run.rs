@@ -197,7 +197,7 @@ fn saved_overrides(file: &Path, config: &Config) -> Overrides {
         Overrides::default()
     });
     for d in saved.reconcile(config) {
-        tracing::info!(backend = %d.backend.address, port = d.backend.port, "override dropped: {}", d.why);
+        tracing::info!(of = %d, "override dropped: {}", d.why);
     }
     if !saved.is_empty() {
         tracing::warn!("{} backends are overridden at run time, see `weir backend list`", saved.len());

@@ -167,6 +167,7 @@ impl Node {
             slots: self.slot_states(&service.key),
             window_ends_in_s: self.window_ends_in_s(&service.key),
             connections: self.service_connections(service, figures),
+            overrides: self.state.overrides().service(&service.key),
             backends: service.backends.len() as u32,
             backends_up: service.backends.iter().filter(|b| self.state.up(service, b)).count() as u32,
             backends_taking: slots.iter().filter(|n| **n > 0).count() as u32,

@@ -16,7 +16,8 @@ use tokio::net::UnixStream;
 
 use super::{
     AdminChange, ApiError, Applied, ApplyRequest, Backend, ConfigDiff, ConfigText, DiffRequest, FlowList, FlowQuery,
-    FlushRequest, Flushed, HealthTarget, NextHopEntry, PlanReport, Service, ServiceDetail, Stats, Status,
+    FlushRequest, Flushed, HealthTarget, NextHopEntry, PlanReport, Service, ServiceChange, ServiceDetail, Stats,
+    Status,
 };
 
 /// Largest answer that is read: 65,536 backends with all their fields take about 40 MiB.
@@ -128,6 +129,11 @@ impl Client {
     /// `POST /v1/backends/{service}/{backend}/admin`; `backend` as [`super::backend_name`] writes it.
     pub async fn admin(&self, service: &str, backend: &str, change: AdminChange) -> Result<Backend, ClientError> {
         self.post(&super::admin_path(service, backend), &change).await
+    }
+
+    /// `POST /v1/services/{name}/settings`.
+    pub async fn set(&self, service: &str, change: &ServiceChange) -> Result<ServiceDetail, ClientError> {
+        self.post(&super::settings_path(service), change).await
     }
 
     /// `GET /v1/health`.

@@ -71,6 +71,26 @@ pub struct Drain {
     pub ends_in_s: u64,
 }
 
+impl Drain {
+    /// What happens now and when it ends, in one sentence.
+    pub fn words(&self) -> String {
+        let flows = match self.announced_for_s {
+            0 => "no new flows".to_owned(),
+            seconds => format!("announced for {seconds} s, then no new flows"),
+        };
+        let ends = self.ends_in_s;
+        match (self.phase, self.connections) {
+            (DrainPhase::Ended, Some(_)) => "ended: no connection is left".into(),
+            (DrainPhase::Ended, None) => "ended: its time is over".into(),
+            (DrainPhase::TimedOut, left) => format!("its time is over, {} connections are left", left.unwrap_or(0)),
+            (_, Some(left)) => {
+                format!("{flows}; ends when the last of {left} connections does, in {ends} s at the latest")
+            }
+            (_, None) => format!("{flows}; ends in {ends} s (not every flow is recorded: what is left is not known)"),
+        }
+    }
+}
+
 /// The flow table.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct FlowTable {

@@ -11,6 +11,7 @@
 //! | `GET /v1/status` | | [`Status`] |
 //! | `GET /v1/services` | | `[`[`Service`]`]` |
 //! | `GET /v1/services/{name}` | | [`ServiceDetail`], 404 |
+//! | `POST /v1/services/{name}/settings` | [`ServiceChange`] | [`ServiceDetail`] after the change, 404, 422 |
 //! | `GET /v1/backends` | | `[`[`Backend`]`]` |
 //! | `POST /v1/backends/{service}/{backend}/admin` | [`AdminChange`] | [`Backend`] after the change, 400, 404 |
 //! | `GET /v1/health` | | `[`[`HealthTarget`]`]` |
@@ -26,7 +27,7 @@
 //! Any other status than 2xx carries an [`ApiError`]. 400: the request itself is wrong (a weight out of range); 404: no such
 //! service, backend or path; 409: right, but it cannot be done now (map limits that need `weir agent --unload`, a file
 //! that cannot be written, the kernel refused); 413: body above [`BODY_BYTES_MAX`]; 422: the configuration is invalid, with
-//! its diagnostics; 500: the agent's own failure.
+//! its diagnostics, or a setting is; 500: the agent's own failure.
 
 pub mod client;
 mod config;
@@ -53,7 +54,7 @@ pub use flows::{
 pub use plan::{BackendPlan, PlanReport, ServiceAction, ServicePlan};
 pub use service::{
     AdminChange, Backend, Forward, HealthCheckSettings, HealthState, HealthTarget, NextHop, NextHopEntry, Service,
-    ServiceDetail, Share,
+    ServiceChange, ServiceDetail, Share,
 };
 pub use stats::{Action, BackendStats, InterfaceStats, LossCount, ReasonCount, ServiceStats, Stats};
 pub use status::{Counts, Interface, MapFill, Reload, ReloadOutcome, Status, XdpModeInForce};
@@ -173,6 +174,11 @@ pub fn backend_name(address: IpAddr, port: u16) -> String {
 /// Path of one service's [`ServiceDetail`].
 pub fn service_path(name: &str) -> String {
     format!("{PATH_SERVICES}/{}", encode_segment(name))
+}
+
+/// Path that takes a [`ServiceChange`].
+pub fn settings_path(service: &str) -> String {
+    format!("{}/settings", service_path(service))
 }
 
 /// Path that takes an [`AdminChange`] for the backend `name`, as [`backend_name`] writes it.

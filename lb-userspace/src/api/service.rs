@@ -63,6 +63,9 @@ pub struct Service {
     /// Connections of its backends, leaving ones included, and totals also of those that are gone.
     #[serde(default)]
     pub connections: Connections,
+    /// Settings that were made at run time, `KEY=VALUE` each, until reset.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub overrides: Vec<String>,
     /// Backends configured.
     pub backends: u32,
     /// Backends that health judged up, or that have no check.
@@ -291,6 +294,18 @@ pub struct AdminChange {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub weight: Option<u16>,
     /// Forgets both overrides before the others are set.
+    #[serde(default)]
+    pub reset: bool,
+}
+
+/// `POST /v1/services/{name}/settings`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ServiceChange {
+    /// Settings as `KEY=VALUE` with white space between, see [`model::set::KEYS`]; beside those that are set already.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub set: Option<String>,
+    /// Forgets all settings before.
     #[serde(default)]
     pub reset: bool,
 }

@@ -27,6 +27,7 @@ pub fn service(name: &str) -> Service {
         slots: SlotStates { settled: 65537, ..SlotStates::default() },
         window_ends_in_s: None,
         connections: Connections { active_estimate: Some(240), syns: 900, fins: 660, ..Connections::default() },
+        overrides: Vec::new(),
         backends: 3,
         backends_up: 2,
         backends_taking: 2,

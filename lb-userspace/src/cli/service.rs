@@ -1,4 +1,4 @@
-//! `weir service list|get`.
+//! `weir service list|get|set|reset`.
 
 use clap::Subcommand;
 
@@ -9,7 +9,7 @@ use super::{
     unit,
 };
 use crate::{
-    api::{Connections, Forward, HealthCheckSettings, Service, ServiceDetail},
+    api::{Connections, Forward, HealthCheckSettings, Service, ServiceChange, ServiceDetail},
     model::Protocol,
 };
 
@@ -28,6 +28,19 @@ pub enum ServiceCommand {
         #[command(flatten)]
         watch: Watch,
     },
+    /// Change settings of a service until `weir service reset` or until the configuration changes them: algo=random_two, window=10m
+    Set {
+        /// Name of the service
+        name: String,
+        /// KEY=VALUE: algo, algo_config.ring_size, track, udp_flows, on_marked_down, window, flow_timeout, announce_for, drain_timeout
+        #[arg(required = true, value_name = "KEY=VALUE")]
+        settings: Vec<String>,
+    },
+    /// Forget settings made at run time: the configuration's hold again
+    Reset {
+        /// Name of the service
+        name: String,
+    },
 }
 
 /// Runs `weir service ...`.
@@ -41,7 +54,16 @@ pub fn run(shell: &Shell, command: &ServiceCommand) -> anyhow::Result<()> {
             async |client| client.service(name).await,
             |detail, _| get(detail, now_unix_s(), shell.colour),
         ),
+        ServiceCommand::Set { name, settings } => {
+            change(shell, name, &ServiceChange { set: Some(settings.join(" ")), reset: false })
+        }
+        ServiceCommand::Reset { name } => change(shell, name, &ServiceChange { set: None, reset: true }),
     }
+}
+
+fn change(shell: &Shell, name: &str, change: &ServiceChange) -> anyhow::Result<()> {
+    let detail = shell.ask(async |client| client.set(name, change).await)?;
+    shell.show(&detail, |detail| get(detail, now_unix_s(), shell.colour))
 }
 
 /// The configuration's word for a protocol.
@@ -194,7 +216,7 @@ fn list(services: &[Service], colour: bool) -> String {
             endpoint(s.vip, s.port).into(),
             protocol(s.protocol).into(),
             forward(s.forward).into(),
-            s.algo.as_str().into(),
+            format!("{}{}", s.algo, if s.overrides.is_empty() { "" } else { "*" }).into(),
             up(s),
             s.backends_taking.to_string().into(),
             track(s).into(),
@@ -205,7 +227,13 @@ fn list(services: &[Service], colour: bool) -> String {
             note(s),
         ]
     };
-    table(&columns, services.iter().map(row).collect(), colour)
+    let mut out = table(&columns, services.iter().map(row).collect(), colour);
+    if services.iter().any(|s| !s.overrides.is_empty()) {
+        out.push_str(
+            "* settings made at run time: `weir service get NAME` shows them, `weir service reset NAME` forgets them\n",
+        );
+    }
+    out
 }
 
 fn check(check: &HealthCheckSettings) -> String {
@@ -242,6 +270,9 @@ fn get(detail: &ServiceDetail, now_unix_s: u64, colour: bool) -> String {
         ("up", up(s)),
         ("traffic", format!("{} packets, {}", unit::count(s.packets), unit::bytes(s.bytes)).into()),
     ];
+    if !s.overrides.is_empty() {
+        pairs.push(("run time", Cell::toned(s.overrides.join(" "), Tone::Warn)));
+    }
     if s.fail_open || s.backends_taking == 0 {
         pairs.push(("note", note(s)));
     }
@@ -334,6 +365,17 @@ SERVICE  "
             text.contains("11 residual of 65537 slots; they settle once no record names another backend\n"),
             "{text}"
         );
+    }
+
+    #[test]
+    fn settings_made_at_run_time_stand_out() {
+        let mut s = sample::service("web");
+        s.algo = "random_two".into();
+        s.overrides = vec!["algo=random_two".into(), "window=10m".into()];
+        let text = list(std::slice::from_ref(&s), false);
+        assert!(text.contains("  random_two*  ") && text.contains("\n* settings made at run time"), "{text}");
+        let text = get(&ServiceDetail { service: s, backends: Vec::new() }, sample::NOW, false);
+        assert!(text.contains("run time      algo=random_two window=10m\n"), "{text}");
     }
 
     #[test]

@@ -56,6 +56,8 @@ pub enum Call {
     Backends(Reply<Vec<api::Backend>>),
     /// Change how a backend (service name, backend name) is administered.
     Admin(String, String, api::AdminChange, Reply<api::Backend>),
+    /// Change settings of a service, by name.
+    Set(String, api::ServiceChange, Reply<api::ServiceDetail>),
     /// Health of every backend.
     Health(Reply<Vec<api::HealthTarget>>),
     /// Next hop of every backend address.

@@ -19,6 +19,7 @@ pub fn router(calls: Calls) -> Router {
         .route(api::PATH_STATUS, get(async |s| answer(s, Call::Status).await))
         .route(api::PATH_SERVICES, get(async |s| answer(s, Call::Services).await))
         .route(&format!("{}/{{name}}", api::PATH_SERVICES), get(service))
+        .route(&format!("{}/{{name}}/settings", api::PATH_SERVICES), post(set))
         .route(api::PATH_BACKENDS, get(async |s| answer(s, Call::Backends).await))
         .route(&format!("{}/{{service}}/{{backend}}/admin", api::PATH_BACKENDS), post(admin))
         .route(api::PATH_HEALTH, get(async |s| answer(s, Call::Health).await))
@@ -47,6 +48,15 @@ async fn answer<T: Serialize>(
 
 async fn service(state: State<Calls>, Path(name): Path<String>) -> Answer<api::ServiceDetail> {
     answer(state, |reply| Call::Service(name, reply)).await
+}
+
+async fn set(
+    state: State<Calls>,
+    Path(name): Path<String>,
+    body: Result<Bytes, BytesRejection>,
+) -> Answer<api::ServiceDetail> {
+    let change = read(body)?;
+    answer(state, |reply| Call::Set(name, change, reply)).await
 }
 
 async fn admin(
