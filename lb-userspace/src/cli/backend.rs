@@ -1,10 +1,11 @@
-//! `weir backend list|drain|ready|maint|weight|reset` and the way to name a backend; `setup-help` has its own file.
+//! `weir backend list|drain|ready|maint|weight|reset` and the way to name a backend; `drain` and `setup-help` have their own files.
 
 use std::net::{IpAddr, SocketAddr};
 
 use clap::{Args, Subcommand};
 
 use super::{
+    drain::{self, DrainArgs},
     exit::{Exit, Failure},
     service::active,
     setup_help,
@@ -27,8 +28,8 @@ pub enum BackendCommand {
         #[command(flatten)]
         watch: Watch,
     },
-    /// Give a backend no new connections; those it has go on where the ring allows it
-    Drain(Target),
+    /// Give a backend no new connections once the change was announced; those that it has go on
+    Drain(DrainArgs),
     /// Let a backend take traffic according to its weight and health
     Ready(Target),
     /// Take a backend out at once: no traffic, no health checks
@@ -56,7 +57,7 @@ pub struct Target {
 }
 
 /// Runs `weir backend ...`.
-pub fn run(shell: &Shell, command: &BackendCommand) -> anyhow::Result<()> {
+pub fn run(shell: &Shell, command: &BackendCommand) -> anyhow::Result<Exit> {
     let state = |state| AdminChange { admin_state: Some(state), ..AdminChange::default() };
     match command {
         BackendCommand::List { service, watch } => shell.repeat(
@@ -67,7 +68,7 @@ pub fn run(shell: &Shell, command: &BackendCommand) -> anyhow::Result<()> {
             },
             |backends, _| list(backends, now_unix_s(), shell.colour),
         ),
-        BackendCommand::Drain(target) => change(shell, target, state(AdminState::Drain)),
+        BackendCommand::Drain(args) => return drain::run(shell, args),
         BackendCommand::Ready(target) => change(shell, target, state(AdminState::Ready)),
         BackendCommand::Maint(target) => change(shell, target, state(AdminState::Maint)),
         BackendCommand::Weight { target, weight } => {
@@ -75,11 +76,20 @@ pub fn run(shell: &Shell, command: &BackendCommand) -> anyhow::Result<()> {
         }
         BackendCommand::Reset(target) => change(shell, target, AdminChange { reset: true, ..AdminChange::default() }),
         BackendCommand::SetupHelp(args) => setup_help::run(shell, args),
+    }?;
+    Ok(Exit::Ok)
+}
+
+impl Target {
+    /// Names of service and backend; asks the agent where the port was left out.
+    pub fn resolve(&self, shell: &Shell) -> anyhow::Result<(String, String)> {
+        named(shell, &self.target)
     }
 }
 
-fn change(shell: &Shell, target: &Target, change: AdminChange) -> anyhow::Result<()> {
-    let (service, which) = parse(&target.target)?;
+/// Names of the service and backend that `text` means; asks the agent where the port was left out.
+pub fn named(shell: &Shell, text: &str) -> anyhow::Result<(String, String)> {
+    let (service, which) = parse(text)?;
     let name = match which {
         Which::Exact(name) => name,
         Which::Address(address) => {
@@ -87,6 +97,11 @@ fn change(shell: &Shell, target: &Target, change: AdminChange) -> anyhow::Result
             resolve(&service, address, &detail.backends)?.name.clone()
         }
     };
+    Ok((service, name))
+}
+
+fn change(shell: &Shell, target: &Target, change: AdminChange) -> anyhow::Result<()> {
+    let (service, name) = target.resolve(shell)?;
     let backend = shell.ask(async |client| client.admin(&service, &name, change).await)?;
     shell.show(&backend, |backend| list(std::slice::from_ref(backend), now_unix_s(), shell.colour))
 }
@@ -193,7 +208,7 @@ fn state(b: &Backend) -> Cell {
 }
 
 /// Where a drain stands, in a few words: `12 left, 4m10s`.
-fn drain(drain: Option<&Drain>) -> Cell {
+fn drain_cell(drain: Option<&Drain>) -> Cell {
     let Some(d) = drain else { return "-".into() };
     let left = d.connections.map(|n| format!("{} left, ", unit::count(n))).unwrap_or_default();
     let within = unit::duration(d.ends_in_s);
@@ -238,7 +253,7 @@ pub fn list(backends: &[Backend], now_unix_s: u64, colour: bool) -> String {
             unit::percent(b.share.actual).into(),
             unit::percent(b.share.expected).into(),
             active(&b.connections, b.max_connections).into(),
-            drain(b.drain.as_ref()),
+            drain_cell(b.drain.as_ref()),
             unit::count(b.packets).into(),
             unit::bytes(b.bytes).into(),
             next_hop(&b.next_hop),

@@ -24,6 +24,8 @@ pub enum Exit {
     Refused = 5,
     /// No such service or backend; `flow get`: no record of the flow.
     NotFound = 6,
+    /// `backend drain --wait`: its time ended the drain, and connections are left.
+    TimedOut = 7,
 }
 
 impl From<Exit> for ExitCode {
@@ -41,7 +43,8 @@ Exit codes:
   3  the configuration is invalid
   4  the agent cannot be reached or does not answer
   5  the agent refused the request
-  6  no such service or backend; for `weir flow get`: the flow is not recorded";
+  6  no such service or backend; for `weir flow get`: the flow is not recorded
+  7  `weir backend drain --wait`: the drain's time is over and connections are left";
 
 /// An error of the command line's own that knows its exit code.
 #[derive(Debug, thiserror::Error)]
@@ -173,6 +176,7 @@ mod tests {
             Exit::NotReachable,
             Exit::Refused,
             Exit::NotFound,
+            Exit::TimedOut,
         ] {
             assert!(HELP.contains(&format!("\n  {}  ", exit as u8)), "{exit:?}");
         }

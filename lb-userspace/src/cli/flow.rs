@@ -9,7 +9,7 @@ use clap::{Args, Subcommand, builder::PossibleValuesParser};
 use lb_core::abi::flow::FlowState;
 
 use super::{
-    backend::{self, Which},
+    backend,
     exit::{Exit, Failure},
     explain::{self, craft},
     shell::{Shell, Watch},
@@ -78,17 +78,10 @@ impl Of {
             Some(service) if !backend.contains('/') => format!("{service}/{backend}"),
             _ => backend.clone(),
         };
-        let (service, which) = backend::parse(&text)?;
+        let (service, name) = backend::named(shell, &text)?;
         if self.service.as_ref().is_some_and(|other| *other != service) {
             return Err(Failure::new(Exit::Usage, "--service and --backend name two services").into());
         }
-        let name = match which {
-            Which::Exact(name) => name,
-            Which::Address(address) => {
-                let detail = shell.ask(async |client| client.service(&service).await)?;
-                backend::resolve(&service, address, &detail.backends)?.name.clone()
-            }
-        };
         Ok((Some(service), Some(name)))
     }
 }

@@ -8,6 +8,7 @@ mod backend;
 mod config;
 mod decap;
 mod doctor;
+mod drain;
 pub mod exit;
 mod explain;
 mod flow;
@@ -106,7 +107,7 @@ fn run(shell: &Shell, command: &Command) -> anyhow::Result<Exit> {
     match command {
         Command::Agent(args) => return agent::run(args),
         Command::Service(command) => service::run(shell, command)?,
-        Command::Backend(command) => backend::run(shell, command)?,
+        Command::Backend(command) => return backend::run(shell, command),
         Command::Config(command) => return config::run(shell, command),
         Command::Plan(text) => return plan::run(shell, text),
         Command::Flow(command) => return flow::run(shell, command),
