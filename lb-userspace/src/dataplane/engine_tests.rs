@@ -8,7 +8,7 @@ use std::{
 };
 
 use lb_core::abi::{
-    backend::{Backend, FLAG_NEXT_HOP, FLAG_UP, FLAG_VALID},
+    backend::{Backend, FLAG_DOWN, FLAG_NEXT_HOP, FLAG_UP, FLAG_VALID},
     flow::{FlowState, Record},
     lookup::{Bucket, Key, Kind},
     node::{self, Node},
@@ -328,6 +328,8 @@ fn a_drain_ends_early_only_when_every_flow_has_been_recorded_for_as_long_as_one_
         assert_eq!(go(&at(&one, true), told_s, 1, None), 2, "counted");
         assert_eq!(go(&at(&one, true), told_s, 0, Some(once)), 2, "seen once");
         assert_eq!(go(&at(&one, true), told_s, 0, None), 1);
+        // Until its grace is over, records that still name it lead nobody there.
+        assert_eq!(View(engine.memory()).backend(2).flags & (FLAG_VALID | FLAG_DOWN), FLAG_VALID | FLAG_DOWN);
     }
 }
 

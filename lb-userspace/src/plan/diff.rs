@@ -373,6 +373,11 @@ impl<'s> Draft<'s> {
         let dismissed = wanted.dismissed.binary_search(&gone.key).is_ok();
         let down = gone.entry.flags & (FLAG_DOWN | FLAG_VALID) != FLAG_VALID;
         if dismissed || down || ended || now_s >= leaves_s || !wanted.policy.windows {
+            if wanted.policy.windows {
+                // Records name it until its entry is cleared: what they say no longer holds, least of all for a new flow.
+                let entry = Backend { flags: gone.entry.flags | FLAG_DOWN, ..gone.entry };
+                change_backend(gone.id, &gone.entry, &entry, &mut self.backends);
+            }
             self.remove_backend(gone);
             return None;
         }
