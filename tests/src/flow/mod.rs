@@ -3,9 +3,12 @@
 //! A failing sequence is shown with its seed and with what is left of it once every step that is not needed is gone. `WEIR_SEED` is
 //! the first seed, `WEIR_SEQUENCES` the number of sequences.
 
+mod dying;
 mod floods;
+mod packet;
 mod place;
 mod play;
+mod played;
 mod program;
 mod promises;
 mod setup;
@@ -22,7 +25,8 @@ use xtask::capability::{PINNED, available};
 
 use self::{
     place::{Host, Place},
-    play::{Play, Played, TIMES},
+    play::{Play, TIMES},
+    played::Played,
     program::Loaded,
     setup::{Setup, sizes},
     step::{ATTEMPTS, Answer, Change, How, SERVERS, Step},
@@ -97,6 +101,8 @@ fn each_broken_rule_is_noticed() -> Result<()> {
         let noticed = found.find(|(_, error)| error.starts_with("moved") || error.contains("which is down"));
         let (n, error) = noticed.with_context(|| format!("rule {rule:?} is broken and nobody notices"))?;
         println!("{rule:?}: sequence {n}: {error}");
+        host.hides_half_open = false;
+        sequence(&mut host, SEED + n, None)?;
     }
     Ok(())
 }

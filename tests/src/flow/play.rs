@@ -14,7 +14,7 @@ use anyhow::{Context as _, Result, anyhow, ensure};
 use lb_core::abi::service::OnMarkedDown;
 use lb_userspace::{
     dataplane::{
-        apply::{self, Map, Memory},
+        apply,
         engine::{Clock, Engine},
     },
     plan::{Look, Plan, Present, Times},
@@ -22,7 +22,10 @@ use lb_userspace::{
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 
 use super::{
-    place::{FRAME, Place, Sent, drift, records},
+    dying::Dying,
+    packet::{flag, frame},
+    place::{Place, Sent, drift, records},
+    played::Played,
     setup::{SECRETS, Setup},
     step::{ATTEMPTS, Answer, Change, Flood, How, Step},
     weaken::Rule,
@@ -38,59 +41,6 @@ const SYNS_MS: [u64; ATTEMPTS] = [0, 1000, 3000, 7000];
 const GIVES_UP_MS: u64 = 20_000;
 /// Seconds between two looks at the flow table, as the agent takes them.
 const LOOK_EVERY_S: u64 = 5;
-
-/// TCP flags.
-pub mod flag {
-    /// Opens a connection.
-    pub const SYN: u8 = 2;
-    /// Acknowledges.
-    pub const ACK: u8 = 16;
-    /// No more data.
-    pub const FIN: u8 = 1;
-    /// Resets.
-    pub const RST: u8 = 4;
-}
-
-/// A TCP segment without payload to the service.
-pub fn frame(src: [u8; 4], source_port: u16, flags: u8) -> [u8; FRAME] {
-    let mut p = [0u8; FRAME];
-    p[..14].copy_from_slice(&[2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 9, 8, 0]);
-    p[14..26].copy_from_slice(&[0x45, 0, 0, 40, 0, 0, 0x40, 0, 64, 6, 0, 0]);
-    p[26..30].copy_from_slice(&src);
-    p[30..34].copy_from_slice(&super::setup::VIP.octets());
-    let sum: u32 = p[14..34].chunks(2).map(|w| u32::from(u16::from_be_bytes([w[0], w[1]]))).sum();
-    let checksum = !((sum & 0xffff) + (sum >> 16)) as u16;
-    p[24..26].copy_from_slice(&checksum.to_be_bytes());
-    p[34..36].copy_from_slice(&source_port.to_be_bytes());
-    p[36..38].copy_from_slice(&super::setup::PORT.to_be_bytes());
-    (p[46], p[47]) = (0x50, flags);
-    p
-}
-
-/// What a sequence came to.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Played {
-    /// Packets.
-    pub packets: u64,
-    /// Flows whose clients were answered.
-    pub flows: u64,
-    /// Packets of open flows, each of which reached the rightful server.
-    pub kept: u64,
-    /// Plans carried out.
-    pub plans: u64,
-    /// Adoptions.
-    pub adoptions: u64,
-}
-
-impl std::ops::AddAssign for Played {
-    fn add_assign(&mut self, other: Self) {
-        self.packets += other.packets;
-        self.flows += other.flows;
-        self.kept += other.kept;
-        self.plans += other.plans;
-        self.adoptions += other.adoptions;
-    }
-}
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Life {
@@ -118,40 +68,6 @@ enum Event {
     Syn(usize, usize),
     Duplicate(usize),
     Answered(usize, u16),
-}
-
-/// Memory that fails after a number of stores: the agent died there.
-struct Dying<'m, M> {
-    memory: &'m mut M,
-    stores: u32,
-}
-
-impl<M: Memory> Memory for Dying<'_, M> {
-    fn entries(&self, map: Map) -> u32 {
-        self.memory.entries(map)
-    }
-
-    fn load(&self, map: Map, index: u32, word: usize) -> Option<u64> {
-        self.memory.load(map, index, word)
-    }
-
-    fn store(&mut self, map: Map, index: u32, word: usize, value: u64) -> bool {
-        match self.stores.checked_sub(1) {
-            Some(left) => {
-                self.stores = left;
-                self.memory.store(map, index, word, value)
-            }
-            None => false,
-        }
-    }
-
-    fn recorded(&self) -> HashSet<u32> {
-        self.memory.recorded()
-    }
-
-    fn synchronize(&self) {
-        self.memory.synchronize();
-    }
 }
 
 /// A sequence being played.

@@ -18,8 +18,8 @@ use xtask::capability::{PINNED, available};
 
 use super::{
     number,
+    packet::{flag, frame},
     place::{Place, Sent, drift},
-    play::{flag, frame},
     program::{Loaded, Quiet},
     setup::{SECRETS, Setup},
 };

@@ -1,0 +1,26 @@
+//! What happened in sequences, in numbers: a run in which little happens proves little.
+
+/// What a sequence came to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Played {
+    /// Packets.
+    pub packets: u64,
+    /// Flows whose clients were answered.
+    pub flows: u64,
+    /// Packets of open flows, each of which reached the rightful server.
+    pub kept: u64,
+    /// Plans carried out.
+    pub plans: u64,
+    /// Adoptions.
+    pub adoptions: u64,
+}
+
+impl std::ops::AddAssign for Played {
+    fn add_assign(&mut self, other: Self) {
+        self.packets += other.packets;
+        self.flows += other.flows;
+        self.kept += other.kept;
+        self.plans += other.plans;
+        self.adoptions += other.adoptions;
+    }
+}
