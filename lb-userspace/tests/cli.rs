@@ -7,7 +7,7 @@ use std::{
     io::{BufRead, BufReader, Read, Write},
     os::unix::net::UnixListener,
     path::{Path, PathBuf},
-    process::{Command, Output},
+    process::{Command, Output, Stdio},
     sync::{Arc, Mutex},
     thread,
 };
@@ -19,6 +19,7 @@ fn weir(socket: &Path, arguments: &[&str]) -> Output {
         .arg(socket)
         .args(arguments)
         .env_remove("WEIR_SOCKET")
+        .stdin(Stdio::null())
         .output()
         .expect("weir runs")
 }
@@ -124,6 +125,11 @@ fn an_agent_that_is_not_there_is_named() {
         &["health", "list"],
         &["stats", "--watch"],
         &["config", "show"],
+        &["plan"],
+        &["flow", "list"],
+        &["flow", "flush", "--yes"],
+        &["service", "set", "web", "algo=maglev"],
+        &["service", "reset", "web"],
         &["backend", "drain", "web/10.0.0.11:80"],
         &["backend", "setup-help", "web"],
     ] {
@@ -160,6 +166,52 @@ fn a_drain_sends_the_canonical_name_and_shows_the_answer() {
     let bodies: Vec<&str> =
         requests.iter().filter(|(what, _)| what.starts_with("POST")).map(|(_, body)| body.as_str()).collect();
     assert_eq!(bodies, [r#"{"admin_state":"drain","reset":false}"#, r#"{"weight":7,"reset":false}"#]);
+}
+
+#[test]
+fn waiting_for_a_drain_ends_with_what_was_left() {
+    let drained = |phase: &str, left: u32| {
+        let drain =
+            format!(r#""drain":{{"phase":"{phase}","connections":{left},"announced_for_s":0,"ends_in_s":9}},"share""#);
+        BACKEND.replacen("\"share\"", &drain, 1)
+    };
+    for (phase, left, exit, words) in [
+        ("timed_out", 3, 7, "web/10.0.0.11:80: its time is over, 3 connections are left\n"),
+        ("ended", 0, 0, "web/10.0.0.11:80: ended: no connection is left\n"),
+    ] {
+        let agent = FakeAgent::start(&[
+            ("POST /v1/backends/web/10.0.0.11%3A80/admin", 200, &drained("draining", 4)),
+            ("GET /v1/services/web", 200, &detail().replace(BACKEND, &drained(phase, left))),
+        ]);
+        let out = weir(&agent.socket(), &["backend", "drain", "--wait", "web/10.0.0.11:80"]);
+        assert_eq!(out.status.code(), Some(exit), "{}", text(&out.stderr));
+        let said = text(&out.stdout);
+        assert!(
+            said.contains("no new flows; ends when the last of 4 connections does") && said.ends_with(words),
+            "{said}"
+        );
+        let out = weir(&agent.socket(), &["-o", "json", "backend", "drain", "--wait", "web/10.0.0.11:80"]);
+        let backend: serde_json::Value = serde_json::from_slice(&out.stdout).expect("one JSON value");
+        assert_eq!((out.status.code(), &backend["drain"]["phase"]), (Some(exit), &phase.into()));
+    }
+}
+
+#[test]
+fn a_flush_asks_or_is_told_not_to() {
+    let agent = FakeAgent::start(&[
+        ("POST /v1/flows", 200, r#"{"records":9,"matched":5,"left_out":5,"flows":[]}"#),
+        ("POST /v1/flows/flush", 200, r#"{"removed":5}"#),
+    ]);
+    let refused = weir(&agent.socket(), &["flow", "flush", "--backend", "web/10.0.0.11:80"]);
+    assert_eq!(refused.status.code(), Some(2), "{}", text(&refused.stderr));
+    assert!(
+        text(&refused.stderr).contains("5 recorded flows would be removed") && text(&refused.stderr).contains("--yes")
+    );
+    assert!(agent.requests().iter().all(|(what, _)| what == "POST /v1/flows"), "nothing was removed");
+    let out = weir(&agent.socket(), &["flow", "flush", "--yes", "--service", "web", "--backend", "10.0.0.11:80"]);
+    assert_eq!((out.status.code(), text(&out.stdout)), (Some(0), "5 recorded flows removed\n"));
+    let bodies: Vec<String> = agent.requests().into_iter().map(|(_, body)| body).collect();
+    assert_eq!(bodies.last().map(String::as_str), Some(r#"{"service":"web","backend":"10.0.0.11:80"}"#));
 }
 
 #[test]

@@ -15,7 +15,10 @@ use xtask::lab::{
     topology::{HTTP_PORT, Host, address, vip},
 };
 
-use super::scene::{PORT, Scene, at, both_protocols};
+use super::{
+    scene::{PORT, Scene, at, both_protocols},
+    session::Connection,
+};
 
 const B123: [(Host, u16); 3] = [(Host::B1, 1), (Host::B2, 1), (Host::B3, 1)];
 
@@ -145,4 +148,68 @@ fn packets_for_others_pass() {
         });
         assert_eq!(refused.expect("client"), ErrorKind::ConnectionRefused, "{to}");
     }
+}
+
+/// Every flow is recorded from now on; a backend drains and says what it waits for; what is known of a flow is what its client sees.
+#[test]
+fn an_operator_watches_flows_and_drains_a_backend() {
+    let backends = [Host::B1, Host::B2, Host::B3].map(|host| (host.address(false), PORT, 1));
+    let services = service_to("web", (vip(0, false), PORT), "tcp", "ipip", &backends);
+    let Some(scene) = Scene::new("an_operator_watches_flows_and_drains_a_backend", &Node::default(), &services) else {
+        return;
+    };
+    let words = |text: &str| text.split(' ').map(str::to_owned).collect::<Vec<_>>();
+    let json = |text: &str| {
+        let arguments: Vec<&str> = text.split(' ').collect();
+        scene.lab.weir_json(&arguments).unwrap_or_else(|error| panic!("{error:#}"))
+    };
+    let set = json("service set web track=all announce_for=1s drain_timeout=1m");
+    assert_eq!(set["service"]["track"], "all");
+    let mut connections: Vec<(String, Connection)> = (0..12)
+        .map(|_| {
+            let mut connection = scene.connect(at(0, false, PORT));
+            (connection.name().expect("name"), connection)
+        })
+        .collect();
+    let listed = json("flow list --service web --state established");
+    assert_eq!(listed["matched"], 12, "{listed:#}");
+    for (name, connection) in &connections {
+        let host = [Host::B1, Host::B2, Host::B3].into_iter().find(|host| host.name() == name).expect("a backend");
+        let backend = SocketAddr::new(host.address(false), PORT).to_string();
+        let (from, to) = (connection.local().expect("address"), at(0, false, PORT));
+        let found = json(&format!("flow get tcp {from} {to}"));
+        assert_eq!((&found["flow"]["record"]["backend"], &found["slot"]["tracked"]), (&backend.into(), &true.into()));
+        let explained = json(&format!("explain tcp {from} {to} --flags ack"));
+        assert_eq!(explained["backend"]["name"], found["flow"]["record"]["backend"]);
+        assert_eq!(explained["reason"], "forwarded_ipip");
+    }
+    let said = scene.lab.weir(Host::Lb, &words("plan")).expect("plan");
+    assert!(said.contains("nothing would change"), "{said}");
+
+    // The backend of the first connection drains until its last connection is closed, and the others are left alone.
+    let name = connections[0].0.clone();
+    let host = [Host::B1, Host::B2, Host::B3].into_iter().find(|host| host.name() == name).expect("a backend");
+    let target = format!("web/{}:{PORT}", host.address(false));
+    let (ends, stays): (Vec<_>, Vec<_>) = connections.drain(..).partition(|(backend, _)| *backend == name);
+    thread::scope(|scope| {
+        let drain = scope.spawn(|| scene.lab.weir(Host::Lb, &words(&format!("backend drain --wait {target}"))));
+        thread::sleep(Duration::from_secs(3));
+        assert!(!drain.is_finished(), "it does not wait");
+        let service = json("service get web");
+        let drains = service["backends"].as_array().expect("backends").iter().find(|b| b["drain"].is_object());
+        let drain_now = &drains.expect("a drain")["drain"];
+        assert_eq!((&drain_now["phase"], &drain_now["connections"]), (&"draining".into(), &ends.len().into()));
+        assert_ne!(scene.connect(at(0, false, PORT)).name().expect("name"), name, "a new flow");
+        drop(ends);
+        let said = drain.join().expect("the drain").expect("weir backend drain");
+        assert!(said.ends_with("ended: no connection is left\n"), "{said}");
+    });
+    for (name, mut connection) in stays {
+        assert_eq!(connection.name().expect("name"), name);
+    }
+    let flushed = json("flow flush --yes --service web");
+    assert!(flushed["removed"].as_u64() > Some(0), "{flushed}");
+    assert_eq!(json("flow list")["records"], 0);
+    let reset = json("service reset web");
+    assert_eq!(reset["service"]["track"], "moved");
 }

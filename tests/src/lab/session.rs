@@ -255,6 +255,11 @@ impl Connection {
         Ok(Self { stream })
     }
 
+    /// Its own end.
+    pub fn local(&self) -> io::Result<SocketAddr> {
+        self.stream.local_addr()
+    }
+
     /// Asks the server for its name.
     pub fn name(&mut self) -> io::Result<String> {
         self.stream.write_all(b"N")?;
