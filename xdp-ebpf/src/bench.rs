@@ -2,15 +2,16 @@
 //!
 //! `bench_generate` writes each packet's tuple and redirects it, `bench_sink` ends it, `bench_floor` is what any program
 //! costs, and `bench_minimal` is the practical limit: a stateless Maglev with IP-in-IP encapsulation, without counters,
-//! reasons or MTU check. Layouts of the maps are words, which the benchmark fills (`tests/benches/datapath`).
+//! reasons or MTU check. `bench_lru` is the same with a connection table, the kernel's LRU hash: what recording every flow
+//! costs the usual way. Layouts of the maps are words, which the benchmark fills (`tests/benches/datapath`).
 #![no_std]
 #![no_main]
 #![allow(missing_docs, reason = "the entry-point macros drop the comments of what they wrap")]
 
 use aya_ebpf::{
     bindings::xdp_action,
-    btf_maps::{Array, HashMap, PerCpuArray},
-    helpers::{bpf_redirect, bpf_xdp_adjust_head},
+    btf_maps::{Array, HashMap, LruHashMap, PerCpuArray},
+    helpers::{bpf_get_prandom_u32, bpf_redirect, bpf_xdp_adjust_head},
     macros::{btf_map, xdp},
     programs::XdpContext,
 };
@@ -29,6 +30,12 @@ pub struct Template {
     v6: u32,
     /// Sum of the IPv4 header's words without source and checksum.
     sum: u32,
+    /// The first flow.
+    first: u32,
+    /// A power of two less one: of sixteen packets, fifteen are of as many random flows behind those in turn. 0 without.
+    random_mask: u32,
+    /// TCP flags of random packets, one or the other by chance.
+    random_flags: [u32; 2],
 }
 
 #[btf_map]
@@ -45,6 +52,12 @@ static SUNK: PerCpuArray<[u64; 2], 1> = PerCpuArray::new();
 static SERVICES_V4: HashMap<[u32; 2], [u32; 2], 64> = HashMap::new();
 #[btf_map]
 static SERVICES_V6: HashMap<[u32; 5], [u32; 2], 64> = HashMap::new();
+/// (source, destination, ports, protocol) to the backend's number, as many as weir's flow table is rated for.
+#[btf_map]
+static RECORDED: LruHashMap<[u32; 4], u32, { 1 << 20 }> = LruHashMap::new();
+/// Packets whose flow was not recorded.
+#[btf_map]
+static MISSED: PerCpuArray<u64, 1> = PerCpuArray::new();
 /// Backend numbers.
 #[btf_map]
 static RING: Array<u32, 65537> = Array::new();
@@ -55,6 +68,8 @@ static TARGETS: Array<[u32; 8], 128> = Array::new();
 const ETH_LEN: usize = 14;
 const V4_LEN: usize = 20;
 const V6_LEN: usize = 40;
+/// Where the flags are in a TCP header.
+const TCP_FLAGS: usize = 13;
 const TCP: u32 = 6;
 const UDP: u32 = 17;
 
@@ -63,24 +78,37 @@ const UDP: u32 = 17;
 #[xdp]
 pub fn bench_generate(ctx: XdpContext) -> u32 {
     let (Some(template), Some(next)) = (TEMPLATE.get(0), FLOW.get_ptr_mut(0)) else { return xdp_action::XDP_ABORTED };
-    // SAFETY: the map returned this CPU's own value, which no other code touches while the program runs.
-    let flow = unsafe {
-        let flow = *next;
-        *next = if flow + 1 >= template.flows as u64 { 0 } else { flow + 1 };
-        flow as u32
+    // SAFETY: the helper takes nothing.
+    let random = if template.random_mask == 0 { 0 } else { unsafe { bpf_get_prandom_u32() } };
+    let in_turn = random & 0xf == 0;
+    let flow = if in_turn {
+        // SAFETY: the map returned this CPU's own value, which no other code touches while the program runs.
+        unsafe {
+            let flow = *next;
+            *next = if flow + 1 >= template.flows as u64 { 0 } else { flow + 1 };
+            flow as u32
+        }
+    } else {
+        template.flows.wrapping_add(random >> 4 & template.random_mask)
     };
+    let flow = template.first.wrapping_add(flow);
     let Some(start) = start::<64>(&ctx) else { return xdp_action::XDP_ABORTED };
     for (i, word) in template.frame.iter().take(8).enumerate() {
         put(start, i * 8, *word);
     }
-    let port = (1024 + (flow & 0x3fff)) as u16;
+    // 10.128.0.0/10 holds four million addresses; the bits of the flow above them are in the port.
+    let port = (1024 + (flow & 0x1fff) + ((flow >> 22 & 7) << 13)) as u16;
     if template.v6 == 0 {
-        // 10.128.0.0/10 holds every flow; the checksum follows the source.
-        let src = 0x0a80_0000 | flow;
+        // The checksum follows the source.
+        let src = 0x0a80_0000 | flow & 0x3f_ffff;
         let sum = template.sum + (src >> 16) + (src & 0xffff);
         put(start, 24, (!fold(sum)).to_be());
         put(start, 26, src.to_be());
         put(start, ETH_LEN + V4_LEN, port.to_be());
+        if !in_turn {
+            let [one, other] = template.random_flags;
+            put(start, ETH_LEN + V4_LEN + TCP_FLAGS, if random >> 31 == 0 { one } else { other } as u8);
+        }
     } else {
         let Some(start) = self::start::<74>(&ctx) else { return xdp_action::XDP_ABORTED };
         put(start, 64, template.frame[8]);
@@ -117,18 +145,54 @@ pub fn bench_minimal(ctx: XdpContext) -> u32 {
     minimal(&ctx).unwrap_or(xdp_action::XDP_PASS)
 }
 
+/// The same with every flow recorded in the kernel's LRU hash; IPv4 alone.
+#[xdp]
+pub fn bench_lru(ctx: XdpContext) -> u32 {
+    lru(&ctx).unwrap_or(xdp_action::XDP_PASS)
+}
+
 #[inline(always)]
 fn minimal(ctx: &XdpContext) -> Option<u32> {
     let p = start::<{ ETH_LEN + V4_LEN + 8 }>(ctx)?;
     match u16::from_be(get(p, 12)) {
-        0x0800 => v4(ctx, p),
+        0x0800 => v4(ctx, p, |service, hash, _| target(service, hash)),
         0x86dd => v6(ctx),
         _ => None,
     }
 }
 
 #[inline(always)]
-fn v4(ctx: &XdpContext, p: *mut u8) -> Option<u32> {
+fn lru(ctx: &XdpContext) -> Option<u32> {
+    let p = start::<{ ETH_LEN + V4_LEN + 8 }>(ctx)?;
+    if u16::from_be(get(p, 12)) != 0x0800 {
+        return None;
+    }
+    v4(ctx, p, recorded)
+}
+
+/// The backend that the flow was recorded with, or the ring's, which is then recorded.
+#[inline(always)]
+fn recorded(service: &[u32; 2], hash: u32, tuple: [u32; 4]) -> Option<&'static [u32; 8]> {
+    // SAFETY: what an evicted entry is overwritten with is a backend's number as well.
+    if let Some(number) = unsafe { RECORDED.get(&tuple) } {
+        return TARGETS.get(*number);
+    }
+    let number = number(service, hash)?;
+    let _ = RECORDED.insert(&tuple, &number, 0);
+    if let Some(missed) = MISSED.get_ptr_mut(0) {
+        // SAFETY: as in the generator.
+        unsafe { *missed += 1 };
+    }
+    TARGETS.get(number)
+}
+
+/// `choose` is told the service, the hash of the flow, and the 5-tuple.
+#[inline(always)]
+fn v4(
+    ctx: &XdpContext,
+    p: *mut u8,
+    choose: impl Fn(&[u32; 2], u32, [u32; 4]) -> Option<&'static [u32; 8]>,
+) -> Option<u32> {
     let proto = get::<u8>(p, ETH_LEN + 9) as u32;
     if get::<u8>(p, ETH_LEN) != 0x45 || (proto != TCP && proto != UDP) {
         return None;
@@ -141,7 +205,7 @@ fn v4(ctx: &XdpContext, p: *mut u8) -> Option<u32> {
     // SAFETY: nothing is removed from the map while the program is loaded.
     let service = unsafe { SERVICES_V4.get(&key) }?;
     let hash = mix((src as u64) << 32 | ports as u64, (dst as u64) << 32 | proto as u64);
-    let target = target(service, hash)?;
+    let target = choose(service, hash, [src, dst, ports, proto])?;
 
     let p = grow::<{ V4_LEN }, { ETH_LEN + V4_LEN }>(ctx)?;
     ethernet(p, target, 0x0008);
@@ -200,8 +264,14 @@ fn mix(a: u64, b: u64) -> u32 {
 
 #[inline(always)]
 fn target(service: &[u32; 2], hash: u32) -> Option<&'static [u32; 8]> {
+    TARGETS.get(number(service, hash)?)
+}
+
+/// The number of the ring's backend.
+#[inline(always)]
+fn number(service: &[u32; 2], hash: u32) -> Option<u32> {
     let slot = (hash as u64 * service[1] as u64 >> 32) as u32;
-    TARGETS.get(*RING.get(service[0] + slot)?)
+    RING.get(service[0] + slot).copied()
 }
 
 #[inline(always)]

@@ -12,13 +12,14 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use aya::{
     Ebpf, Pod,
-    maps::{Array, HashMap, PerCpuArray},
+    maps::{Array, HashMap, PerCpuArray, PerCpuValues},
     programs::{
         ProgramInfo, TestRun, TestRunAttrs, TestRunOptions, Xdp, XdpMode,
         links::FdLink,
         xdp::{XdpLink, XdpLinkId},
     },
     sys::{Stats, enable_stats},
+    util::nr_cpus,
 };
 use lb_userspace::object::WEIR_BENCH;
 use nix::{
@@ -36,6 +37,8 @@ pub const CLIENT: &str = "client0";
 pub const BALANCER: &str = "balancer0";
 /// Interface that weir is loaded for; its program then runs on [`BALANCER`] like the others.
 pub const SPARE: &str = "spare0";
+/// Interfaces for as many instances of weir at a time: [`spare`].
+const SPARES: usize = 12;
 /// Packets of one batch of the generator.
 const BATCH: u32 = 64;
 
@@ -48,6 +51,9 @@ struct Template {
     flows: u32,
     v6: u32,
     sum: u32,
+    first: u32,
+    random_mask: u32,
+    random_flags: [u32; 2],
 }
 
 // SAFETY: integers only, in C layout, without padding.
@@ -64,6 +70,35 @@ pub struct Sample {
     pub lost: f64,
     /// Bytes of a forwarded packet.
     pub bytes: f64,
+}
+
+/// The packets of a run.
+#[derive(Clone, Copy, Debug)]
+pub struct Traffic {
+    pub service: Service,
+    /// The first flow and how many take turns.
+    pub first: u32,
+    pub flows: u32,
+    /// TCP flags of those, instead of ACK.
+    pub flags: Option<u8>,
+    /// Beside them, fifteen of sixteen packets are of random flows.
+    pub flood: Option<Flood>,
+}
+
+/// Packets of random flows.
+#[derive(Clone, Copy, Debug)]
+pub struct Flood {
+    /// How many flows there are, a power of two up to 16 Mi.
+    pub tuples: u32,
+    /// TCP flags of a packet, one or the other by chance.
+    pub flags: [u8; 2],
+}
+
+impl Traffic {
+    /// ACKs of `flows` flows in turn.
+    pub fn of(service: Service, flows: u32) -> Self {
+        Self { service, first: 0, flows, flags: None, flood: None }
+    }
 }
 
 /// The laboratory.
@@ -89,7 +124,9 @@ pub fn enter() -> Result<()> {
         mac(CLIENT_MAC),
         mac(BALANCER_MAC)
     ))?;
-    ip(&format!("link add {SPARE} type veth peer name spare1"))?;
+    for n in 0..SPARES {
+        ip(&format!("link add {} type veth peer name peer{n}", spare(n)))?;
+    }
     for name in [CLIENT, BALANCER] {
         ip(&format!("link set {name} up"))?;
     }
@@ -106,6 +143,11 @@ pub fn enter() -> Result<()> {
     Ok(())
 }
 
+/// Name of the interface of instance `n`, below [`SPARES`]; instance 0 has [`SPARE`].
+pub fn spare(n: usize) -> String {
+    format!("spare{n}")
+}
+
 fn ip(arguments: &str) -> Result<()> {
     let output = Command::new("ip").args(arguments.split_whitespace()).output().context("cannot run ip (iproute2)")?;
     ensure!(output.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&output.stderr));
@@ -116,7 +158,7 @@ impl Lab {
     /// Loads the bench's programs and fills the minimal program's maps.
     pub fn new(ring: &[u32]) -> Result<Self> {
         let mut bench = Ebpf::load(WEIR_BENCH).context("cannot load the bench's programs")?;
-        for name in ["bench_generate", "bench_sink", "bench_floor", "bench_minimal"] {
+        for name in ["bench_generate", "bench_sink", "bench_floor", "bench_minimal", "bench_lru"] {
             xdp(&mut bench, name)?.load().with_context(|| format!("the kernel refuses {name}"))?;
         }
         let client = if_nametoindex(CLIENT)?;
@@ -196,18 +238,16 @@ impl Lab {
         Ok(xdp(&mut self.bench, name)?.info()?)
     }
 
-    /// Sends `packets` packets of `flows` flows to `service` and reads what `info` says about the program under test.
+    /// Sends `packets` packets and reads what `info` says about the program under test.
     pub fn run(
         &mut self,
-        service: Service,
-        flows: u32,
+        traffic: Traffic,
         packets: u32,
         info: impl Fn(&mut Self) -> Result<ProgramInfo>,
     ) -> Result<Sample> {
-        let frame = service.frame();
-        self.set_template(service, flows, &frame)?;
+        let frame = self.set_template(traffic)?;
         // Fills the pool of pages and the caches.
-        self.generate(&frame, (packets / 10).clamp(BATCH, 100_000))?;
+        self.generate(&frame, warm_up(packets))?;
         let (sunk_before, before) = (self.sunk()?, info(self)?);
         let start = Instant::now();
         self.generate(&frame, packets)?;
@@ -226,6 +266,20 @@ impl Lab {
         })
     }
 
+    /// Sends `packets` packets and measures nothing.
+    pub fn send(&mut self, traffic: Traffic, packets: u32) -> Result<()> {
+        let frame = self.set_template(traffic)?;
+        self.generate(&frame, packets)?;
+        std::thread::sleep(Duration::from_millis(2));
+        Ok(())
+    }
+
+    /// Packets of flows that the LRU hash did not know, so far.
+    pub fn missed(&self) -> Result<u64> {
+        let map: PerCpuArray<_, u64> = self.bench.map("MISSED").context("no MISSED")?.try_into()?;
+        Ok(map.get(&0, 0)?.iter().sum())
+    }
+
     fn generate(&mut self, frame: &[u8], packets: u32) -> Result<()> {
         let options = TestRunOptions {
             data_in: Some(frame),
@@ -237,15 +291,24 @@ impl Lab {
         Ok(())
     }
 
-    fn set_template(&mut self, service: Service, flows: u32, frame: &[u8]) -> Result<()> {
+    /// Tells the generator what to send, from the first flow on; gives the frame.
+    fn set_template(&mut self, traffic: Traffic) -> Result<Vec<u8>> {
+        let Traffic { service, first, flows, flags, flood } = traffic;
+        let mut frame = service.frame();
+        if let (Some(flags), Some(byte)) = (flags, frame.get_mut(service.tcp_flags_at())) {
+            *byte = flags;
+        }
         let mut template = Template {
             frame: [0; 10],
             ifindex: self.client,
             flows,
             v6: u32::from(service.family == Family::V6),
             sum: 0,
+            first,
+            random_mask: flood.map_or(0, |flood| flood.tuples - 1),
+            random_flags: flood.map_or([0; 2], |flood| flood.flags.map(u32::from)),
         };
-        let mut padded = frame.to_vec();
+        let mut padded = frame.clone();
         padded.resize(80, 0);
         for (to, from) in template.frame.iter_mut().zip(padded.chunks_exact(8)) {
             *to = u64::from_ne_bytes(from.try_into()?);
@@ -257,7 +320,10 @@ impl Lab {
             .map(|word| u32::from(u16::from_be_bytes([word[0], word[1]])))
             .sum();
         let mut map: Array<_, Template> = self.bench.map_mut("TEMPLATE").context("no TEMPLATE")?.try_into()?;
-        Ok(map.set(0, template, 0)?)
+        map.set(0, template, 0)?;
+        let mut next: PerCpuArray<_, u64> = self.bench.map_mut("FLOW").context("no FLOW")?.try_into()?;
+        next.set(0, PerCpuValues::try_from(vec![0; nr_cpus().map_err(|(_, error)| error)?])?, 0)?;
+        Ok(frame)
     }
 
     /// Packets and bytes that came back so far.
@@ -266,6 +332,11 @@ impl Lab {
         let values = map.get(&0, 0)?;
         Ok(values.iter().fold([0; 2], |sum, value| [sum[0] + value[0], sum[1] + value[1]]))
     }
+}
+
+/// Packets that a run of `packets` begins with, unmeasured.
+pub fn warm_up(packets: u32) -> u32 {
+    (packets / 10).clamp(BATCH, 100_000)
 }
 
 /// Exchanges the program of a link.

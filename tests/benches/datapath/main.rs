@@ -5,6 +5,7 @@
 //! machine is slow for all of them. Figures are medians over the rounds. How to read them: `docs/bench/README.md`.
 
 mod control;
+mod flows;
 mod lab;
 mod reload;
 mod report;
@@ -14,7 +15,8 @@ mod weir;
 use std::{env, fs, path::PathBuf, process::ExitCode};
 
 use anyhow::{Context, Result, bail, ensure};
-use lab::{Lab, Sample};
+use flows::Amount;
+use lab::{Lab, Sample, Traffic};
 use report::{Machine, Report, Row};
 use scene::{BACKENDS, Family, Mode, Protocol, RING_SLOTS, Service};
 use weir::Weir;
@@ -35,6 +37,7 @@ struct Plan {
     flows: &'static [u32],
     /// Packets of a measurement, and of one with a million flows.
     packets: [u32; 2],
+    amount: Amount,
     json: Option<PathBuf>,
 }
 
@@ -47,6 +50,13 @@ impl Plan {
             protocols: &Protocol::ALL,
             flows: &[1, 1_000, 100_000, 1_000_000],
             packets: [300_000, 1_500_000],
+            amount: Amount {
+                rounds: 5,
+                flows: &[1_000, 100_000, 1_000_000],
+                packets: [300_000, 1_500_000],
+                flood: 4_000_000,
+                tuples: 1 << 24,
+            },
             json: None,
         };
         while let Some(argument) = arguments.next() {
@@ -59,6 +69,13 @@ impl Plan {
                         protocols: &[Protocol::Tcp],
                         flows: &[1_000, 1_000_000],
                         packets: [200_000, 1_000_000],
+                        amount: Amount {
+                            rounds: 3,
+                            flows: &[1_000, 1_000_000],
+                            packets: [100_000, 1_000_000],
+                            flood: 1_000_000,
+                            tuples: 1 << 22,
+                        },
                         ..plan
                     }
                 }
@@ -144,6 +161,11 @@ fn run(plan: &Plan) -> Result<()> {
         }
     }
     drop(weir);
+    for part in [flows::measure, flows::floods] {
+        let (rows, targets) = part(&mut lab, &plan.amount)?;
+        report.rows.extend(rows);
+        report.targets.extend(targets);
+    }
     eprintln!("measuring the control side");
     report.targets.push(control::ring_build(if plan.quick { 11 } else { 51 }));
     report.targets.push(control::one_change(lab::SPARE, lab.egress(), if plan.quick { 5 } else { 15 })?);
@@ -182,11 +204,11 @@ fn measure(
                 Program::Floor | Program::Minimal => {
                     let name = if program == Program::Floor { "bench_floor" } else { "bench_minimal" };
                     lab.install(name)?;
-                    lab.run(service, flows, packets, |lab| lab.info(name))?
+                    lab.run(Traffic::of(service, flows), packets, |lab| lab.info(name))?
                 }
                 Program::Weir(mode) => {
                     lab.install_other(&mut weir.program()?)?;
-                    lab.run(Service { mode, ..service }, flows, packets, |_| weir.info())?
+                    lab.run(Traffic::of(Service { mode, ..service }, flows), packets, |_| weir.info())?
                 }
             };
             // Whoever does less than the whole work must not win.
@@ -204,6 +226,8 @@ fn measure(
     Ok(Program::ALL
         .into_iter()
         .zip(&samples)
-        .map(|(program, samples)| Row::new(program.names(), (family.name(), protocol.name(), flows), samples, floors))
+        .map(|(program, samples)| {
+            Row::new(program.names(), report::MODES.into(), (family.name(), protocol.name(), flows), samples, floors)
+        })
         .collect())
 }

@@ -4,12 +4,20 @@
 
 use std::{fmt::Write, fs, process::Command};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::lab::Sample;
 
+/// The case of rows that compare forwarding modes.
+pub const MODES: &str = "modes";
+
+/// What files say that know no cases.
+fn modes() -> String {
+    MODES.into()
+}
+
 /// A run.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, Deserialize)]
 pub struct Report {
     /// Where and when.
     pub machine: Machine,
@@ -27,7 +35,7 @@ pub struct Report {
 }
 
 /// Where and when.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, Deserialize)]
 pub struct Machine {
     pub cpu: String,
     pub cpus: usize,
@@ -38,14 +46,17 @@ pub struct Machine {
 }
 
 /// A program under one kind of packet.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Row {
-    /// `floor`, `minimal` or `weir`.
-    pub program: &'static str,
+    /// `floor`, `minimal`, `lru` or `weir`.
+    pub program: String,
     /// Forwarding mode; `-` for the floor.
-    pub mode: &'static str,
-    pub family: &'static str,
-    pub protocol: &'static str,
+    pub mode: String,
+    /// What is compared: `modes`, or a way of keeping flows.
+    #[serde(default = "modes")]
+    pub case: String,
+    pub family: String,
+    pub protocol: String,
     pub flows: u32,
     /// Time in the program per packet, with what measuring costs.
     pub gross_ns: f64,
@@ -60,24 +71,24 @@ pub struct Row {
 }
 
 /// A figure that has a target.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Target {
     pub what: String,
-    pub unit: &'static str,
+    pub unit: String,
     pub measured: f64,
     /// `at most` or `at least`.
-    pub bound: &'static str,
+    pub bound: String,
     pub target: f64,
     pub met: bool,
 }
 
 impl Target {
-    pub fn at_most(what: impl Into<String>, unit: &'static str, measured: f64, target: f64) -> Self {
-        Self { what: what.into(), unit, measured, bound: "at most", target, met: measured <= target }
+    pub fn at_most(what: impl Into<String>, unit: &str, measured: f64, target: f64) -> Self {
+        Self { what: what.into(), unit: unit.into(), measured, bound: "at most".into(), target, met: measured <= target }
     }
 
-    pub fn at_least(what: impl Into<String>, unit: &'static str, measured: f64, target: f64) -> Self {
-        Self { what: what.into(), unit, measured, bound: "at least", target, met: measured >= target }
+    pub fn at_least(what: impl Into<String>, unit: &str, measured: f64, target: f64) -> Self {
+        Self { what: what.into(), unit: unit.into(), measured, bound: "at least".into(), target, met: measured >= target }
     }
 }
 
@@ -91,18 +102,20 @@ pub fn median(values: impl IntoIterator<Item = f64>) -> f64 {
 impl Row {
     /// The medians of samples that were taken beside those of the floor, round by round.
     pub fn new(
-        (program, mode): (&'static str, &'static str),
-        (family, protocol, flows): (&'static str, &'static str, u32),
+        (program, mode): (&str, &str),
+        case: String,
+        (family, protocol, flows): (&str, &str, u32),
         samples: &[Sample],
         floors: &[Sample],
     ) -> Self {
         let nets: Vec<f64> =
             samples.iter().zip(floors).map(|(sample, floor)| sample.gross_ns - floor.gross_ns).collect();
         Self {
-            program,
-            mode,
-            family,
-            protocol,
+            program: program.into(),
+            mode: mode.into(),
+            case,
+            family: family.into(),
+            protocol: protocol.into(),
             flows,
             gross_ns: median(samples.iter().map(|s| s.gross_ns)),
             net_ns: median(nets.iter().copied()),
@@ -120,7 +133,8 @@ impl Report {
     /// The row of a program, if it was measured.
     fn row(&self, program: &str, mode: &str, flows: u32) -> Option<&Row> {
         self.rows.iter().find(|row| {
-            (row.program, row.mode, row.family, row.protocol, row.flows) == (program, mode, "ipv4", "tcp", flows)
+            (&*row.program, &*row.mode, &*row.case) == (program, mode, MODES)
+                && (&*row.family, &*row.protocol, row.flows) == ("ipv4", "tcp", flows)
         })
     }
 
@@ -159,16 +173,17 @@ impl Report {
         );
         let _ = writeln!(
             out,
-            "{:<8} {:<5} {:<5} {:<4} {:>6} {:>9} {:>8} {:>15} {:>7}",
-            "PROGRAM", "MODE", "IP", "L4", "FLOWS", "GROSS ns", "NET ns", "NET RANGE", "Mpps"
+            "{:<8} {:<5} {:<42} {:<5} {:<4} {:>6} {:>9} {:>8} {:>15} {:>7}",
+            "PROGRAM", "MODE", "CASE", "IP", "L4", "FLOWS", "GROSS ns", "NET ns", "NET RANGE", "Mpps"
         );
         for row in &self.rows {
             let range = format!("{:.1}..{:.1}", row.net_ns_range[0], row.net_ns_range[1]);
             let _ = write!(
                 out,
-                "{:<8} {:<5} {:<5} {:<4} {:>6} {:>9.1} {:>8.1} {:>15} {:>7.3}",
+                "{:<8} {:<5} {:<42} {:<5} {:<4} {:>6} {:>9.1} {:>8.1} {:>15} {:>7.3}",
                 row.program,
                 row.mode,
+                row.case,
                 row.family,
                 row.protocol,
                 flows_text(row.flows).trim_end_matches(" flows"),
@@ -197,7 +212,8 @@ impl Report {
     }
 }
 
-fn flows_text(flows: u32) -> String {
+/// A number of flows, short.
+pub fn flows_text(flows: u32) -> String {
     match flows {
         1 => "1 flow".into(),
         n if n >= 1_000_000 => format!("{} M flows", n / 1_000_000),

@@ -7,6 +7,8 @@ use std::{
 
 /// Slots of every ring.
 pub const RING_SLOTS: u32 = 65_537;
+/// Flows that weir's table and the LRU hash are rated for.
+pub const FLOWS_MAX: u32 = 1 << 20;
 /// Backends of every service.
 pub const BACKENDS: u16 = 100;
 /// MAC address of the interface that packets come from, and of every backend's next hop.
@@ -122,6 +124,11 @@ impl Service {
         words(self.vip()).into_iter().chain([port]).collect()
     }
 
+    /// Where the TCP flags are in [`Self::frame`].
+    pub fn tcp_flags_at(self) -> usize {
+        14 + 13 + if self.family == Family::V4 { 20 } else { 40 }
+    }
+
     /// A TCP ACK or a datagram with 22 bytes (12 in IPv6), from the Ethernet header on; the generator fills in the flow.
     pub fn frame(self) -> Vec<u8> {
         let mut transport = Vec::new();
@@ -187,6 +194,22 @@ pub fn configuration(interface: &str) -> String {
         for i in 0..BACKENDS {
             let _ = write!(text, "\n[[service.backends]]\naddress = \"{}\"\nport = {port}\n", service.backend(i));
         }
+    }
+    text
+}
+
+/// A configuration of one service with these `keys`, for `interface`.
+pub fn one_service(interface: &str, service: Service, keys: &str) -> String {
+    let (protocol, mode) = (service.protocol.name(), service.mode.name());
+    let mut text = format!(
+        "[node]\nname = \"bench\"\ninterfaces = [\"{interface}\"]\nannounce = \"none\"\n\n\
+         [node.limits]\nflows_max = {FLOWS_MAX}\nring_slots_max = {}\n\n\
+         [[service]]\nname = \"web\"\nvip = \"{}\"\nport = {PORT}\nprotocol = \"{protocol}\"\nforward = \"{mode}\"\n{keys}\n",
+        RING_SLOTS * 6,
+        service.vip(),
+    );
+    for i in 0..BACKENDS {
+        let _ = write!(text, "\n[[service.backends]]\naddress = \"{}\"\nport = {PORT}\n", service.backend(i));
     }
     text
 }

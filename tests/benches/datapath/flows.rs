@@ -1,0 +1,347 @@
+//! What records cost: slots in every state, services that record every flow, new flows, and floods; the kernel's LRU hash in the
+//! same rounds.
+//!
+//! Each way of keeping flows has its own instance of weir with its own table. What a row says of itself is checked: packets that
+//! pass without the table are counted, and so are records that should have been there.
+
+use anyhow::{Result, ensure};
+use lb_core::{
+    abi::{ring::State, stats::FlowEvent},
+    wire::transport::{ACK, SYN},
+};
+
+use crate::{
+    lab::{self, Flood, Lab, Sample, Traffic},
+    report::{Row, Target, flows_text, median},
+    scene::{Family, Mode, Protocol, Service, one_service},
+    weir::Weir,
+};
+
+/// The packets of every row here.
+const SERVICE: Service = Service { family: Family::V4, protocol: Protocol::Tcp, mode: Mode::Ipip };
+/// Live flows at which what recording adds is compared.
+const MANY: u32 = 1_000_000;
+/// First of the flows that nobody has seen.
+const UNSEEN: u32 = 2_000_000;
+/// Live flows beside a flood.
+const LIVE: u32 = 1_000;
+/// A measurement of steady rows may find so small a share of its packets unrecorded.
+const MISSED_MAX: f64 = 0.001;
+
+/// How much is measured.
+pub struct Amount {
+    pub rounds: usize,
+    pub flows: &'static [u32],
+    /// Packets of a measurement, and of one with a million flows.
+    pub packets: [u32; 2],
+    /// Packets of a flood, and the tuples that it draws from.
+    pub flood: u32,
+    pub tuples: u32,
+}
+
+/// A way of keeping flows.
+#[derive(Clone, Copy, PartialEq)]
+enum Way {
+    /// Every slot is settled: no record.
+    Settled,
+    /// Every slot is residual: records are looked for, and there are none.
+    Residual,
+    /// Every slot is moving, and every flow was recorded.
+    Moving,
+    /// `track = all` of a hashed service.
+    Tracked,
+    /// A chosen algorithm.
+    Chosen(&'static str),
+}
+
+impl Way {
+    const ALL: [Self; 7] = [
+        Self::Settled,
+        Self::Residual,
+        Self::Moving,
+        Self::Tracked,
+        Self::Chosen("round_robin"),
+        Self::Chosen("least_connections"),
+        Self::Chosen("random_two"),
+    ];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Settled => "settled",
+            Self::Residual => "residual",
+            Self::Moving => "moving-recorded",
+            Self::Tracked => "tracked",
+            Self::Chosen(algo) => algo,
+        }
+    }
+
+    fn keys(self) -> String {
+        match self {
+            Self::Settled | Self::Residual | Self::Moving => "algo = \"maglev\"".into(),
+            Self::Tracked => "algo = \"maglev\"\ntrack = \"all\"".into(),
+            Self::Chosen(algo) => format!("algo = \"{algo}\""),
+        }
+    }
+
+    fn state(self) -> Option<State> {
+        match self {
+            Self::Residual => Some(State::Residual),
+            Self::Moving => Some(State::Moving),
+            _ => None,
+        }
+    }
+
+    fn records(self) -> bool {
+        !matches!(self, Self::Settled | Self::Residual)
+    }
+}
+
+/// A program under test.
+enum Subject {
+    /// One of the bench's programs, with its mode.
+    Bench(&'static str, &'static str, &'static str),
+    Weir(Way, Box<Weir>),
+}
+
+impl Subject {
+    fn run(&self, lab: &mut Lab, traffic: Traffic, packets: u32) -> Result<Sample> {
+        match self {
+            Self::Bench(function, ..) => {
+                lab.install(function)?;
+                lab.run(traffic, packets, |lab| lab.info(function))
+            }
+            Self::Weir(_, weir) => {
+                lab.install_other(&mut weir.program()?)?;
+                lab.run(traffic, packets, |_| weir.info())
+            }
+        }
+    }
+
+    fn send(&self, lab: &mut Lab, traffic: Traffic, packets: u32) -> Result<()> {
+        match self {
+            Self::Bench(function, ..) => lab.install(function)?,
+            Self::Weir(_, weir) => lab.install_other(&mut weir.program()?)?,
+        }
+        lab.send(traffic, packets)
+    }
+
+    fn is_lru(&self) -> bool {
+        matches!(self, Self::Bench("bench_lru", ..))
+    }
+
+    fn records(&self) -> bool {
+        self.is_lru() || matches!(self, Self::Weir(way, _) if way.records())
+    }
+
+    /// Program and mode in the report.
+    fn names(&self) -> (&'static str, &'static str) {
+        match self {
+            Self::Bench(_, name, mode) => (name, mode),
+            Self::Weir(..) => ("weir", Mode::Ipip.name()),
+        }
+    }
+
+    fn case(&self) -> &'static str {
+        match self {
+            Self::Bench(..) => "flows",
+            Self::Weir(way, _) => way.name(),
+        }
+    }
+
+    /// Packets that met the table, and flows that were not recorded yet; the first of weir alone.
+    fn counts(&self, lab: &Lab) -> Result<[u64; 2]> {
+        match self {
+            Self::Weir(_, weir) => {
+                let events = weir.events()?;
+                let count = |event: FlowEvent| events.get(&event).copied().unwrap_or(0);
+                Ok([count(FlowEvent::Lookup), count(FlowEvent::Insert) + count(FlowEvent::InsertFailed)])
+            }
+            Self::Bench(..) => Ok([0, lab.missed()?]),
+        }
+    }
+}
+
+/// Every way of keeping flows under the same packets, in interleaved rounds.
+pub fn measure(lab: &mut Lab, amount: &Amount) -> Result<(Vec<Row>, Vec<Target>)> {
+    lab.serve_minimal(SERVICE)?;
+    let mut subjects = vec![
+        Subject::Bench("bench_floor", "floor", "-"),
+        Subject::Bench("bench_minimal", "minimal", Mode::Ipip.name()),
+        Subject::Bench("bench_lru", "lru", Mode::Ipip.name()),
+    ];
+    for (n, way) in Way::ALL.into_iter().enumerate() {
+        let weir = Weir::load(&one_service(&lab::spare(n), SERVICE, &way.keys()), lab.egress())?;
+        if let Some(state) = way.state() {
+            weir.set_slots(state)?;
+        }
+        subjects.push(Subject::Weir(way, Box::new(weir)));
+    }
+    let (mut rows, mut targets) = (Vec::new(), Vec::new());
+    for &flows in amount.flows {
+        eprintln!("measuring ways of keeping flows, {}", flows_text(flows));
+        let samples = steady(lab, amount, &subjects, flows)?;
+        rows.extend(rows_of(&subjects, &samples, flows, |subject| subject.case().into()));
+        targets.extend(settled_targets(&samples, flows));
+        if flows == MANY {
+            targets.push(recording_target(&samples));
+        }
+    }
+    eprintln!("measuring new flows");
+    subjects.retain(|subject| subject.records() || matches!(subject, Subject::Bench("bench_floor", ..)));
+    let samples = new_flows(lab, amount, &subjects)?;
+    rows.extend(rows_of(&subjects, &samples, MANY, |subject| format!("{}, new flows", subject.case())));
+    Ok((rows, targets))
+}
+
+fn rows_of(
+    subjects: &[Subject],
+    samples: &[Vec<Sample>],
+    flows: u32,
+    case: impl Fn(&Subject) -> String,
+) -> Vec<Row> {
+    let Some(floors) = samples.first() else { return Vec::new() };
+    let kind = (SERVICE.family.name(), SERVICE.protocol.name(), flows);
+    let rows = subjects.iter().zip(samples);
+    rows.map(|(subject, samples)| Row::new(subject.names(), case(subject), kind, samples, floors)).collect()
+}
+
+/// Packets of flows that are recorded wherever flows are.
+fn steady(lab: &mut Lab, amount: &Amount, subjects: &[Subject], flows: u32) -> Result<Vec<Vec<Sample>>> {
+    let packets = amount.packets[usize::from(flows >= MANY)];
+    let traffic = Traffic::of(SERVICE, flows);
+    for subject in subjects.iter().filter(|subject| subject.records()) {
+        subject.send(lab, Traffic { flags: Some(SYN as u8), ..traffic }, flows)?;
+        // The first answer establishes the flow.
+        subject.send(lab, traffic, flows)?;
+    }
+    let mut samples = vec![Vec::new(); subjects.len()];
+    for _ in 0..amount.rounds {
+        for (subject, samples) in subjects.iter().zip(&mut samples) {
+            let before = subject.counts(lab)?;
+            samples.push(subject.run(lab, traffic, packets)?);
+            let after = subject.counts(lab)?;
+            let [met, missed] = [after[0] - before[0], after[1] - before[1]];
+            let sent = u64::from(packets + lab::warm_up(packets));
+            ensure!(
+                missed as f64 <= sent as f64 * MISSED_MAX,
+                "{:?} {}: {missed} of {sent} packets were of flows without record",
+                subject.names(),
+                subject.case()
+            );
+            if let Subject::Weir(way, _) = subject {
+                let expected = if *way == Way::Settled { 0 } else { sent };
+                ensure!(met == expected, "{}: {met} of {sent} packets met the flow table", way.name());
+            }
+        }
+    }
+    Ok(samples)
+}
+
+/// SYNs of flows that nobody has seen.
+fn new_flows(lab: &mut Lab, amount: &Amount, subjects: &[Subject]) -> Result<Vec<Vec<Sample>>> {
+    let [packets, _] = amount.packets;
+    let sent = packets + lab::warm_up(packets);
+    let mut samples = vec![Vec::new(); subjects.len()];
+    for round in 0..amount.rounds as u32 {
+        for (subject, samples) in subjects.iter().zip(&mut samples) {
+            let traffic = Traffic { first: UNSEEN + round * sent, flags: Some(SYN as u8), ..Traffic::of(SERVICE, sent) };
+            let before = subject.counts(lab)?;
+            samples.push(subject.run(lab, traffic, packets)?);
+            let recorded = subject.counts(lab)?[1] - before[1];
+            ensure!(
+                !subject.records() || recorded as f64 >= f64::from(sent) * (1.0 - MISSED_MAX),
+                "{:?} {}: {recorded} of {sent} flows were new",
+                subject.names(),
+                subject.case()
+            );
+        }
+    }
+    Ok(samples)
+}
+
+/// Net times of a program, round by round.
+fn nets(samples: &[Vec<Sample>], index: usize) -> Vec<f64> {
+    let (Some(floors), Some(samples)) = (samples.first(), samples.get(index)) else { return Vec::new() };
+    samples.iter().zip(floors).map(|(sample, floor)| sample.gross_ns - floor.gross_ns).collect()
+}
+
+/// Places of the subjects of [`measure`].
+const MINIMAL: usize = 1;
+const LRU: usize = 2;
+const SETTLED: usize = 3;
+const TRACKED: usize = 6;
+
+fn settled_targets(samples: &[Vec<Sample>], flows: u32) -> Vec<Target> {
+    let case = flows_text(flows);
+    let net = median(nets(samples, SETTLED).iter().zip(nets(samples, MINIMAL)).map(|(weir, minimal)| weir / minimal));
+    let rates = |index: usize| samples.get(index).into_iter().flatten().map(|sample| sample.pps);
+    let rate = median(rates(SETTLED).zip(rates(MINIMAL)).map(|(weir, minimal)| weir / minimal));
+    vec![
+        Target::at_most(format!("net time, settled / minimal, {case}"), "", net, 1.3),
+        Target::at_least(format!("forwarded rate, settled / minimal, {case}"), "", rate, 0.95),
+    ]
+}
+
+/// What recording adds, beside what the kernel's LRU hash adds in the same round.
+fn recording_target(samples: &[Vec<Sample>]) -> Target {
+    let added = |with: usize, without: usize| {
+        nets(samples, with).into_iter().zip(nets(samples, without)).map(|(with, without)| with - without).collect()
+    };
+    let (weir, lru): (Vec<f64>, Vec<f64>) = (added(TRACKED, SETTLED), added(LRU, MINIMAL));
+    let what = format!(
+        "what recording adds ({:.1} ns) / what the LRU hash adds ({:.1} ns), {}",
+        median(weir.iter().copied()),
+        median(lru.iter().copied()),
+        flows_text(MANY)
+    );
+    Target::at_most(what, "", median(weir.iter().zip(&lru).map(|(weir, lru)| weir / lru)), 0.5)
+}
+
+/// A kind of flood.
+const FLOODS: [(&str, [u32; 2]); 3] = [("ACK", [ACK, ACK]), ("SYN", [SYN, SYN]), ("mixed", [SYN, ACK])];
+
+/// Floods beside live flows, at rest and while a change is in its window.
+pub fn floods(lab: &mut Lab, amount: &Amount) -> Result<(Vec<Row>, Vec<Target>)> {
+    let live = Traffic::of(SERVICE, LIVE);
+    let (mut rows, mut targets) = (Vec::new(), Vec::new());
+    for way in [Way::Settled, Way::Chosen("least_connections")] {
+        let algo = if way == Way::Settled { "maglev" } else { way.name() };
+        eprintln!("measuring floods, {algo}");
+        let [(_, acks), ..] = FLOODS;
+        let mut subjects = vec![(Subject::Bench("bench_floor", "floor", "-"), acks, String::from("flood"))];
+        for (when, in_window) in [("at rest", false), ("in a window", true)] {
+            for (kind, flags) in FLOODS {
+                let keys = format!("{}\nannounce_for = \"0s\"", way.keys());
+                let n = subjects.len();
+                let mut weir = Weir::load(&one_service(&lab::spare(n), SERVICE, &keys), lab.egress())?;
+                if in_window {
+                    weir.change_weight(0, 3)?;
+                }
+                let subject = Subject::Weir(way, Box::new(weir));
+                subject.send(lab, Traffic { flags: Some(SYN as u8), ..live }, LIVE)?;
+                subject.send(lab, live, LIVE * 2)?;
+                subjects.push((subject, flags, format!("{algo}, {kind} flood {when}")));
+            }
+        }
+        let mut samples = vec![Vec::new(); subjects.len()];
+        for _ in 0..amount.rounds {
+            for ((subject, flags, case), samples) in subjects.iter().zip(&mut samples) {
+                let flood = Flood { tuples: amount.tuples, flags: flags.map(|flags| flags as u8) };
+                let sample = subject.run(lab, Traffic { flood: Some(flood), ..live }, amount.flood)?;
+                ensure!(sample.lost < 0.001, "{case}: {:.2} % of the packets were lost", sample.lost * 100.0);
+                samples.push(sample);
+            }
+        }
+        let reference = nets(&samples, 1);
+        let kind = (SERVICE.family.name(), SERVICE.protocol.name(), amount.tuples);
+        let floors = samples.first().cloned().unwrap_or_default();
+        for (n, ((subject, _, case), of)) in subjects.iter().zip(&samples).enumerate() {
+            rows.push(Row::new(subject.names(), case.clone(), kind, of, &floors));
+            if n > 1 {
+                let ratio = median(nets(&samples, n).iter().zip(&reference).map(|(net, reference)| net / reference));
+                targets.push(Target::at_most(format!("net time, {case} / random ACKs at rest"), "", ratio, 1.15));
+            }
+        }
+    }
+    Ok((rows, targets))
+}
