@@ -12,6 +12,7 @@ use crate::{
         node::{self, Node},
         ring::{Extent, Inputs, LINE_SLOTS, Slot},
         service::Service,
+        stats::FlowEvent,
     },
     flow::{self, Request},
     hash,
@@ -281,6 +282,17 @@ fn choose<'t, T: Tables>(
         if flags & backend::FLAG_DOWN == 0 {
             return Err(unreachable(flags));
         }
+    }
+    let passing = packet.tcp_flags & (transport::SYN | transport::FIN | transport::RST) == 0 && !packet.about;
+    let known = if passing { flow::known(tables, node, service, packet.hash, slot, word) } else { 0 };
+    if known != 0
+        && let Some(backend) = tables.backend(known)
+        && backend.service == id
+        && tables.load_u32(&backend.flags) & (backend::FLAG_VALID | backend::FLAG_NEXT_HOP | backend::FLAG_DOWN)
+            == backend::FLAG_VALID | backend::FLAG_NEXT_HOP
+    {
+        tables.count(FlowEvent::Lookup);
+        return Ok((Choice { backend: known, ..choice }, backend));
     }
     let previous = tables.load_u64(&service.previous_ring);
     let previous_bits = if previous == 0 { 0 } else { slot_bits(node, Inputs::unpack(previous), packet) };

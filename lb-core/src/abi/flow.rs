@@ -175,6 +175,12 @@ pub const fn is_record(word: u64) -> bool {
     word >> 40 != 0
 }
 
+/// Whether two records are of the same backend, slot and state.
+#[inline(always)]
+pub const fn differ_in_expiry_at_most(a: u64, b: u64) -> bool {
+    (a ^ b) & !(EXPIRY as u64) == 0
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

@@ -47,6 +47,39 @@ fn find_in<T: Tables>(tables: &T, bucket: &Bucket, tag: u64, now_s: u32) -> u64 
     0
 }
 
+/// [`find`] for a packet that leaves its record as it is but for the expiry, which is moved on: gives the record's word if its slot,
+/// state and expiry become those of `same`, [`BUSY`] if there is a record of which that is not true, 0 without one.
+#[inline(always)]
+pub fn touch<T: Tables>(tables: &T, hash: u64, mask: u32, now_s: u32, same: Record) -> u64 {
+    let (tag, first, second) = flow_buckets(hash, mask);
+    let Some(bucket) = tables.flows(first) else { return 0 };
+    let word = touch_in(tables, bucket, tag, now_s, same);
+    let [head, ..] = &bucket.tags;
+    if word != 0 || tables.load(head) & OVERFLOW_MAX == 0 {
+        return word;
+    }
+    tables.flows(second).map_or(0, |bucket| touch_in(tables, bucket, tag, now_s, same))
+}
+
+/// VERIFIER: only numbers leave a turn of the loop, so that all ways through it meet again behind it.
+#[inline(always)]
+fn touch_in<T: Tables>(tables: &T, bucket: &Bucket, tag: u64, now_s: u32, same: Record) -> u64 {
+    for (held, place) in bucket.tags.iter().zip(&bucket.words) {
+        if tables.load(held) & !OVERFLOW_MAX != tag {
+            continue;
+        }
+        let old = tables.load(place);
+        if old == 0 || (old != BUSY && Record::unpack(old).left_s(now_s) == 0) {
+            continue;
+        }
+        let new = Record { backend: (old >> 40) as u32, ..same }.pack();
+        let is_same = flow::is_record(old) && flow::differ_in_expiry_at_most(old, new);
+        // Another CPU's change is looked at closely, not lost.
+        return if is_same && (old == new || tables.exchange(place, old, new)) { new } else { BUSY };
+    }
+    0
+}
+
 /// Replaces the word of a flow's record by another, or removes the record with 0; says whether nobody else changed it since
 /// [`find`].
 #[inline(always)]
