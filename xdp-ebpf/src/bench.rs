@@ -36,6 +36,10 @@ pub struct Template {
     random_mask: u32,
     /// TCP flags of random packets, one or the other by chance.
     random_flags: [u32; 2],
+    /// 1: the flows do not take turns but are drawn.
+    drawn: u32,
+    /// Zero.
+    pad: u32,
 }
 
 #[btf_map]
@@ -81,7 +85,10 @@ pub fn bench_generate(ctx: XdpContext) -> u32 {
     // SAFETY: the helper takes nothing.
     let random = if template.random_mask == 0 { 0 } else { unsafe { bpf_get_prandom_u32() } };
     let in_turn = random & 0xf == 0;
-    let flow = if in_turn {
+    let flow = if template.drawn != 0 {
+        // SAFETY: the helper takes nothing.
+        (unsafe { bpf_get_prandom_u32() } as u64 * template.flows as u64 >> 32) as u32
+    } else if in_turn {
         // SAFETY: the map returned this CPU's own value, which no other code touches while the program runs.
         unsafe {
             let flow = *next;

@@ -8,7 +8,7 @@ use lb_userspace::plan::ring::{Member, build};
 
 use crate::{
     report::{Target, median},
-    scene::{BACKENDS, RING_SLOTS, large_configuration},
+    scene::{BACKENDS, Family, Mode, Protocol, RING_SLOTS, Service, large_configuration, one_service},
     weir::Weir,
 };
 
@@ -43,6 +43,22 @@ pub fn ring_build(repeat: usize) -> Target {
         start.elapsed().as_secs_f64() * 1e3
     });
     Target::at_most(format!("ring of {RING_SLOTS} slots for {RING_BACKENDS} backends"), " ms", median(times), 1.8)
+}
+
+/// Changes the weight of one backend of one service again and again; the median in milliseconds that the plan takes: the new
+/// ring, what differs, and the windows of the slots that move, on top of the windows before.
+pub fn ring_diff(interface: &str, egress: u32, repeat: usize) -> Result<Target> {
+    let service = Service { family: Family::V4, protocol: Protocol::Tcp, mode: Mode::Ipip };
+    let text = one_service(interface, service, "algo = \"maglev\"\nannounce_for = \"0s\"");
+    let mut weir = Weir::load(&text, egress)?;
+    let mut times = Vec::new();
+    for n in 0..repeat {
+        // Extents that the last change left are free again after their grace.
+        weir.settle()?;
+        times.push(weir.change_weight(0, 2 + (n % 2) as u16)?.as_secs_f64() * 1e3);
+    }
+    let what = format!("one backend changed among {BACKENDS} of a ring of {RING_SLOTS} slots: window planned");
+    Ok(Target::at_most(what, " ms", median(times), 5.0))
 }
 
 /// Changes one backend at a time, each time in another service; the median in milliseconds from the changed

@@ -193,12 +193,7 @@ pub fn measure(lab: &mut Lab, amount: &Amount) -> Result<(Vec<Row>, Vec<Target>)
     Ok((rows, targets))
 }
 
-fn rows_of(
-    subjects: &[Subject],
-    samples: &[Vec<Sample>],
-    flows: u32,
-    case: impl Fn(&Subject) -> String,
-) -> Vec<Row> {
+fn rows_of(subjects: &[Subject], samples: &[Vec<Sample>], flows: u32, case: impl Fn(&Subject) -> String) -> Vec<Row> {
     let Some(floors) = samples.first() else { return Vec::new() };
     let kind = (SERVICE.family.name(), SERVICE.protocol.name(), flows);
     let rows = subjects.iter().zip(samples);
@@ -218,7 +213,7 @@ fn steady(lab: &mut Lab, amount: &Amount, subjects: &[Subject], flows: u32) -> R
     for _ in 0..amount.rounds {
         for (subject, samples) in subjects.iter().zip(&mut samples) {
             let before = subject.counts(lab)?;
-            samples.push(subject.run(lab, traffic, packets)?);
+            samples.push(subject.run(lab, Traffic { drawn: true, ..traffic }, packets)?);
             let after = subject.counts(lab)?;
             let [met, missed] = [after[0] - before[0], after[1] - before[1]];
             let sent = u64::from(packets + lab::warm_up(packets));
@@ -244,7 +239,8 @@ fn new_flows(lab: &mut Lab, amount: &Amount, subjects: &[Subject]) -> Result<Vec
     let mut samples = vec![Vec::new(); subjects.len()];
     for round in 0..amount.rounds as u32 {
         for (subject, samples) in subjects.iter().zip(&mut samples) {
-            let traffic = Traffic { first: UNSEEN + round * sent, flags: Some(SYN as u8), ..Traffic::of(SERVICE, sent) };
+            let traffic =
+                Traffic { first: UNSEEN + round * sent, flags: Some(SYN as u8), ..Traffic::of(SERVICE, sent) };
             let before = subject.counts(lab)?;
             samples.push(subject.run(lab, traffic, packets)?);
             let recorded = subject.counts(lab)?[1] - before[1];

@@ -54,6 +54,8 @@ struct Template {
     first: u32,
     random_mask: u32,
     random_flags: [u32; 2],
+    drawn: u32,
+    pad: u32,
 }
 
 // SAFETY: integers only, in C layout, without padding.
@@ -79,6 +81,8 @@ pub struct Traffic {
     /// The first flow and how many take turns.
     pub first: u32,
     pub flows: u32,
+    /// They do not take turns but are drawn: in turn, a table whose entries stand in the order of recording is read like a book.
+    pub drawn: bool,
     /// TCP flags of those, instead of ACK.
     pub flags: Option<u8>,
     /// Beside them, fifteen of sixteen packets are of random flows.
@@ -97,7 +101,7 @@ pub struct Flood {
 impl Traffic {
     /// ACKs of `flows` flows in turn.
     pub fn of(service: Service, flows: u32) -> Self {
-        Self { service, first: 0, flows, flags: None, flood: None }
+        Self { service, first: 0, flows, drawn: false, flags: None, flood: None }
     }
 }
 
@@ -293,7 +297,7 @@ impl Lab {
 
     /// Tells the generator what to send, from the first flow on; gives the frame.
     fn set_template(&mut self, traffic: Traffic) -> Result<Vec<u8>> {
-        let Traffic { service, first, flows, flags, flood } = traffic;
+        let Traffic { service, first, flows, drawn, flags, flood } = traffic;
         let mut frame = service.frame();
         if let (Some(flags), Some(byte)) = (flags, frame.get_mut(service.tcp_flags_at())) {
             *byte = flags;
@@ -307,6 +311,8 @@ impl Lab {
             first,
             random_mask: flood.map_or(0, |flood| flood.tuples - 1),
             random_flags: flood.map_or([0; 2], |flood| flood.flags.map(u32::from)),
+            drawn: u32::from(drawn),
+            pad: 0,
         };
         let mut padded = frame.clone();
         padded.resize(80, 0);

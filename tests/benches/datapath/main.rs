@@ -17,16 +17,20 @@ use std::{env, fs, path::PathBuf, process::ExitCode};
 use anyhow::{Context, Result, bail, ensure};
 use flows::Amount;
 use lab::{Lab, Sample, Traffic};
-use report::{Machine, Report, Row};
+use report::{Machine, Report, Row, Target};
 use scene::{BACKENDS, Family, Mode, Protocol, RING_SLOTS, Service};
 use weir::Weir;
 
 const HELP: &str = "\
-Usage: cargo xtask bench [--quick] [--json FILE]
+Usage: cargo xtask bench [--quick] [--only PART] [--json FILE]
 
   --quick      fewer packets, rounds and combinations
+  --only PART  one part of it: modes, flows, floods or control
   --json FILE  also write the results there
 ";
+
+/// What can be measured alone.
+const PARTS: [&str; 4] = ["modes", "flows", "floods", "control"];
 
 /// How much is measured.
 struct Plan {
@@ -38,6 +42,8 @@ struct Plan {
     /// Packets of a measurement, and of one with a million flows.
     packets: [u32; 2],
     amount: Amount,
+    /// The only part that is run, of [`PARTS`].
+    only: Option<String>,
     json: Option<PathBuf>,
 }
 
@@ -57,6 +63,7 @@ impl Plan {
                 flood: 4_000_000,
                 tuples: 1 << 24,
             },
+            only: None,
             json: None,
         };
         while let Some(argument) = arguments.next() {
@@ -79,6 +86,10 @@ impl Plan {
                         ..plan
                     }
                 }
+                "--only" => {
+                    let part = arguments.next().filter(|part| PARTS.contains(&&**part));
+                    plan.only = Some(part.with_context(|| format!("--only needs one of {}", PARTS.join(", ")))?);
+                }
                 "--json" => plan.json = Some(arguments.next().context("--json needs a file")?.into()),
                 // What cargo adds.
                 "--bench" => {}
@@ -87,6 +98,11 @@ impl Plan {
             }
         }
         Ok(Some(plan))
+    }
+
+    /// Whether a part is to be run.
+    fn wants(&self, part: &str) -> bool {
+        self.only.as_deref().is_none_or(|only| only == part)
     }
 }
 
@@ -150,32 +166,20 @@ fn run(plan: &Plan) -> Result<()> {
         targets: Vec::new(),
     };
     let mut lab = Lab::new(&control::minimal_ring())?;
-    let weir = Weir::load(&scene::configuration(lab::SPARE), lab.egress())?;
-    for &family in plan.families {
-        for &protocol in plan.protocols {
-            lab.serve_minimal(Service { family, protocol, mode: Mode::Ipip })?;
-            for &flows in plan.flows {
-                eprintln!("measuring {} {}, {flows} flows", family.name(), protocol.name());
-                report.rows.extend(measure(&mut lab, &weir, plan, family, protocol, flows)?);
-            }
-        }
+    if plan.wants("modes") {
+        report.rows = modes(&mut lab, plan)?;
+        report.add_ratios();
     }
-    drop(weir);
-    for part in [flows::measure, flows::floods] {
-        let (rows, targets) = part(&mut lab, &plan.amount)?;
-        report.rows.extend(rows);
-        report.targets.extend(targets);
+    if plan.wants("flows") {
+        report.add(flows::measure(&mut lab, &plan.amount)?);
     }
-    eprintln!("measuring the control side");
-    report.targets.push(control::ring_build(if plan.quick { 11 } else { 51 }));
-    report.targets.push(control::one_change(lab::SPARE, lab.egress(), if plan.quick { 5 } else { 15 })?);
-    report.targets.push(reload::one_save(
-        lab::SPARE,
-        lab.egress(),
-        control::SERVICES,
-        if plan.quick { 5 } else { 15 },
-    )?);
-    report.add_ratios();
+    if plan.wants("floods") {
+        report.add(flows::floods(&mut lab, &plan.amount)?);
+    }
+    if plan.wants("control") {
+        eprintln!("measuring the control side");
+        report.targets.extend(control(&lab, plan.quick)?);
+    }
     print!("{}", report.text());
     if let Some(path) = &plan.json {
         let mut text = serde_json::to_string_pretty(&report)?;
@@ -183,6 +187,33 @@ fn run(plan: &Plan) -> Result<()> {
         fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))?;
     }
     Ok(())
+}
+
+/// Every forwarding mode, family and protocol.
+fn modes(lab: &mut Lab, plan: &Plan) -> Result<Vec<Row>> {
+    let weir = Weir::load(&scene::configuration(lab::SPARE), lab.egress())?;
+    let mut rows = Vec::new();
+    for &family in plan.families {
+        for &protocol in plan.protocols {
+            lab.serve_minimal(Service { family, protocol, mode: Mode::Ipip })?;
+            for &flows in plan.flows {
+                eprintln!("measuring {} {}, {flows} flows", family.name(), protocol.name());
+                rows.extend(measure(lab, &weir, plan, family, protocol, flows)?);
+            }
+        }
+    }
+    Ok(rows)
+}
+
+/// What changes cost.
+fn control(lab: &Lab, quick: bool) -> Result<Vec<Target>> {
+    let (builds, changes) = if quick { (11, 5) } else { (51, 15) };
+    Ok(vec![
+        control::ring_build(builds),
+        control::ring_diff(lab::SPARE, lab.egress(), changes)?,
+        control::one_change(lab::SPARE, lab.egress(), changes)?,
+        reload::one_save(lab::SPARE, lab.egress(), control::SERVICES, changes)?,
+    ])
 }
 
 /// All programs under one kind of packet, in interleaved rounds.

@@ -84,11 +84,25 @@ pub struct Target {
 
 impl Target {
     pub fn at_most(what: impl Into<String>, unit: &str, measured: f64, target: f64) -> Self {
-        Self { what: what.into(), unit: unit.into(), measured, bound: "at most".into(), target, met: measured <= target }
+        Self {
+            what: what.into(),
+            unit: unit.into(),
+            measured,
+            bound: "at most".into(),
+            target,
+            met: measured <= target,
+        }
     }
 
     pub fn at_least(what: impl Into<String>, unit: &str, measured: f64, target: f64) -> Self {
-        Self { what: what.into(), unit: unit.into(), measured, bound: "at least".into(), target, met: measured >= target }
+        Self {
+            what: what.into(),
+            unit: unit.into(),
+            measured,
+            bound: "at least".into(),
+            target,
+            met: measured >= target,
+        }
     }
 }
 
@@ -140,20 +154,22 @@ impl Report {
 
     /// Adds the ratios between weir and the practical limit.
     pub fn add_ratios(&mut self) {
-        let mut targets = Vec::new();
         for flows in [1_000, 1_000_000] {
             let (Some(minimal), Some(weir)) = (self.row("minimal", "ipip", flows), self.row("weir", "ipip", flows))
             else {
                 continue;
             };
             let case = format!("ipip ipv4 tcp, {}", flows_text(flows));
-            let net = weir.net_ns / minimal.net_ns;
-            targets.push(Target::at_most(format!("net time, weir / minimal, {case}"), "", net, 1.3));
-            let rate = weir.pps / minimal.pps;
-            targets.push(Target::at_least(format!("forwarded rate, weir / minimal, {case}"), "", rate, 0.95));
+            let (net, rate) = (weir.net_ns / minimal.net_ns, weir.pps / minimal.pps);
+            self.targets.push(Target::at_most(format!("net time, weir / minimal, {case}"), "", net, 1.3));
+            self.targets.push(Target::at_least(format!("forwarded rate, weir / minimal, {case}"), "", rate, 0.95));
         }
-        targets.append(&mut self.targets);
-        self.targets = targets;
+    }
+
+    /// Adds what a part measured.
+    pub fn add(&mut self, (rows, targets): (Vec<Row>, Vec<Target>)) {
+        self.rows.extend(rows);
+        self.targets.extend(targets);
     }
 
     /// The tables.

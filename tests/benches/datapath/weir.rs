@@ -116,6 +116,15 @@ impl Weir {
         Ok(self.plane.flow_events()?)
     }
 
+    /// Waits until what earlier plans took out of use is free.
+    pub fn settle(&mut self) -> Result<()> {
+        while let Some(until) = self.plane.grace_until() {
+            std::thread::sleep(until.saturating_duration_since(Instant::now()));
+            self.plane.settle(Instant::now())?;
+        }
+        Ok(())
+    }
+
     /// Changes the weight of the first backend of a service and applies that; gives how long planning took.
     pub fn change_weight(&mut self, service: usize, weight: u16) -> Result<Duration> {
         let services = &mut self.config.services;
