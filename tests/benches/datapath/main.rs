@@ -4,9 +4,11 @@
 //! In each round the programs take turns on the same interface under the same packets, so that a slow minute of the
 //! machine is slow for all of them. Figures are medians over the rounds. How to read them: `docs/bench/README.md`.
 
+mod compare;
 mod control;
 mod flows;
 mod lab;
+mod plot;
 mod reload;
 mod report;
 mod scene;
@@ -22,11 +24,15 @@ use scene::{BACKENDS, Family, Mode, Protocol, RING_SLOTS, Service};
 use weir::Weir;
 
 const HELP: &str = "\
-Usage: cargo xtask bench [--quick] [--only PART] [--json FILE]
+Usage: cargo xtask bench [--quick] [--only PART] [--json FILE] [--svg FILE]
+       cargo xtask bench --compare A.json B.json
 
   --quick      fewer packets, rounds and combinations
   --only PART  one part of it: modes, flows, floods or control
   --json FILE  also write the results there
+  --svg FILE   also draw cost against flows there
+  --compare A.json B.json
+               measure nothing, but print each row of two runs with the ratio of their times
 ";
 
 /// What can be measured alone.
@@ -45,6 +51,9 @@ struct Plan {
     /// The only part that is run, of [`PARTS`].
     only: Option<String>,
     json: Option<PathBuf>,
+    svg: Option<PathBuf>,
+    /// Two runs to be compared, instead of measuring.
+    compare: Option<[PathBuf; 2]>,
 }
 
 impl Plan {
@@ -65,6 +74,8 @@ impl Plan {
             },
             only: None,
             json: None,
+            svg: None,
+            compare: None,
         };
         while let Some(argument) = arguments.next() {
             match argument.as_str() {
@@ -91,6 +102,11 @@ impl Plan {
                     plan.only = Some(part.with_context(|| format!("--only needs one of {}", PARTS.join(", ")))?);
                 }
                 "--json" => plan.json = Some(arguments.next().context("--json needs a file")?.into()),
+                "--svg" => plan.svg = Some(arguments.next().context("--svg needs a file")?.into()),
+                "--compare" => {
+                    let mut file = || arguments.next().context("--compare needs two files").map(PathBuf::from);
+                    plan.compare = Some([file()?, file()?]);
+                }
                 // What cargo adds.
                 "--bench" => {}
                 "-h" | "--help" => return Ok(None),
@@ -154,6 +170,10 @@ fn main() -> ExitCode {
 }
 
 fn run(plan: &Plan) -> Result<()> {
+    if let Some([before, after]) = &plan.compare {
+        print!("{}", compare::text(&compare::read(before)?, &compare::read(after)?));
+        return Ok(());
+    }
     let machine = Machine::here();
     lab::enter()?;
     let mut report = Report {
@@ -181,6 +201,10 @@ fn run(plan: &Plan) -> Result<()> {
         report.targets.extend(control(&lab, plan.quick)?);
     }
     print!("{}", report.text());
+    if let Some(path) = &plan.svg {
+        let svg = plot::svg(&report.rows).context("--svg needs rows of two numbers of flows: run the part flows")?;
+        fs::write(path, svg).with_context(|| format!("cannot write {}", path.display()))?;
+    }
     if let Some(path) = &plan.json {
         let mut text = serde_json::to_string_pretty(&report)?;
         text.push('\n');
