@@ -49,11 +49,7 @@ impl EventLoop {
         if overrides.change(id, configured, change) {
             self.put(overrides, &format!("{name} {}", said(change))).await?;
         }
-        let backend = self.parts.node.backend(&name)?;
-        if let Some(drain) = &backend.drain {
-            tracing::info!("{name} drains: {}", drain.words());
-        }
-        Ok(backend)
+        self.parts.node.backend(&name)
     }
 
     /// Carries out an operator's change of a service.

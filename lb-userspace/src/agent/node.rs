@@ -187,12 +187,29 @@ impl Node {
         self.data.apply(plan).map_err(PublishError::from)?;
         self.tally.changed(&next, &read);
         self.flow_tally.changed(&next, &flows);
-        self.drains.changed(&next, self.data.now_s());
+        let begun = self.drains.changed(&next, self.data.now_s());
         self.slots.retain(|key, _| next.service(key).is_some());
         self.read = None;
         self.wanted = wanted;
         self.state = state;
+        self.tell_drains(&begun);
         Ok(Published { revision, summary, ops, took: started.elapsed() })
+    }
+
+    /// Says of drains that begin how they go on.
+    fn tell_drains(&self, begun: &[u32]) {
+        if begun.is_empty() {
+            return;
+        }
+        for service in &self.state.effective().services {
+            let backends = self.data.present().service(&service.key).map(|s| s.backends.as_slice()).unwrap_or_default();
+            for backend in backends.iter().filter(|backend| begun.contains(&backend.id)) {
+                if let Some(drain) = self.drain(service, backend) {
+                    let name = api::backend_name(plan::wanted::address(backend.key.addr), backend.key.port);
+                    tracing::info!(service = %service.name, backend = %name, "the backend drains: {}", drain.words());
+                }
+            }
+        }
     }
 
     /// Whether the maps hold something else than what follows from `state`; also if that cannot be planned.

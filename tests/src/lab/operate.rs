@@ -204,6 +204,8 @@ fn an_operator_watches_flows_and_drains_a_backend() {
         let said = drain.join().expect("the drain").expect("weir backend drain");
         assert!(said.ends_with("ended: no connection is left\n"), "{said}");
     });
+    let log = fs::read_to_string(scene.lab.log_of("agent")).expect("log");
+    assert!(log.contains("the backend drains: announced for 1 s, then no new flows; ends when the last of"), "{log}");
     for (name, mut connection) in stays {
         assert_eq!(connection.name().expect("name"), name);
     }
