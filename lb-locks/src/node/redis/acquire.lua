@@ -1,0 +1,58 @@
+-- ARGV: value, mode (x or s), ttl, fence (0 or 1), epoch, digest, max_ttl, guarded (0 or 1),
+--       ticket id or '', its order or '', its patience, writer's intent in ms, longest queue
+local value, ttl = ARGV[1], tonumber(ARGV[3])
+local refusal, run = admit(ttl, tonumber(ARGV[5]), ARGV[6], tonumber(ARGV[7]), ARGV[8] == '1')
+if refusal then return refusal end
+local ticket = ARGV[9]
+if ticket ~= '' or redis.call('EXISTS', KEYS[4]) == 1 then
+  local now = now_ms()
+  for _, gone in ipairs(redis.call('ZRANGEBYSCORE', KEYS[5], '-inf', '(' .. now)) do
+    redis.call('ZREM', KEYS[4], gone)
+    redis.call('ZREM', KEYS[5], gone)
+  end
+  local ahead = redis.call('ZCARD', KEYS[4])
+  if ticket ~= '' and (ahead < tonumber(ARGV[13]) or redis.call('ZSCORE', KEYS[4], ticket)) then
+    local order = tonumber(ARGV[10])
+    if not order then
+      local last = redis.call('ZREVRANGE', KEYS[4], 0, 0, 'WITHSCORES')
+      order = (tonumber(last[2]) or 0) + 1
+    end
+    local patience = tonumber(ARGV[11])
+    redis.call('ZADD', KEYS[4], 'NX', string.format('%.0f', order), ticket)
+    redis.call('ZADD', KEYS[5], string.format('%.0f', now + patience), ticket)
+    keep(KEYS[4], patience + 1)
+    keep(KEYS[5], patience + 1)
+    ahead = redis.call('ZRANK', KEYS[4], ticket)
+  end
+  if ahead > 0 then return {'queued', ahead} end
+end
+if ARGV[2] == 'x' then
+  if redis.call('EXISTS', KEYS[3]) == 1 then
+    local now = now_ms()
+    redis.call('ZREMRANGEBYSCORE', KEYS[3], '-inf', '(' .. now)
+    local last = redis.call('ZREVRANGE', KEYS[3], 0, 0, 'WITHSCORES')
+    if last[2] then
+      redis.call('SET', KEYS[6], '1', 'PX', ARGV[12])
+      return {'held', tonumber(last[2]) - now}
+    end
+  end
+  if not redis.call('SET', KEYS[2], value, 'NX', 'PX', ttl) then
+    return {'held', redis.call('PTTL', KEYS[2])}
+  end
+  redis.call('DEL', KEYS[6])
+else
+  local rest = redis.call('PTTL', KEYS[2])
+  if rest == -2 then rest = redis.call('PTTL', KEYS[6]) end
+  if rest ~= -2 then return {'held', rest} end
+  local now = now_ms()
+  redis.call('ZREMRANGEBYSCORE', KEYS[3], '-inf', '(' .. now)
+  redis.call('ZADD', KEYS[3], string.format('%.0f', now + ttl), value)
+  keep(KEYS[3], ttl + 1)
+end
+if ticket ~= '' then
+  redis.call('ZREM', KEYS[4], ticket)
+  redis.call('ZREM', KEYS[5], ticket)
+end
+local fence = 0
+if ARGV[4] == '1' then fence = redis.call('HINCRBY', node, 'fence', 1) end
+return {'granted', fence, run}

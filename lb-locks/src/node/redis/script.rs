@@ -1,0 +1,250 @@
+//! Commands as scripts, and their answers read back.
+//!
+//! Owns: the names of keys, the order of arguments. Invariants: each script is one atomic step of
+//! [`crate::model::NodeModel::apply`]; an answer that is not understood is an error, never a vote.
+
+use std::sync::LazyLock;
+
+use redis::{Cmd, Value as Raw};
+use sha1_of::sha1_hex;
+
+use super::sha1 as sha1_of;
+use crate::{
+    command::{Command, Inspection, List, ListId, Mode, Refusal, Reply, Status},
+    error::NodeError,
+    model::{INTENT_MS, QUEUE_MAX},
+    value::Value,
+};
+
+/// A script and the digest that EVALSHA wants.
+#[derive(Debug)]
+pub struct Script {
+    text: String,
+    digest: String,
+}
+
+impl Script {
+    fn new(body: &str) -> Self {
+        let text = format!("{}{body}", include_str!("prelude.lua"));
+        let digest = sha1_hex(text.as_bytes());
+        Self { text, digest }
+    }
+}
+
+macro_rules! script {
+    ($name:ident, $file:literal) => {
+        static $name: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!($file)));
+    };
+}
+script!(ACQUIRE, "acquire.lua");
+script!(CONFIRM, "confirm.lua");
+script!(EXTEND, "extend.lua");
+script!(RELEASE, "release.lua");
+script!(STATUS, "status.lua");
+script!(READY, "ready.lua");
+script!(SET_LIST, "set_list.lua");
+script!(INSPECT, "inspect.lua");
+
+/// Names of keys and channel under one prefix.
+#[derive(Clone, Debug)]
+pub struct Keys {
+    prefix: String,
+}
+
+/// Kinds of keys that show that a lock is held or waited for.
+pub const LIVE_KINDS: [char; 3] = ['w', 'r', 'q'];
+
+impl Keys {
+    /// Keys that begin with `prefix` and a colon.
+    pub fn new(prefix: &str) -> Self {
+        Self { prefix: prefix.to_owned() }
+    }
+
+    /// The channel on which a change of the list is announced.
+    pub fn channel(&self) -> String {
+        format!("{}:nodes", self.prefix)
+    }
+
+    /// What all keys of one kind begin with.
+    pub fn kind(&self, kind: char) -> String {
+        format!("{}:{kind}:", self.prefix)
+    }
+
+    fn all(&self, name: &str) -> [String; 6] {
+        let [writer, readers, order, deadlines, intent] = ['w', 'r', 'q', 'd', 'i'].map(|kind| self.kind(kind) + name);
+        [format!("{}:node", self.prefix), writer, readers, order, deadlines, intent]
+    }
+}
+
+/// `command` as EVALSHA, or as EVAL with the whole text for a server that has not seen it.
+pub fn encode(command: &Command, keys: &Keys, whole: bool) -> Result<Cmd, NodeError> {
+    let (script, name, arguments): (&Script, &str, Vec<String>) = match command {
+        Command::Acquire { name, value, mode, ttl_ms, fence, ticket, terms } => {
+            let mode = if *mode == Mode::Exclusive { "x" } else { "s" };
+            let (id, order, patience_ms) = match ticket {
+                Some(ticket) => (ticket.id.clone(), ticket.order.map(|o| o.to_string()), ticket.patience_ms),
+                None => (String::new(), None, 0),
+            };
+            let arguments = vec![
+                value.as_str().to_owned(),
+                mode.to_owned(),
+                ttl_ms.to_string(),
+                u8::from(*fence).to_string(),
+                terms.list.epoch.to_string(),
+                terms.list.digest.clone(),
+                terms.max_ttl_ms.to_string(),
+                u8::from(terms.quarantine).to_string(),
+                id,
+                order.unwrap_or_default(),
+                patience_ms.to_string(),
+                INTENT_MS.to_string(),
+                QUEUE_MAX.to_string(),
+            ];
+            (&ACQUIRE, name, arguments)
+        }
+        Command::Confirm { name, value, fence } => {
+            (&CONFIRM, name, vec![value.as_str().to_owned(), fence.to_string()])
+        }
+        Command::Extend { name, value, ttl_ms, terms } => {
+            let arguments = vec![
+                value.as_str().to_owned(),
+                ttl_ms.to_string(),
+                terms.list.epoch.to_string(),
+                terms.list.digest.clone(),
+                terms.max_ttl_ms.to_string(),
+                u8::from(terms.quarantine).to_string(),
+            ];
+            (&EXTEND, name, arguments)
+        }
+        Command::Release { name, value, ticket } => {
+            (&RELEASE, name, vec![value.as_str().to_owned(), ticket.clone().unwrap_or_default()])
+        }
+        Command::Status => (&STATUS, "", Vec::new()),
+        Command::Ready { run_id, fence, max_ttl_ms, list, force } => {
+            let arguments = vec![
+                run_id.clone(),
+                fence.to_string(),
+                max_ttl_ms.to_string(),
+                list.id.epoch.to_string(),
+                list.id.digest.clone(),
+                list.members.clone(),
+                u8::from(*force).to_string(),
+            ];
+            (&READY, "", arguments)
+        }
+        Command::SetList { from, list, join } => {
+            let arguments = vec![
+                from.epoch.to_string(),
+                from.digest.clone(),
+                list.id.epoch.to_string(),
+                list.id.digest.clone(),
+                list.members.clone(),
+                keys.channel(),
+                u8::from(*join).to_string(),
+            ];
+            (&SET_LIST, "", arguments)
+        }
+        Command::Inspect { name } => (&INSPECT, name, Vec::new()),
+        // Listing walks over the keys in steps; the node itself does it.
+        Command::Names { .. } => return Err(NodeError::Protocol("names are not listed by a script".into())),
+    };
+    let mut cmd = redis::cmd(if whole { "EVAL" } else { "EVALSHA" });
+    cmd.arg(if whole { &script.text } else { &script.digest }).arg(6);
+    for key in keys.all(name) {
+        cmd.arg(key);
+    }
+    for argument in arguments {
+        cmd.arg(argument);
+    }
+    Ok(cmd)
+}
+
+/// Reads what a script returned.
+pub fn decode(raw: Raw) -> Result<Reply, NodeError> {
+    let Raw::Array(items) = raw else { return Err(unknown(&raw)) };
+    let mut items = items.into_iter();
+    let word = items.next().and_then(text).unwrap_or_default();
+    let reply = match word.as_str() {
+        "granted" => (|| Some(Reply::Granted { fence: number(items.next()?)?, run_id: text(items.next()?)? }))(),
+        "done" => Some(Reply::Done),
+        "gone" => Some(Reply::Gone),
+        "status" => status(&mut items).map(Reply::Status),
+        "inspection" => inspection(items).map(Reply::Inspection),
+        _ => refusal(&word, &mut items).map(Reply::Refused),
+    };
+    reply.ok_or_else(|| NodeError::Protocol(format!("a script's answer {word:?} with unknown parts")))
+}
+
+fn refusal(word: &str, items: &mut impl Iterator<Item = Raw>) -> Option<Refusal> {
+    Some(match word {
+        "held" => Refusal::Held { remaining_ms: number(items.next()?)? },
+        "queued" => Refusal::Queued { ahead: number(items.next()?)? },
+        "quarantined" => Refusal::Quarantined { remaining_ms: number(items.next()?)? },
+        "repair" => Refusal::NeedsRepair { run_id: text(items.next()?)? },
+        "list" => Refusal::OtherList { list: list(items)? },
+        "ttl" => Refusal::TtlTooLong { max_ttl_ms: number(items.next()?)? },
+        "run" => Refusal::OtherRun { run_id: text(items.next()?)? },
+        "soon" => Refusal::TooSoon { remaining_ms: number(items.next()?)? },
+        _ => return None,
+    })
+}
+
+fn list(items: &mut impl Iterator<Item = Raw>) -> Option<List> {
+    let id = ListId { epoch: number(items.next()?)?, digest: text(items.next()?)? };
+    Some(List { id, members: text(items.next()?)? })
+}
+
+fn status(items: &mut impl Iterator<Item = Raw>) -> Option<Status> {
+    Some(Status {
+        run_id: text(items.next()?)?,
+        ready: number(items.next()?)? == 1,
+        quarantine_ms: number(items.next()?)?,
+        fence: number(items.next()?)?,
+        max_ttl_ms: number(items.next()?)?,
+        list: list(items)?,
+        list_wait_ms: number(items.next()?)?,
+    })
+}
+
+fn inspection(items: impl Iterator<Item = Raw>) -> Option<Inspection> {
+    let mut found = Inspection::default();
+    for item in items {
+        let Raw::Array(parts) = item else { return None };
+        let mut parts = parts.into_iter();
+        let kind = text(parts.next()?)?;
+        let value = text(parts.next()?)?;
+        match kind.as_str() {
+            "q" => found.waiters.push(value),
+            "x" => found.holders.push((Mode::Exclusive, Value::from_stored(value), number(parts.next()?)?)),
+            _ => found.holders.push((Mode::Shared, Value::from_stored(value), number(parts.next()?)?)),
+        }
+    }
+    Some(found)
+}
+
+/// Text of one part of an answer.
+pub fn text(raw: Raw) -> Option<String> {
+    match raw {
+        Raw::BulkString(bytes) => Some(String::from_utf8_lossy(&bytes).into_owned()),
+        Raw::SimpleString(text) => Some(text),
+        Raw::Int(number) => Some(number.to_string()),
+        _ => None,
+    }
+}
+
+fn number(raw: Raw) -> Option<u64> {
+    match raw {
+        Raw::Int(number) => Some(u64::try_from(number).unwrap_or(0)),
+        other => text(other)?.parse().ok(),
+    }
+}
+
+fn unknown(raw: &Raw) -> NodeError {
+    let kind = match raw {
+        Raw::Nil => "nothing",
+        Raw::Int(_) => "a number",
+        Raw::BulkString(_) | Raw::SimpleString(_) => "text",
+        _ => "another type",
+    };
+    NodeError::Protocol(format!("a script returned {kind}"))
+}
