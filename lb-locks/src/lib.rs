@@ -22,6 +22,7 @@ pub mod node;
 pub mod redlock;
 pub mod repair;
 pub mod round;
+pub mod torture;
 pub mod value;
 
 mod engine;

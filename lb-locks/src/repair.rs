@@ -13,9 +13,10 @@ use crate::{
 pub fn plan(statuses: &[Option<Status>], list: &List, max_ttl_ms: u64) -> Vec<(usize, Command)> {
     let known = || statuses.iter().flatten();
     let ready = known().filter(|status| status.ready).count();
-    let whole = known().count() == statuses.len() && known().all(|status| status.ready || status.quarantine_ms == 0);
+    let too_few = ready < majority(statuses.len());
+    let whole = too_few && known().count() == statuses.len() && known().all(|status| status.ready || status.quarantine_ms == 0);
     // All restarted at once: the counters of all of them include every token that any of them kept.
-    if ready < majority(statuses.len()) && !whole {
+    if too_few && !whole {
         return Vec::new();
     }
     let sources = || known().filter(|status| status.ready || whole);

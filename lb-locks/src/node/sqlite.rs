@@ -106,7 +106,7 @@ impl SqliteNode {
     fn transaction<T>(&self, run: impl FnOnce(&Transaction<'_>) -> rusqlite::Result<T>) -> Result<T, NodeError> {
         // A transaction that panicked has been rolled back.
         let mut connection = self.connection.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut whole = || {
+        let whole = || {
             let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
             let result = run(&transaction)?;
             transaction.commit()?;
