@@ -76,11 +76,7 @@ impl Engine {
         Self::with_connect(nodes, options, None)
     }
 
-    pub fn with_connect(
-        nodes: Nodes,
-        options: Options,
-        connect: Option<Box<Connect>>,
-    ) -> Result<Arc<Self>, LockError> {
+    pub fn with_connect(nodes: Nodes, options: Options, connect: Option<Box<Connect>>) -> Result<Arc<Self>, LockError> {
         options.check()?;
         let (nodes, repairing, said) = (RwLock::new(Arc::new(nodes)), AtomicBool::new(false), Mutex::default());
         Ok(Arc::new(Self { options, nodes, connect, repairing, said }))
@@ -101,11 +97,7 @@ impl Engine {
     }
 
     pub fn terms(&self, nodes: &Nodes) -> Terms {
-        Terms {
-            list: nodes.list.id.clone(),
-            max_ttl_ms: ms(self.options.max_ttl),
-            quarantine: self.options.quarantine,
-        }
+        Terms { list: nodes.list.id.clone(), max_ttl_ms: ms(self.options.max_ttl), quarantine: self.options.quarantine }
     }
 
     /// Takes a lock, trying again while the request allows.
@@ -355,9 +347,10 @@ impl Engine {
             list: nodes.list.clone(),
             force: true,
         };
-        let commands = statuses.iter().enumerate().filter_map(|(at, (_, status))| {
-            Some((at, command(&status.as_ref().ok()?.run_id)))
-        });
+        let commands = statuses
+            .iter()
+            .enumerate()
+            .filter_map(|(at, (_, status))| Some((at, command(&status.as_ref().ok()?.run_id))));
         let mut tally = self.send_each(&nodes, commands.collect()).await;
         let enough = tally.on_timeout();
         let report = tally.report(&nodes.names);
@@ -399,7 +392,11 @@ impl Engine {
         let repaired: Vec<_> = commands.iter().map(|(at, _)| nodes.names[*at].clone()).collect();
         if !repaired.is_empty() {
             let tally = self.send_each(&nodes, commands).await;
-            tracing::info!("lock nodes leave their quarantine: {} ({})", repaired.join(", "), tally.report(&nodes.names));
+            tracing::info!(
+                "lock nodes leave their quarantine: {} ({})",
+                repaired.join(", "),
+                tally.report(&nodes.names)
+            );
         }
         drop(done);
     }
@@ -445,7 +442,8 @@ impl Engine {
 
     /// The nodes of `list`, those of `known` that are in it with their connections.
     pub fn connected(&self, known: &Nodes, list: &List, connect: &Connect) -> Result<Nodes, LockError> {
-        let unreadable = || LockError::Config(format!("a lock node announced a list that cannot be read: {:?}", list.members));
+        let unreadable =
+            || LockError::Config(format!("a lock node announced a list that cannot be read: {:?}", list.members));
         let members = members::parse(&list.members).ok_or_else(unreadable)?;
         let nodes = members.iter().map(|member| {
             let old = known.nodes.iter().find(|node| node.name() == member.name);
@@ -544,13 +542,7 @@ pub struct Claim {
 }
 
 impl Claim {
-    fn new(
-        engine: &Arc<Engine>,
-        nodes: &Arc<Nodes>,
-        name: &str,
-        value: &Value,
-        ticket: Option<String>,
-    ) -> Self {
+    fn new(engine: &Arc<Engine>, nodes: &Arc<Nodes>, name: &str, value: &Value, ticket: Option<String>) -> Self {
         Self {
             engine: Arc::clone(engine),
             nodes: Arc::clone(nodes),

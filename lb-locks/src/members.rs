@@ -168,7 +168,8 @@ mod tests {
 
     #[test]
     fn only_a_list_that_a_majority_has_is_believed() {
-        let (old, new) = (list(1, &members(&["1", "2", "3"])).unwrap(), list(2, &members(&["1", "2", "3", "4"])).unwrap());
+        let (old, new) =
+            (list(1, &members(&["1", "2", "3"])).unwrap(), list(2, &members(&["1", "2", "3", "4"])).unwrap());
         let say = |at: &[(&str, &List)]| at.iter().map(|(n, l)| ((*n).to_owned(), (*l).clone())).collect::<Vec<_>>();
         assert_eq!(newest(&say(&[("1", &new), ("2", &old), ("3", &old)])), Some(old.clone()));
         assert_eq!(newest(&say(&[("1", &new), ("2", &new), ("4", &new), ("3", &old)])), Some(new));

@@ -153,9 +153,10 @@ impl NodeModel {
             Command::Inspect { name } => Reply::Inspection(self.inspect(name, now_ms)),
             Command::Names { limit } => {
                 self.locks.values_mut().for_each(|lock| lock.expire(now_ms));
-                let live = self.locks.iter().filter(|(_, lock)| {
-                    lock.writer.is_some() || !lock.readers.is_empty() || !lock.waiters.is_empty()
-                });
+                let live = self
+                    .locks
+                    .iter()
+                    .filter(|(_, lock)| lock.writer.is_some() || !lock.readers.is_empty() || !lock.waiters.is_empty());
                 Reply::Names(live.map(|(name, _)| name.clone()).take(*limit).collect())
             }
         };
@@ -273,11 +274,7 @@ impl NodeModel {
             fence: self.fence,
             max_ttl_ms,
             list: self.list.clone(),
-            list_wait_ms: if self.list_since_ms == 0 {
-                0
-            } else {
-                (self.list_since_ms + wait).saturating_sub(now_ms)
-            },
+            list_wait_ms: if self.list_since_ms == 0 { 0 } else { (self.list_since_ms + wait).saturating_sub(now_ms) },
         }
     }
 
@@ -336,6 +333,9 @@ impl NodeModel {
         let readers = lock.readers.iter().map(|(value, expires)| (Mode::Shared, value.clone(), expires - now_ms));
         let mut waiters: Vec<_> = lock.waiters.iter().map(|(id, waiter)| (waiter.order, id.clone())).collect();
         waiters.sort();
-        Inspection { holders: writer.chain(readers).collect(), waiters: waiters.into_iter().map(|(_, id)| id).collect() }
+        Inspection {
+            holders: writer.chain(readers).collect(),
+            waiters: waiters.into_iter().map(|(_, id)| id).collect(),
+        }
     }
 }

@@ -14,7 +14,10 @@ use crate::{
     guard::Guard,
     lock::{Holding, Lock, Options, Request, Statuses},
     members::{self, Change, Member},
-    node::{BoxFuture, Node, redis::{RedisNode, RedisOptions}},
+    node::{
+        BoxFuture, Node,
+        redis::{RedisNode, RedisOptions},
+    },
 };
 
 /// The lock that serialises changes of the list.

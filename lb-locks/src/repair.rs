@@ -14,7 +14,8 @@ pub fn plan(statuses: &[Option<Status>], list: &List, max_ttl_ms: u64) -> Vec<(u
     let known = || statuses.iter().flatten();
     let ready = known().filter(|status| status.ready).count();
     let too_few = ready < majority(statuses.len());
-    let whole = too_few && known().count() == statuses.len() && known().all(|status| status.ready || status.quarantine_ms == 0);
+    let whole =
+        too_few && known().count() == statuses.len() && known().all(|status| status.ready || status.quarantine_ms == 0);
     // All restarted at once: the counters of all of them include every token that any of them kept.
     if too_few && !whole {
         return Vec::new();

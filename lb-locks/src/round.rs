@@ -246,10 +246,12 @@ impl Acquisition {
             return self.expired(now);
         }
         let (report, name) = (self.report(), self.plan.name.to_string());
-        let refusals = || report.0.iter().filter_map(|(_, outcome)| match outcome {
-            NodeOutcome::Refused(refusal) => Some(refusal),
-            _ => None,
-        });
+        let refusals = || {
+            report.0.iter().filter_map(|(_, outcome)| match outcome {
+                NodeOutcome::Refused(refusal) => Some(refusal),
+                _ => None,
+            })
+        };
         if let Some(Refusal::TtlTooLong { max_ttl_ms }) = refusals().find(|r| matches!(r, Refusal::TtlTooLong { .. })) {
             let ttl_ms = ms(self.plan.ttl);
             return self.fail(LockError::Config(format!(

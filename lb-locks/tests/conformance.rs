@@ -84,9 +84,8 @@ async fn places(kind: &str) -> Place {
         _ => {
             let servers = servers(5);
             let urls: Vec<String> = servers.iter().map(RedisServer::url).collect();
-            let again = move || {
-                Arc::new(Redlock::redis(&urls, &RedisOptions::default(), options()).unwrap()) as Arc<dyn Lock>
-            };
+            let again =
+                move || Arc::new(Redlock::redis(&urls, &RedisOptions::default(), options()).unwrap()) as Arc<dyn Lock>;
             Place { exact: false, again: Box::new(again), _servers: servers, _folder: None }
         }
     };

@@ -82,7 +82,8 @@ impl RedisServer {
             .stderr(Stdio::null());
         if self.options.movable_clock {
             let library = FAKETIME.iter().find(|path| PathBuf::from(path).exists());
-            let library = library.ok_or_else(|| std::io::Error::other("libfaketime is not installed: package faketime"))?;
+            let library =
+                library.ok_or_else(|| std::io::Error::other("libfaketime is not installed: package faketime"))?;
             self.move_clock(0)?;
             command
                 .env("LD_PRELOAD", library)

@@ -86,7 +86,7 @@ impl Link {
             return Err(NodeError::Overloaded);
         }
         self.silent_since().get_or_insert_with(BootTime::now);
-        let answer = self.connection.clone().send_packed_command(cmd).await;
+        let answer = self.connection.clone().send_packed_command(cmd).await.and_then(Raw::extract_error);
         self.answered.fetch_max(number, Ordering::Relaxed);
         let waiting = self.sent.load(Ordering::Relaxed) > self.answered.load(Ordering::Relaxed);
         *self.silent_since() = waiting.then(BootTime::now);

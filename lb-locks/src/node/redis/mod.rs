@@ -78,7 +78,8 @@ impl RedisNode {
     /// The URL is not one of Redis; the message does not repeat it, for it may hold a password.
     pub fn new(url: &str, name: Option<&str>, options: &RedisOptions) -> Result<Self, LockError> {
         let wrong = |what: &str| LockError::Config(format!("a lock node's URL is wrong: {what}"));
-        let info = url.into_connection_info().map_err(|_| wrong("expected redis://[USER:PASSWORD@]HOST[:PORT][/DB]"))?;
+        let info =
+            url.into_connection_info().map_err(|_| wrong("expected redis://[USER:PASSWORD@]HOST[:PORT][/DB]"))?;
         Self::of(info, name, options)
     }
 
@@ -103,7 +104,9 @@ impl RedisNode {
         let (host, port) = address.rsplit_once(':').ok_or_else(wrong)?;
         let port = port.parse().map_err(|_| wrong())?;
         let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
-        let info = ConnectionAddr::Tcp(host, port).into_connection_info().map_err(|_| wrong())?
+        let info = ConnectionAddr::Tcp(host, port)
+            .into_connection_info()
+            .map_err(|_| wrong())?
             .set_redis_settings(info.redis_settings().clone());
         Self::of(info, Some(name), options)
     }
@@ -186,9 +189,7 @@ impl Inner {
             return self.names(link, *limit).await.map(Reply::Names);
         }
         let answer = match link.send(&script::encode(command, &self.keys, false)?).await? {
-            Err(error) if error::is_no_script(&error) => {
-                link.send(&script::encode(command, &self.keys, true)?).await?
-            }
+            Err(error) if error::is_no_script(&error) => link.send(&script::encode(command, &self.keys, true)?).await?,
             answer => answer,
         };
         script::decode(answer.map_err(|error| error::node_error(&error))?)

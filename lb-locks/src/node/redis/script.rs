@@ -102,9 +102,7 @@ pub fn encode(command: &Command, keys: &Keys, whole: bool) -> Result<Cmd, NodeEr
             ];
             (&ACQUIRE, name, arguments)
         }
-        Command::Confirm { name, value, fence } => {
-            (&CONFIRM, name, vec![value.as_str().to_owned(), fence.to_string()])
-        }
+        Command::Confirm { name, value, fence } => (&CONFIRM, name, vec![value.as_str().to_owned(), fence.to_string()]),
         Command::Extend { name, value, ttl_ms, terms } => {
             let arguments = vec![
                 value.as_str().to_owned(),
