@@ -38,6 +38,8 @@ pub enum Tier {
     Tidy,
     /// Pure logic: lb-core, lb-userspace, xtask
     Unit,
+    /// Locks: every store, real Redis servers, the simulation
+    Locks,
     /// Packet fixtures against the loaded program
     Packet,
     /// Random packets: host verdict against the loaded program
@@ -51,11 +53,12 @@ pub enum Tier {
 }
 
 impl Tier {
-    const ALL: [Self; 9] = [
+    const ALL: [Self; 10] = [
         Self::Fmt,
         Self::Clippy,
         Self::Tidy,
         Self::Unit,
+        Self::Locks,
         Self::Packet,
         Self::Oracle,
         Self::Flow,
@@ -69,6 +72,7 @@ impl Tier {
             Self::Clippy => "clippy",
             Self::Tidy => "tidy",
             Self::Unit => "unit",
+            Self::Locks => "locks",
             Self::Packet => "packet",
             Self::Oracle => "oracle",
             Self::Flow => "flow",
@@ -80,7 +84,7 @@ impl Tier {
     /// What the kernel and the user's rights must give.
     const fn needs(self) -> &'static [Capability] {
         match self {
-            Self::Fmt | Self::Clippy | Self::Tidy | Self::Unit => &[],
+            Self::Fmt | Self::Clippy | Self::Tidy | Self::Unit | Self::Locks => &[],
             Self::Packet | Self::Oracle => &capability::PROGRAM,
             Self::Flow => &capability::PINNED,
             Self::Lab | Self::Demo => &capability::LAB,
@@ -97,6 +101,7 @@ impl Tier {
             }
             Self::Tidy => return None,
             Self::Unit => &["test", "-p", "lb-core", "-p", "lb-userspace", "-p", "xtask"],
+            Self::Locks => &["test", "-p", "lb-locks"],
             Self::Packet | Self::Oracle => {
                 return Some(
                     ["test", "-p", "weir-tests", "--", &format!("{}::", self.name())].map(str::to_owned).to_vec(),

@@ -13,6 +13,9 @@ use crate::step;
 
 /// Seconds to wait for another package manager.
 const LOCK_TIMEOUT_S: u32 = 300;
+/// Programs whose packages bring a service along: program, service, its process id file.
+const SERVICES: [(&str, &str, &str); 2] =
+    [("nginx", "nginx", "/run/nginx.pid"), ("redis-server", "redis-server", "/run/redis/redis-server.pid")];
 
 /// The command that installs `packages`.
 pub fn install_command(packages: &[String]) -> Command {
@@ -42,7 +45,7 @@ pub fn install(packages: &[String]) -> Result<()> {
             step::command_line(&install_command(packages))
         );
     }
-    let nginx_was_there = tool::find("nginx").is_some();
+    let absent_before: Vec<_> = SERVICES.iter().filter(|(program, ..)| tool::find(program).is_none()).collect();
     if interrupted(Path::new("/var/lib/dpkg/updates")) {
         println!("an earlier installation was interrupted; finishing it: dpkg --configure -a");
         step::run("finishing an interrupted installation", "setup", Command::new("dpkg").args(["--configure", "-a"]))?;
@@ -61,8 +64,10 @@ pub fn install(packages: &[String]) -> Result<()> {
         step::run("reading package lists (apt-get update)", "setup", apt_get().arg("update"))?;
         step::run(&title, "setup", &mut install_command(packages))?;
     }
-    if !nginx_was_there && tool::find("nginx").is_some() {
-        silence_nginx()?;
+    for (program, service, pid_file) in absent_before {
+        if tool::find(program).is_some() {
+            silence(service, Path::new(pid_file))?;
+        }
     }
     Ok(())
 }
@@ -86,16 +91,21 @@ fn has_candidate(policy: &str) -> bool {
         .any(|candidate| !matches!(candidate.trim(), "" | "(none)"))
 }
 
-/// The lab starts its own nginx; the one of the distribution, which this run installed, stays off.
-fn silence_nginx() -> Result<()> {
-    println!("the nginx service that came with the package is switched off: the lab starts its own");
+/// Lab and tests start servers of their own; the one of the distribution, which this run installed, stays off.
+fn silence(service: &str, pid_file: &Path) -> Result<()> {
+    println!("the {service} service that came with the package is switched off: lab and tests start their own");
+    let title = format!("stopping the {service} service");
     if Path::new("/run/systemd/system").is_dir() {
-        step::run("stopping the nginx service", "setup", Command::new("systemctl").args(["disable", "--now", "nginx"]))
-    } else if Path::new("/run/nginx.pid").exists() {
-        step::run("stopping the nginx service", "setup", Command::new("service").args(["nginx", "stop"]))
-    } else {
-        Ok(())
+        return step::run(&title, "setup", Command::new("systemctl").args(["disable", "--now", service]));
     }
+    if pid_file.exists() {
+        step::run(&title, "setup", Command::new("service").args([service, "stop"]))?;
+    }
+    // The package may have switched it on for the next boot of a machine whose systemd does not run now.
+    if tool::find("systemctl").is_some() {
+        step::run(&title, "setup", Command::new("systemctl").args(["disable", service]))?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]
