@@ -57,6 +57,8 @@ pub struct Engine {
     nodes: RwLock<Arc<Nodes>>,
     connect: Option<Box<Connect>>,
     repairing: AtomicBool,
+    /// Whether the nodes of this list were asked if they are different servers.
+    distinct: AtomicBool,
     /// The list that was last complained about.
     said: Mutex<Option<ListId>>,
 }
@@ -78,8 +80,14 @@ impl Engine {
 
     pub fn with_connect(nodes: Nodes, options: Options, connect: Option<Box<Connect>>) -> Result<Arc<Self>, LockError> {
         options.check()?;
-        let (nodes, repairing, said) = (RwLock::new(Arc::new(nodes)), AtomicBool::new(false), Mutex::default());
-        Ok(Arc::new(Self { options, nodes, connect, repairing, said }))
+        Ok(Arc::new(Self {
+            options,
+            nodes: RwLock::new(Arc::new(nodes)),
+            connect,
+            repairing: AtomicBool::new(false),
+            distinct: AtomicBool::new(false),
+            said: Mutex::default(),
+        }))
     }
 
     pub fn connect(&self) -> Option<&Connect> {
@@ -93,6 +101,7 @@ impl Engine {
     }
 
     pub fn set_nodes(&self, nodes: Nodes) {
+        self.distinct.store(false, Ordering::Release);
         *self.nodes.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(nodes);
     }
 
@@ -103,6 +112,12 @@ impl Engine {
     /// Takes a lock, trying again while the request allows.
     pub async fn acquire(self: &Arc<Self>, request: Request) -> Result<Guard, LockError> {
         request.check(&self.options)?;
+        if !self.distinct.swap(true, Ordering::AcqRel)
+            && let Err(error) = self.check_distinct(&self.nodes()).await
+        {
+            self.distinct.store(false, Ordering::Release);
+            return Err(error);
+        }
         let started = BootTime::now();
         let ticket = if request.first_come { Some(self.ticket()?) } else { None };
         let mut place = ticket.as_ref().map(|ticket| Claim::of_ticket(self, &request.name, ticket));
@@ -129,6 +144,23 @@ impl Engine {
             sleep(pause.min(request.wait.saturating_sub(elapsed))).await;
             pause_max = (pause_max * 2).min(self.options.retry_max);
         }
+    }
+
+    /// Refuses one server under two names. Once per list, before the first lock: later, votes tell their run.
+    pub async fn check_distinct(self: &Arc<Self>, nodes: &Nodes) -> Result<(), LockError> {
+        if nodes.nodes.len() < 2 {
+            return Ok(());
+        }
+        let answers = self.ask_all(nodes, Command::Status).await;
+        let mut runs: Vec<(String, &str)> = Vec::new();
+        for (name, answer) in nodes.names.iter().zip(answers) {
+            let Ok(Reply::Status(status)) = answer else { continue };
+            if let Some((_, other)) = runs.iter().find(|(run, _)| *run == status.run_id) {
+                return Err(LockError::Config(format!("lock nodes {other} and {name} are one server: list it once")));
+            }
+            runs.push((status.run_id, name));
+        }
+        Ok(())
     }
 
     fn value(&self) -> Result<Value, LockError> {
@@ -214,6 +246,10 @@ impl Engine {
                     }
                 }
                 Step::Won { valid_until, fence } => {
+                    if acquisition.wants_repair() {
+                        let engine = Arc::clone(self);
+                        tokio::spawn(async move { engine.repair().await });
+                    }
                     claim.ticket = ticket.map(|ticket| ticket.id.clone());
                     return Ok(Guard::new(claim, request, valid_until, fence));
                 }

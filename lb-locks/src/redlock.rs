@@ -144,7 +144,7 @@ impl Redlock {
         let mut all: Vec<Arc<dyn Node>> = new.nodes.clone();
         all.extend(old.nodes.iter().filter(|node| !new.names.contains(&node.name().to_owned())).cloned());
         let all = Nodes::of(list.clone(), all);
-        self.distinct(&all).await?;
+        self.engine.check_distinct(&all).await?;
         if !admin.is_valid() {
             return Err(LockError::NoQuorum { name: ADMIN_LOCK.into(), report: Report::default() });
         }
@@ -187,20 +187,6 @@ impl Redlock {
             )));
         }
         Err(LockError::NoQuorum { name: ADMIN_LOCK.into(), report: Report(said) })
-    }
-
-    /// Refuses a server that is in the list under another name.
-    async fn distinct(&self, nodes: &Nodes) -> Result<(), LockError> {
-        let answers = self.engine.ask_all(nodes, Command::Status).await;
-        let mut runs: Vec<(String, &str)> = Vec::new();
-        for (name, answer) in nodes.names.iter().zip(answers) {
-            let Ok(Reply::Status(status)) = answer else { continue };
-            if let Some((_, other)) = runs.iter().find(|(run, _)| *run == status.run_id) {
-                return Err(LockError::Config(format!("lock nodes {other} and {name} are one server: list it once")));
-            }
-            runs.push((status.run_id, name));
-        }
-        Ok(())
     }
 }
 

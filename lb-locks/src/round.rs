@@ -190,6 +190,12 @@ impl Acquisition {
         ahead.get(ahead.len() / 2).copied()
     }
 
+    /// Whether a node said that its quarantine is over and its counter has to be repaired.
+    pub fn wants_repair(&self) -> bool {
+        let wants = |vote: &NodeOutcome| matches!(vote, NodeOutcome::Refused(Refusal::NeedsRepair { .. }));
+        self.votes.iter().any(wants)
+    }
+
     fn elected(&mut self, now: BootTime) -> Step {
         let fence = self.counter_max;
         match self.plan.fencing {
