@@ -17,6 +17,7 @@ use futures_util::stream::{FuturesUnordered, StreamExt};
 use tokio::{runtime::Handle, time::sleep};
 
 use crate::{
+    claim::Claim,
     clock::{self, BootTime, ms},
     command::{Command, List, ListId, Refusal, Reply, Terms, Ticket},
     error::{LockError, NodeError, NodeOutcome, Report},
@@ -560,70 +561,6 @@ impl Drop for Leftover {
             if to_repair {
                 engine.repair().await;
             }
-        });
-    }
-}
-
-/// What an attempt or a guard may hold on nodes. Dropped while armed, it is released everywhere in the background.
-pub struct Claim {
-    pub engine: Arc<Engine>,
-    pub nodes: Arc<Nodes>,
-    pub name: String,
-    pub value: Option<Value>,
-    pub ticket: Option<String>,
-    /// Nodes that may hold it; all of them unless it is known better.
-    pub holding: Option<Vec<usize>>,
-    runtime: Option<Handle>,
-    armed: bool,
-}
-
-impl Claim {
-    fn new(engine: &Arc<Engine>, nodes: &Arc<Nodes>, name: &str, value: &Value, ticket: Option<String>) -> Self {
-        Self {
-            engine: Arc::clone(engine),
-            nodes: Arc::clone(nodes),
-            name: name.to_owned(),
-            value: Some(value.clone()),
-            ticket,
-            holding: None,
-            runtime: Handle::try_current().ok(),
-            armed: true,
-        }
-    }
-
-    fn of_ticket(engine: &Arc<Engine>, name: &str, ticket: &Ticket) -> Self {
-        // A ticket's text is a value that no lock ever has.
-        let value = Value::from_stored(ticket.id.clone());
-        Self::new(engine, &engine.nodes(), name, &value, Some(ticket.id.clone()))
-    }
-
-    /// Leaves the cleaning up to another.
-    pub fn disarm(&mut self) {
-        self.armed = false;
-    }
-
-    /// The command that gives everything back.
-    pub fn release(&self) -> Command {
-        let value = self.value.clone().unwrap_or_else(|| Value::from_stored(String::new()));
-        Command::Release { name: self.name.clone(), value, ticket: self.ticket.clone() }
-    }
-}
-
-impl std::fmt::Debug for Claim {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Claim").field("name", &self.name).field("armed", &self.armed).finish_non_exhaustive()
-    }
-}
-
-impl Drop for Claim {
-    fn drop(&mut self) {
-        let Some(runtime) = self.runtime.take().filter(|_| self.armed) else { return };
-        let (engine, nodes, release) = (Arc::clone(&self.engine), Arc::clone(&self.nodes), Arc::new(self.release()));
-        let all = || (0..nodes.nodes.len()).collect();
-        let holding: Vec<usize> = self.holding.take().unwrap_or_else(all);
-        runtime.spawn(async move {
-            let each = holding.into_iter().map(|at| (at, Arc::clone(&nodes.nodes[at]), Arc::clone(&release)));
-            engine.round(each, |_, _| false).await;
         });
     }
 }

@@ -9,9 +9,9 @@ use std::{sync::Mutex, sync::PoisonError, time::Duration};
 use tokio::{sync::watch, time::sleep};
 
 use crate::{
+    claim::Claim,
     clock::{BootTime, drift, ms},
     command::Command,
-    engine::Claim,
     error::{LockError, NodeOutcome, Report},
     lock::Request,
 };

@@ -25,6 +25,7 @@ pub mod round;
 pub mod torture;
 pub mod value;
 
+mod claim;
 mod engine;
 
 pub use error::{LockError, NodeError, NodeOutcome, Report};
