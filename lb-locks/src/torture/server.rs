@@ -62,7 +62,11 @@ impl RedisServer {
             server.port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port();
             match server.launch() {
                 Ok(()) => return Ok(server),
-                Err(error) => last = Some(error),
+                Err(error) => {
+                    // Half up is not up.
+                    server.kill();
+                    last = Some(error);
+                }
             }
         }
         Err(last.unwrap_or_else(|| std::io::Error::other("no port")))
