@@ -20,6 +20,8 @@ use redis::aio::MultiplexedConnection;
 
 const MESSAGES: usize = 60;
 const TTL: Duration = Duration::from_millis(1_000);
+/// Between two messages of one consumer.
+const REST: Duration = Duration::from_millis(25);
 
 type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
 
@@ -105,9 +107,10 @@ async fn consume(role: &str, queue: &str, nodes: &[String]) -> Outcome<()> {
         // The work.
         tokio::time::sleep(Duration::from_millis(5)).await;
         match (role, round) {
-            ("dies", 2) => std::process::abort(),
-            // A long garbage collection, a swapped-out page: the process stands still and does not know it.
-            ("pauses", 2) => std::thread::sleep(TTL * 2),
+            ("dies", 0) => std::process::abort(),
+            // A long garbage collection, a swapped-out page: the process stands still and does not know it. Longer than the lock of the
+            // one that dies may live besides, so that somebody writes meanwhile.
+            ("pauses", 0) => std::thread::sleep(TTL * 4),
             _ => {}
         }
         let fence = guard.as_ref().and_then(|guard| guard.fence()).unwrap_or(0);
@@ -122,6 +125,8 @@ async fn consume(role: &str, queue: &str, nodes: &[String]) -> Outcome<()> {
         }
         if let Some(guard) = guard {
             guard.release().await;
+            // Room for the others: who takes the lock again at once takes it nearly always.
+            tokio::time::sleep(REST).await;
         }
     }
     Ok(())
