@@ -284,7 +284,7 @@ fn choose<'t, T: Tables>(
         }
     }
     let passing = packet.tcp_flags & (transport::SYN | transport::FIN | transport::RST) == 0 && !packet.about;
-    let known = if passing { flow::known(tables, node, service, packet.hash, slot, word) } else { 0 };
+    let known = if passing { tables.flow_known(node, service, packet.hash, slot, word) } else { 0 };
     if known != 0
         && let Some(backend) = tables.backend(known)
         && backend.service == id

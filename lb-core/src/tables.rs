@@ -10,7 +10,7 @@ use crate::{
         fragment::{Fragment, FragmentKey},
         lookup::Bucket,
         node::Node,
-        ring::Line,
+        ring::{Line, Slot},
         service::Service,
         stats::FlowEvent,
     },
@@ -67,6 +67,14 @@ pub trait Tables {
         Self: Sized,
     {
         flows::resolve(self, request)
+    }
+    /// [`flows::known`]; 0, which is always allowed, sends the packet to [`Self::flow_resolve`].
+    #[inline(always)]
+    fn flow_known(&self, node: &Node, service: &Service, hash: u64, slot: u32, word: Slot) -> u32
+    where
+        Self: Sized,
+    {
+        flows::known(self, node, service, hash, slot, word)
     }
     /// [`flows::table::find`].
     #[inline(always)]
