@@ -42,6 +42,8 @@ pub struct SqliteNode {
     name: Arc<str>,
     run_id: Arc<str>,
     connection: Arc<Mutex<Connection>>,
+    /// Calls in the order in which they were made: the release of an attempt that was given up must not run before the attempt.
+    turn: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl SqliteNode {
@@ -72,7 +74,7 @@ impl SqliteNode {
         };
         set_up(&mut connection).map_err(|e| wrong(&e))?;
         let run_id = format!("{name}@{}", boot.trim()).into();
-        Ok(Self { name: name.into(), run_id, connection: Arc::new(Mutex::new(connection)) })
+        Ok(Self { name: name.into(), run_id, connection: Arc::new(Mutex::new(connection)), turn: Arc::default() })
     }
 
     /// Deletes everything that has expired; returns how many rows. Run it now and then, from anywhere.
@@ -343,7 +345,11 @@ impl Node for SqliteNode {
     fn call(&self, command: Arc<Command>) -> BoxFuture<'static, Result<Reply, NodeError>> {
         let node = self.clone();
         Box::pin(async move {
-            let run = move || node.apply(&command, ms(BootTime::now().0));
+            let turn = Arc::clone(&node.turn).lock_owned().await;
+            let run = move || {
+                let _until_done = turn;
+                node.apply(&command, ms(BootTime::now().0))
+            };
             tokio::task::spawn_blocking(run).await.unwrap_or_else(|e| Err(NodeError::Store(e.to_string())))
         })
     }
