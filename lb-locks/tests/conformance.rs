@@ -37,7 +37,7 @@ struct Place {
 fn options() -> Options {
     // Time-outs that a busy machine keeps: their length is no subject here.
     Options {
-        node_timeout: Duration::from_millis(500),
+        node_timeout: Duration::from_millis(1_500),
         max_ttl: Duration::from_secs(10),
         retry_max: Duration::from_millis(50),
         label: "conformance".into(),

@@ -24,7 +24,8 @@ async fn a_node_is_added_and_one_removed() {
         let follower = follower.clone();
         tokio::spawn(async move { follower.follow().await })
     };
-    tokio::time::sleep(Duration::from_millis(200)).await;
+    // Until it listens: what is announced before is only met by the slow look.
+    tokio::time::sleep(Duration::from_secs(1)).await;
 
     let address = servers[3].address().to_string();
     let joins = Change::Add(Member { name: address.clone(), address });
@@ -35,7 +36,13 @@ async fn a_node_is_added_and_one_removed() {
     assert!(matches!(&error, LockError::Config(text) if text.contains("try again in")), "{error}");
 
     // The announcement reaches who follows; who does not is refused, learns, and gets its lock.
-    tokio::time::sleep(Duration::from_millis(500)).await;
+    for _ in 0..50 {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        if follower.list().id.epoch == 2 {
+            break;
+        }
+    }
+    tokio::time::sleep(TTL).await;
     assert_eq!(follower.list().id.epoch, 2, "announced long before the slow look");
     assert_eq!(stale.list().id.epoch, 1);
     stale.acquire(Request::new("a", TTL).wait(TTL * 5)).await.unwrap().release().await;

@@ -101,7 +101,8 @@ impl Tier {
             }
             Self::Tidy => return None,
             Self::Unit => &["test", "-p", "lb-core", "-p", "lb-userspace", "-p", "xtask"],
-            Self::Locks => &["test", "-p", "lb-locks"],
+            // Real servers and real time-outs: one suite at a time, as each would be in production.
+            Self::Locks => &["test", "-p", "lb-locks", "--", "--test-threads=1"],
             Self::Packet | Self::Oracle => {
                 return Some(
                     ["test", "-p", "weir-tests", "--", &format!("{}::", self.name())].map(str::to_owned).to_vec(),
