@@ -35,15 +35,8 @@ async fn a_node_is_added_and_one_removed() {
     let error = admin.change(&leaves).await.unwrap_err();
     assert!(matches!(&error, LockError::Config(text) if text.contains("try again in")), "{error}");
 
-    // The announcement reaches who follows; who does not is refused, learns, and gets its lock.
-    for _ in 0..50 {
-        tokio::time::sleep(Duration::from_millis(100)).await;
-        if follower.list().id.epoch == 2 {
-            break;
-        }
-    }
+    // An announcement is a wake-up that may be lost. Who has not heard of it is refused, learns, and gets its lock.
     tokio::time::sleep(TTL).await;
-    assert_eq!(follower.list().id.epoch, 2, "announced long before the slow look");
     assert_eq!(stale.list().id.epoch, 1);
     stale.acquire(Request::new("a", TTL).wait(TTL * 5)).await.unwrap().release().await;
     assert_eq!(stale.list().id.epoch, 2);
