@@ -496,7 +496,7 @@ fn one_fencing_round_fails() {
 }
 
 #[test]
-fn no_quarantine_fails_and_the_fence_stops_it_at_the_resource() {
+fn no_quarantine_fails() {
     let (verdict, _) = run(World { quarantine: false, ..SOUND }, 0..4_000);
     assert!(verdict.overlaps > 0, "{verdict:?}");
 }
