@@ -17,6 +17,7 @@ use crate::{
         ring::Line,
         service::Service,
         stats::FlowEvent,
+        turns::Turns,
     },
     packet::{OFFSET_MAX, PacketEdit, PacketView},
     tables::{NextHop, Route, Tables},
@@ -109,7 +110,7 @@ pub struct Snapshot {
     /// `BACKEND_FLOWS`: SYNs, FINs, opened, closed.
     pub totals: RefCell<BTreeMap<u32, [u64; 4]>>,
     /// `TURNS` of the one CPU.
-    pub turns: RefCell<BTreeMap<u32, u32>>,
+    pub turns: RefCell<BTreeMap<u32, Turns>>,
     /// The kernel's jiffies.
     pub jiffies: Cell<u64>,
     /// `FRAGMENTS`, unbounded here.
@@ -187,11 +188,12 @@ impl Tables for Snapshot {
         }
     }
 
-    fn turn(&self, service: u32) -> u32 {
-        let mut turns = self.turns.borrow_mut();
-        let turn = turns.entry(service).or_default();
-        *turn = turn.wrapping_add(1);
-        turn.wrapping_sub(1)
+    fn turns(&self, service: u32) -> Turns {
+        self.turns.borrow().get(&service).copied().unwrap_or_default()
+    }
+
+    fn set_turns(&self, service: u32, turns: Turns) {
+        self.turns.borrow_mut().insert(service, turns);
     }
 
     fn jiffies(&self) -> u64 {

@@ -13,6 +13,7 @@ use crate::{
         ring::{Line, Slot},
         service::Service,
         stats::FlowEvent,
+        turns::Turns,
     },
     flow::{self as flows, Request},
 };
@@ -132,20 +133,30 @@ pub trait Tables {
     {
         flows::choose::member(self, service, id)
     }
-    /// [`flows::choose::least`].
+    /// [`flows::choose::closed`].
     #[inline(always)]
-    fn flow_least(&self, service: u32, hash: u64, members: u64) -> u32
+    fn flow_closed(&self, service: u32, backend: u32)
     where
         Self: Sized,
     {
-        flows::choose::least(self, service, hash, members)
+        flows::choose::closed(self, service, backend);
     }
     /// Counts in `FLOW_STATS`.
     fn count(&self, event: FlowEvent);
     /// Adds to a backend's `BACKEND_FLOWS`: SYNs, FINs, flows opened, flows closed.
     fn count_flows(&self, backend: u32, flows: [u32; 4]);
-    /// This CPU's turn of a service in `TURNS`, which then is the next one; wraps.
-    fn turn(&self, service: u32) -> u32;
+    /// This CPU's entry of a service in `TURNS`.
+    fn turns(&self, service: u32) -> Turns;
+    /// Writes that entry.
+    fn set_turns(&self, service: u32, turns: Turns);
+    /// The same number.
+    ///
+    /// VERIFIER: "BPF program is too large". A number that is known on some ways, as a constant that stands for "none", keeps them apart in
+    /// all that is decided by it; here the kernel's side makes one of which nothing is known, and the ways meet again.
+    #[inline(always)]
+    fn forget(&self, n: u64) -> u64 {
+        n
+    }
     /// The kernel's 64-bit jiffies.
     fn jiffies(&self) -> u64;
     /// A 64-bit word of an entry above that the agent publishes while packets read it: loaded exactly once and whole.

@@ -16,6 +16,7 @@ use lb_core::{
         ring::Line,
         service::Service,
         stats::FlowEvent,
+        turns::Turns,
     },
     flow::Request,
     rewrite::is_v4,
@@ -190,8 +191,8 @@ impl Tables for Kernel {
     }
 
     #[inline(always)]
-    fn flow_least(&self, service: u32, hash: u64, members: u64) -> u32 {
-        steps::weir_least(service, hash, members) as u32
+    fn flow_closed(&self, service: u32, backend: u32) {
+        steps::weir_closed(service, backend);
     }
 
     #[inline(always)]
@@ -215,14 +216,25 @@ impl Tables for Kernel {
     }
 
     #[inline(always)]
-    fn turn(&self, service: u32) -> u32 {
-        let Some(turn) = maps::TURNS.get_ptr_mut(service) else { return 0 };
-        // SAFETY: this CPU's own value, which no other code changes while the program runs.
-        unsafe {
-            let now = *turn;
-            *turn = now.wrapping_add(1);
-            now
+    fn turns(&self, service: u32) -> Turns {
+        // SAFETY: this CPU's own value, which no other code touches while the program runs.
+        maps::TURNS.get_ptr(service).map_or(Turns::default(), |turns| unsafe { *turns })
+    }
+
+    #[inline(always)]
+    fn set_turns(&self, service: u32, turns: Turns) {
+        if let Some(place) = maps::TURNS.get_ptr_mut(service) {
+            // SAFETY: as in `turns`.
+            unsafe { *place = turns };
         }
+    }
+
+    #[inline(always)]
+    fn forget(&self, n: u64) -> u64 {
+        let (mut n, unknown) = (n, self.jiffies());
+        // SAFETY: two instructions on registers; the second undoes the first.
+        unsafe { asm!("{0} ^= {1}", "{0} ^= {1}", inout(reg) n, in(reg) unknown, options(pure, nomem, nostack)) };
+        n
     }
 
     #[inline(always)]

@@ -15,6 +15,7 @@ use lb_core::{
         ring::Line,
         service::Service,
         stats::{Counter, FlowEvent, FlowTotals, INTERFACES_MAX, REASONS_MAX},
+        turns::Turns,
     },
     flow::Request,
     parse::Packet,
@@ -51,9 +52,9 @@ pub static BACKEND_FLOWS: PerCpuArray<FlowTotals, 16> = PerCpuArray::new();
 /// What the flow table did.
 #[btf_map]
 pub static FLOW_STATS: PerCpuArray<u64, { FlowEvent::ALL.len() }> = PerCpuArray::new();
-/// Turns of services that take backends in turn, by service id.
+/// Where each CPU stands among the members of a service, by service id.
 #[btf_map]
-pub static TURNS: PerCpuArray<u32, 16> = PerCpuArray::new();
+pub static TURNS: PerCpuArray<Turns, 16> = PerCpuArray::new();
 /// Backends by id.
 #[btf_map]
 pub static BACKENDS: Array<Backend, 16, MMAPABLE> = Array::new();

@@ -79,11 +79,12 @@ pub extern "C" fn weir_member(service: u32, id: u32) -> u64 {
     choose::member(&TABLES, service, id)
 }
 
-/// [`choose::least`].
+/// [`choose::closed`].
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn weir_least(service: u32, hash: u64, members: u64) -> u64 {
-    choose::least(&TABLES, service, hash, members) as u64
+pub extern "C" fn weir_closed(service: u32, backend: u32) -> u64 {
+    choose::closed(&TABLES, service, backend);
+    0
 }
 
 /// [`table::sweep`], at this moment.

@@ -17,6 +17,7 @@ pub mod node;
 pub mod ring;
 pub mod service;
 pub mod stats;
+pub mod turns;
 
 /// Raised by every change of a layout below that an older program or agent would misread.
 pub const ABI_VERSION: u32 = 2;
@@ -56,7 +57,7 @@ pub const MAPS: [MapShape; 15] = [
     flow::ACTIVE_SHAPE,
     stats::BACKEND_FLOWS_SHAPE,
     stats::FLOW_STATS_SHAPE,
-    stats::TURNS_SHAPE,
+    turns::SHAPE,
 ];
 
 /// [`MapShape`] of a memory-mapped array with values of type `T`.

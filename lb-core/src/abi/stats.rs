@@ -34,8 +34,6 @@ pub const BACKEND_FLOWS_SHAPE: MapShape =
     MapShape { name: "BACKEND_FLOWS", key_size: 4, value_size: size_of::<FlowTotals>() as u32, mmapable: false };
 /// Shape of `FLOW_STATS`, index = [`FlowEvent`]: per-CPU counters.
 pub const FLOW_STATS_SHAPE: MapShape = MapShape { name: "FLOW_STATS", key_size: 4, value_size: 8, mmapable: false };
-/// Shape of `TURNS`, index = service id: each CPU's next turn. Written and read by the program.
-pub const TURNS_SHAPE: MapShape = MapShape { name: "TURNS", key_size: 4, value_size: 4, mmapable: false };
 
 /// Flows of a backend since the data plane was loaded.
 #[repr(C)]

@@ -1,16 +1,22 @@
 //! Which backend a new flow gets. Refuses to know records.
 //!
-//! Every loop has a bound: a service with more members than are looked at is served by as many of them as are, beginning
-//! at a place that the flow's hash draws. Where all that are looked at are down or full, the ring's backend takes the flow: a
-//! packet too many is better than none.
+//! Every loop has a bound. Where all that are looked at are down or full, the ring's backend takes the flow: a packet too many is
+//! better than none.
+//!
+//! The fewest connections are found without asking every member: each CPU remembers a few that had the fewest, looks at one more in turn for
+//! each new flow, and at a backend that lost a connection; whoever has fewer takes the place of the one with the most. (Mitzenmacher,
+//! Prabhakar, Shah: "Load Balancing with Memory", FOCS 2002, with turns instead of draws.) So a flow costs the same among ten
+//! members and among four thousand, a newcomer is known after as many flows as there are members, and what churn takes away is filled
+//! again from where it was taken.
 
 use super::{Request, flags_of, word_at};
 use crate::{
     abi::{
         backend::{FLAG_DOWN, FLAG_DRAINING, FLAG_VALID},
-        ring::{Extent, Inputs, Slot},
+        ring::{Extent, Slot},
         service::Algo,
         stats::FlowEvent,
+        turns::Turns,
     },
     tables::Tables,
 };
@@ -19,11 +25,11 @@ use crate::{
 const RING_TRIES: u32 = 16;
 /// Turns that are tried.
 const TURN_TRIES: u32 = 8;
-/// Members whose connections are compared.
-const COMPARED_MAX: u32 = 64;
+/// Members that are looked at in turn while none of those that are remembered takes the flow.
+const LOOKS_MAX: u32 = 8;
 
-/// What [`member`] says of a backend that takes no new flow.
-pub const TAKES_NONE: u64 = u64::MAX;
+/// What [`member`] says of a backend that takes no new flow: no weight.
+pub const TAKES_NONE: u64 = 0;
 
 /// Connections of a backend in the low half, its weight in the high half; [`TAKES_NONE`] if it is down, draining, full or of another
 /// service. Half-open connections count: they would otherwise all go to one backend until the first is answered.
@@ -78,7 +84,7 @@ pub fn new<T: Tables>(tables: &T, request: &Request) -> u32 {
         _ if members.slots == 0 => 0,
         Algo::Hashed => 0,
         Algo::Turns => turn(tables, request.service, members),
-        Algo::LeastConnections => tables.flow_least(request.service, request.hash, members.pack(Inputs::Tuple)),
+        Algo::LeastConnections => least(tables, request.service, members),
         Algo::RandomTwo => two(tables, request.service, request.hash, members),
     }
 }
@@ -86,8 +92,9 @@ pub fn new<T: Tables>(tables: &T, request: &Request) -> u32 {
 #[inline(always)]
 fn turn<T: Tables>(tables: &T, service: u32, members: Extent) -> u32 {
     for _ in 0..TURN_TRIES {
-        let turn = tables.turn(service) % members.slots;
-        let id = word_at(tables, members, turn, false).current();
+        let turns = tables.turns(service);
+        tables.set_turns(service, Turns { next: turns.next.wrapping_add(1), ..turns });
+        let id = word_at(tables, members, turns.next % members.slots, false).current();
         if tables.flow_member(service, id) != TAKES_NONE {
             return id;
         }
@@ -112,29 +119,90 @@ fn place(first: u32, steps: u32, slots: u32) -> u32 {
     if at < slots { at } else { at.wrapping_sub(slots) }
 }
 
-/// Whether one connection more is a smaller share of its weight for `a` than for `b`, both as [`member`] gives them.
+/// Whether one connection more is a smaller share of its weight for `a` than for `b`, both as [`member`] gives them. Who takes none
+/// is never less.
 #[inline(always)]
 fn is_less(a: u64, b: u64) -> bool {
     ((a as u32) as u64 + 1) * (b >> 32) < ((b as u32) as u64 + 1) * (a >> 32)
 }
 
-/// The member with the fewest connections for its weight, among at most [`COMPARED_MAX`].
+/// A backend and what [`member`] says of it now.
+#[derive(Clone, Copy)]
+struct Seen {
+    id: u32,
+    load: u64,
+}
+
 #[inline(always)]
-pub fn least<T: Tables>(tables: &T, service: u32, hash: u64, members: u64) -> u32 {
-    let members = Extent::unpack(members);
-    let (mut best, mut best_load) = (0, TAKES_NONE);
-    let first = drawn(hash, members, 0);
-    for tries in 0..COMPARED_MAX {
-        if tries >= members.slots {
+fn see<T: Tables>(tables: &T, service: u32, id: u32) -> Seen {
+    Seen { id, load: tables.forget(member(tables, service, id)) }
+}
+
+/// The one that has less first.
+#[inline(always)]
+fn ordered(a: Seen, b: Seen) -> (Seen, Seen) {
+    if is_less(b.load, a.load) { (b, a) } else { (a, b) }
+}
+
+/// Backends that are remembered for having few connections, the fewest first.
+struct Fewest(Seen, Seen, Seen);
+
+impl Fewest {
+    /// Those of a CPU's turns, as they are now.
+    #[inline(always)]
+    fn now<T: Tables>(tables: &T, service: u32, turns: &Turns) -> Self {
+        let [a, b, c] = turns.fewest;
+        let (a, b, c) = (see(tables, service, a), see(tables, service, b), see(tables, service, c));
+        let (a, b) = ordered(a, b);
+        let (b, c) = ordered(b, c);
+        let (a, b) = ordered(a, b);
+        Self(a, b, c)
+    }
+
+    /// Remembers another one if it has less than the last.
+    #[inline(always)]
+    fn offer(&mut self, new: Seen) {
+        let Self(a, b, c) = self;
+        if new.id == a.id || new.id == b.id || new.id == c.id || !is_less(new.load, c.load) {
+            return;
+        }
+        (*b, *c) = ordered(*b, new);
+        (*a, *b) = ordered(*a, *b);
+    }
+
+    #[inline(always)]
+    const fn ids(&self) -> [u32; 3] {
+        let Self(a, b, c) = self;
+        [a.id, b.id, c.id]
+    }
+}
+
+/// The member with the fewest connections for its weight, of those that are remembered and the next in turn; 0 if none takes the flow.
+#[inline(always)]
+fn least<T: Tables>(tables: &T, service: u32, members: Extent) -> u32 {
+    let turns = tables.turns(service);
+    let mut fewest = Fewest::now(tables, service, &turns);
+    let first = if turns.next < members.slots { turns.next } else { 0 };
+    let mut looks = 0;
+    while looks < LOOKS_MAX && looks < members.slots {
+        let id = word_at(tables, members, place(first, looks, members.slots), false).current();
+        looks += 1;
+        fewest.offer(see(tables, service, id));
+        if fewest.0.load != TAKES_NONE {
             break;
         }
-        let id = word_at(tables, members, place(first, tries, members.slots), false).current();
-        let load = tables.flow_member(service, id);
-        if load != TAKES_NONE && (best_load == TAKES_NONE || is_less(load, best_load)) {
-            (best, best_load) = (id, load);
-        }
     }
-    best
+    tables.set_turns(service, Turns { next: place(first, looks, members.slots), fewest: fewest.ids() });
+    if fewest.0.load == TAKES_NONE { 0 } else { fewest.0.id }
+}
+
+/// A backend of a service that takes the fewest connections has one less.
+#[inline(always)]
+pub fn closed<T: Tables>(tables: &T, service: u32, backend: u32) {
+    let turns = tables.turns(service);
+    let mut fewest = Fewest::now(tables, service, &turns);
+    fewest.offer(see(tables, service, backend));
+    tables.set_turns(service, Turns { fewest: fewest.ids(), ..turns });
 }
 
 #[inline(always)]
@@ -146,11 +214,182 @@ fn two<T: Tables>(tables: &T, service: u32, hash: u64, members: Extent) -> u32 {
     }
     let (a, b) = (word_at(tables, members, first, false).current(), word_at(tables, members, second, false).current());
     let (load_a, load_b) = (tables.flow_member(service, a), tables.flow_member(service, b));
-    if load_a == TAKES_NONE && load_b == TAKES_NONE {
-        0
-    } else if load_b == TAKES_NONE || (load_a != TAKES_NONE && !is_less(load_b, load_a)) {
+    if is_less(load_b, load_a) {
+        b
+    } else if load_a != TAKES_NONE {
         a
     } else {
-        b
+        0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    extern crate std;
+    use std::{vec, vec::Vec};
+
+    use bytemuck::Zeroable as _;
+
+    use super::*;
+    use crate::{
+        abi::{
+            backend::Backend,
+            flow::Word,
+            ring::{Inputs, LINE_SLOTS, Line},
+            service::{self, OnMarkedDown, Service},
+        },
+        host::Snapshot,
+    };
+
+    /// A service with these weights: backend ids from 1, which are its members in this order.
+    fn service(algo: Algo, weights: &[u32]) -> Snapshot {
+        let mut service = Service::zeroed();
+        service.flags = service::flags(true, algo, OnMarkedDown::Rehash);
+        service.members = Extent { line: 0, slots: weights.len() as u32 }.pack(Inputs::Tuple);
+        let backend = |weight| Backend { flags: FLAG_VALID, service: 1, weight, ..Backend::zeroed() };
+        let ids: Vec<u32> = (1..=weights.len() as u32).collect();
+        let line = |ids: &[u32]| {
+            let mut line = Line::zeroed();
+            line.slots.iter_mut().zip(ids).for_each(|(slot, id)| *slot = Slot::settled(*id).0);
+            line
+        };
+        Snapshot {
+            services: vec![Service::zeroed(), service],
+            lines: ids.chunks(LINE_SLOTS).map(line).collect(),
+            backends: [Backend::zeroed()].into_iter().chain(weights.iter().map(|weight| backend(*weight))).collect(),
+            active: vec![Word::default(); weights.len() + 1],
+            ..Snapshot::default()
+        }
+    }
+
+    fn load(tables: &Snapshot, id: u32) -> u64 {
+        tables.load(&tables.active[id as usize])
+    }
+
+    fn set(tables: &Snapshot, id: u32, connections: u64) {
+        tables.store(&tables.active[id as usize], connections);
+    }
+
+    /// A new flow; 0 if no member takes it.
+    fn open(tables: &Snapshot, hash: u64) -> u32 {
+        let request = Request {
+            hash,
+            ring: 0,
+            previous: 0,
+            service: 1,
+            slot: 0,
+            word: 0,
+            previous_bits: 0,
+            tcp_flags: 2,
+            proto: 6,
+            about: 0,
+            pad: 0,
+        };
+        let id = new(tables, &request);
+        if id != 0 {
+            set(tables, id, load(tables, id) + 1);
+        }
+        id
+    }
+
+    /// A generator of numbers below `below`.
+    fn draw(state: &mut u64, below: u64) -> u64 {
+        *state = state.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(0x1405_7b7e_f767_814f);
+        (*state >> 33) * below >> 31
+    }
+
+    /// Flows of which nine of ten live for a moment and one a hundred times as long, about 84 a backend: how many samples of how many
+    /// have every backend within max(2, 2 %) of the mean.
+    fn churn(backends: u32) -> (u32, u32) {
+        let tables = service(Algo::LeastConnections, &vec![1; backends as usize]);
+        let scale = u64::from(backends) / 10;
+        let mut ends: Vec<Vec<u32>> = vec![Vec::new(); 24_000 * scale as usize];
+        let (mut random, mut within, mut samples) = (7, 0, 0);
+        for at in 0..ends.len() {
+            for id in core::mem::take(&mut ends[at]) {
+                set(&tables, id, load(&tables, id) - 1);
+                closed(&tables, 1, id);
+            }
+            let id = open(&tables, random);
+            assert_ne!(id, 0, "every member takes flows");
+            let lives = match draw(&mut random, 10) {
+                0 => scale * (4000 + draw(&mut random, 8000)),
+                _ => 1 + draw(&mut random, 79 * scale),
+            };
+            if let Some(end) = ends.get_mut(at + lives as usize) {
+                end.push(id);
+            }
+            if at as u64 >= 8000 * scale && at as u64 % (20 * scale) == 0 {
+                let counts = (1..=backends).map(|id| load(&tables, id) as f64);
+                let mean = counts.clone().sum::<f64>() / f64::from(backends);
+                within += u32::from(counts.into_iter().all(|n| (n - mean).abs() <= (0.02 * mean).max(2.0)));
+                samples += 1;
+            }
+        }
+        (within, samples)
+    }
+
+    #[test]
+    fn few_and_many_members_stay_level_under_churn() {
+        for backends in [10, 30, 100] {
+            let (within, samples) = churn(backends);
+            assert!(within * 100 >= samples * 99, "{backends} backends: {within} of {samples} samples are level");
+        }
+    }
+
+    #[test]
+    fn a_newcomer_is_filled_as_soon_as_its_turn_comes() {
+        let tables = service(Algo::LeastConnections, &[1; 100]);
+        (1..=100).for_each(|id| set(&tables, id, 1000));
+        set(&tables, 73, 0);
+        let missed = (0..1000).filter(|hash| open(&tables, *hash) != 73).count();
+        assert!(missed < 100, "{missed} flows went elsewhere");
+    }
+
+    #[test]
+    fn weights_are_kept() {
+        let weights: Vec<u32> = (0..10).map(|n| 1 + n * 3 % 7).collect();
+        let tables = service(Algo::LeastConnections, &weights);
+        const FLOWS: u32 = 100_000;
+        (0..FLOWS).for_each(|hash| assert_ne!(open(&tables, hash.into()), 0));
+        let sum: u32 = weights.iter().sum();
+        for (id, weight) in (1..).zip(&weights) {
+            let share = f64::from(FLOWS) * f64::from(*weight) / f64::from(sum);
+            let off = (load(&tables, id) as f64 - share).abs() / share;
+            assert!(off <= 0.01, "a weight of {weight} in {sum} is {off} off its share");
+        }
+    }
+
+    #[test]
+    fn who_takes_no_flow_gets_none_and_who_does_is_found() {
+        for algo in [Algo::LeastConnections, Algo::RandomTwo, Algo::Turns] {
+            let mut tables = service(algo, &[1; 100]);
+            for id in 1..=100 {
+                let backend = &mut tables.backends[id];
+                match id % 4 {
+                    0 => backend.flags |= FLAG_DOWN,
+                    1 => backend.flags |= FLAG_DRAINING,
+                    2 => backend.max_connections = 1,
+                    _ => {}
+                }
+            }
+            (1..=100).for_each(|id| set(&tables, id, 1));
+            let opened: Vec<u32> = (0..2000u64).map(|n| open(&tables, n.wrapping_mul(0x9e37_79b9_7f4a_7c15))).collect();
+            assert!(opened.iter().all(|id| *id == 0 || *id % 4 == 3), "{algo:?}");
+            let none = opened.iter().filter(|id| **id == 0).count();
+            assert!(algo == Algo::RandomTwo || none == 0, "{algo:?}: {none} flows found nobody");
+            (1..=100).for_each(|id| tables.backends[id].flags |= FLAG_DOWN);
+            assert_eq!(open(&tables, 1), 0, "{algo:?}: all are down");
+        }
+    }
+
+    /// Members that are full now and are looked at in turn must not hide the one that is not.
+    #[test]
+    fn among_full_members_the_last_one_is_found_within_a_few_flows() {
+        let mut tables = service(Algo::LeastConnections, &[1; 100]);
+        (1..=100).filter(|id| *id != 90).for_each(|id| tables.backends[id].max_connections = 1);
+        (1..=100).for_each(|id| set(&tables, id, 1));
+        let first = (0..100).position(|hash| open(&tables, hash) == 90);
+        assert!(first.is_some_and(|flows| flows <= 100 / LOOKS_MAX as usize), "{first:?}");
     }
 }

@@ -26,7 +26,7 @@ use crate::{
         flow::{self, DUPLICATE_S, FlowState, HALF_OPEN_S, Record},
         node::Node,
         ring::{Extent, LINE_SLOTS, Slot, State},
-        service::{FLAG_TRACK_ALL, OnMarkedDown, Service},
+        service::{Algo, FLAG_TRACK_ALL, OnMarkedDown, Service},
         stats::FlowEvent,
     },
     reason::Reason,
@@ -347,7 +347,11 @@ fn other<T: Tables>(tables: &T, step: &Step<'_>) -> u64 {
             FlowState::Closing => FlowState::Closing,
             _ => FlowState::Established,
         };
-        step.write(tables, step.word(backend, request.slot, next));
+        let written = step.write(tables, step.word(backend, request.slot, next));
+        if written && request.ends() && held.state == FlowState::Established && service.algo() == Algo::LeastConnections
+        {
+            tables.flow_closed(request.service, held.backend);
+        }
         return backend as u64;
     }
     // A flow that ends with this packet needs no record.

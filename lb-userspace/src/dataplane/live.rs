@@ -17,6 +17,7 @@ use lb_core::{
         ring::Line,
         service::Service,
         stats::FlowEvent,
+        turns::Turns,
     },
     tables::{NextHop, Route, Tables},
 };
@@ -140,9 +141,11 @@ impl<F: Fn(&Route) -> NextHop> Tables for LiveTables<F> {
     fn count_flows(&self, _: u32, _: [u32; 4]) {}
 
     /// Whose turn it is belongs to each CPU: an explanation takes the first.
-    fn turn(&self, _: u32) -> u32 {
-        0
+    fn turns(&self, _: u32) -> Turns {
+        Turns::default()
     }
+
+    fn set_turns(&self, _: u32, _: Turns) {}
 
     fn jiffies(&self) -> u64 {
         clock::jiffies()

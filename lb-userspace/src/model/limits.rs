@@ -12,7 +12,7 @@
 //! | `BACKEND_KEYS` | 2 x `backends_max` + 1 | 40 | 5 MiB |
 //! | `BACKEND_STATS` | 2 x `backends_max` + 1, on each CPU | 16 | 2 MiB a CPU |
 //! | `BACKEND_FLOWS` | 2 x `backends_max` + 1, on each CPU | 32 | 4 MiB a CPU |
-//! | `TURNS` | 2 x `services_max` + 1, on each CPU | 8 | 64 KiB a CPU |
+//! | `TURNS` | 2 x `services_max` + 1, on each CPU | 16 | 128 KiB a CPU |
 //! | `REASON_STATS` | 16 interfaces x 64 reasons, on each CPU | 16 | 16 KiB a CPU |
 //! | `NODE` | 1 | 128 | 128 B |
 //!

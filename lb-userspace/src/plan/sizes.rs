@@ -6,6 +6,7 @@
 use lb_core::abi::{
     backend, flow, lookup, ring, service,
     stats::{self, INTERFACES_MAX, REASONS_MAX},
+    turns,
 };
 
 use crate::model::Limits;
@@ -48,7 +49,7 @@ impl MapSizes {
 
     /// `max_entries` of the map called `name`; `None` where the object's own figure holds.
     pub fn entries(&self, name: &str) -> Option<u32> {
-        let services = [service::SHAPE.name, stats::TURNS_SHAPE.name];
+        let services = [service::SHAPE.name, turns::SHAPE.name];
         let backends = [
             backend::SHAPE.name,
             backend::KEYS_SHAPE.name,

@@ -15,6 +15,7 @@ use lb_core::{
         ring::{Extent, LINE_SLOTS, Line, Slot, State},
         service::Service,
         stats::FlowEvent,
+        turns::Turns,
     },
     flow::{self as flows, Request},
     host::Snapshot,
@@ -184,8 +185,12 @@ impl Tables for HalfOpenHidden<'_> {
         self.tables.count_flows(backend, flows);
     }
 
-    fn turn(&self, service: u32) -> u32 {
-        self.tables.turn(service)
+    fn turns(&self, service: u32) -> Turns {
+        self.tables.turns(service)
+    }
+
+    fn set_turns(&self, service: u32, turns: Turns) {
+        self.tables.set_turns(service, turns);
     }
 
     fn jiffies(&self) -> u64 {

@@ -15,6 +15,7 @@ use lb_core::{
         ring::{Line, Slot},
         service::Service,
         stats::FlowEvent,
+        turns::Turns,
     },
     flow::{self as flows, Request},
     tables::{NextHop, Route, Tables},
@@ -123,8 +124,12 @@ impl<T: Tables> Tables for Watched<'_, T> {
         self.inner.count_flows(backend, flows);
     }
 
-    fn turn(&self, service: u32) -> u32 {
-        self.inner.turn(service)
+    fn turns(&self, service: u32) -> Turns {
+        self.inner.turns(service)
+    }
+
+    fn set_turns(&self, service: u32, turns: Turns) {
+        self.inner.set_turns(service, turns);
     }
 
     fn jiffies(&self) -> u64 {
