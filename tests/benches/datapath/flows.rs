@@ -269,7 +269,7 @@ const TRACKED: usize = 6;
 
 fn settled_targets(samples: &[Vec<Sample>], flows: u32) -> Vec<Target> {
     let case = flows_text(flows);
-    let net = median(nets(samples, SETTLED).iter().zip(nets(samples, MINIMAL)).map(|(weir, minimal)| weir / minimal));
+    let net = ratio(samples, SETTLED, MINIMAL);
     let rates = |index: usize| samples.get(index).into_iter().flatten().map(|sample| sample.pps);
     let rate = median(rates(SETTLED).zip(rates(MINIMAL)).map(|(weir, minimal)| weir / minimal));
     vec![
@@ -296,48 +296,90 @@ fn recording_target(samples: &[Vec<Sample>]) -> Target {
 /// A kind of flood.
 const FLOODS: [(&str, [u32; 2]); 3] = [("ACK", [ACK, ACK]), ("SYN", [SYN, SYN]), ("mixed", [SYN, ACK])];
 
+/// A service in a state, under packets of its own.
+struct Flooded {
+    subject: Subject,
+    case: String,
+    /// `None`: no flood, but ACKs of as many flows as a flood has tuples.
+    flags: Option<[u32; 2]>,
+}
+
+impl Flooded {
+    fn traffic(&self, tuples: u32) -> Traffic {
+        match self.flags {
+            Some(flags) => {
+                let flood = Flood { tuples, flags: flags.map(|flags| flags as u8) };
+                Traffic { flood: Some(flood), ..Traffic::of(SERVICE, LIVE) }
+            }
+            None => Traffic { first: LIVE, drawn: true, ..Traffic::of(SERVICE, tuples) },
+        }
+    }
+}
+
+/// The packets without a flood, then the floods beside live flows, of a service in a state. Each has its own table.
+fn flooded(lab: &mut Lab, way: Way, in_window: bool, first: usize) -> Result<Vec<Flooded>> {
+    let algo = if way == Way::Settled { "maglev" } else { way.name() };
+    let when = if in_window { "in a window" } else { "at rest" };
+    let kinds = FLOODS.map(|(kind, flags)| (format!("{algo}, {kind} flood {when}"), Some(flags)));
+    let mut all = Vec::new();
+    for (case, flags) in [(format!("{algo}, no flood {when}"), None)].into_iter().chain(kinds) {
+        let keys = format!("{}\nannounce_for = \"0s\"", way.keys());
+        let text = one_service(&lab::spare(first + all.len()), SERVICE, &keys);
+        let mut weir = Weir::load(&text, lab.egress())?;
+        if in_window {
+            weir.change_weight(0, 3)?;
+        }
+        let subject = Subject::Weir(way, Box::new(weir));
+        let live = Traffic::of(SERVICE, LIVE);
+        subject.send(lab, Traffic { flags: Some(SYN as u8), ..live }, LIVE)?;
+        subject.send(lab, live, LIVE * 2)?;
+        all.push(Flooded { subject, case, flags });
+    }
+    Ok(all)
+}
+
 /// Floods beside live flows, at rest and while a change is in its window.
 pub fn floods(lab: &mut Lab, amount: &Amount) -> Result<(Vec<Row>, Vec<Target>)> {
-    let live = Traffic::of(SERVICE, LIVE);
     let (mut rows, mut targets) = (Vec::new(), Vec::new());
     for way in [Way::Settled, Way::Chosen("least_connections")] {
-        let algo = if way == Way::Settled { "maglev" } else { way.name() };
-        eprintln!("measuring floods, {algo}");
-        let [(_, acks), ..] = FLOODS;
-        let mut subjects = vec![(Subject::Bench("bench_floor", "floor", "-"), acks, String::from("flood"))];
-        for (when, in_window) in [("at rest", false), ("in a window", true)] {
-            for (kind, flags) in FLOODS {
-                let keys = format!("{}\nannounce_for = \"0s\"", way.keys());
-                let n = subjects.len();
-                let mut weir = Weir::load(&one_service(&lab::spare(n), SERVICE, &keys), lab.egress())?;
-                if in_window {
-                    weir.change_weight(0, 3)?;
-                }
-                let subject = Subject::Weir(way, Box::new(weir));
-                subject.send(lab, Traffic { flags: Some(SYN as u8), ..live }, LIVE)?;
-                subject.send(lab, live, LIVE * 2)?;
-                subjects.push((subject, flags, format!("{algo}, {kind} flood {when}")));
-            }
+        eprintln!("measuring floods, {}", if way == Way::Settled { "maglev" } else { way.name() });
+        let floor = Subject::Bench("bench_floor", "floor", "-");
+        let mut all = vec![Flooded { subject: floor, case: "flood".into(), flags: None }];
+        for in_window in [false, true] {
+            let first = all.len();
+            all.extend(flooded(lab, way, in_window, first)?);
         }
-        let mut samples = vec![Vec::new(); subjects.len()];
+        let mut samples = vec![Vec::new(); all.len()];
         for _ in 0..amount.rounds {
-            for ((subject, flags, case), samples) in subjects.iter().zip(&mut samples) {
-                let flood = Flood { tuples: amount.tuples, flags: flags.map(|flags| flags as u8) };
-                let sample = subject.run(lab, Traffic { flood: Some(flood), ..live }, amount.flood)?;
-                ensure!(sample.lost < 0.001, "{case}: {:.2} % of the packets were lost", sample.lost * 100.0);
+            for (flooded, samples) in all.iter().zip(&mut samples) {
+                let sample = flooded.subject.run(lab, flooded.traffic(amount.tuples), amount.flood)?;
+                let lost = sample.lost * 100.0;
+                ensure!(lost < 0.1, "{}: {lost:.2} % of the packets were lost", flooded.case);
                 samples.push(sample);
             }
         }
-        let reference = nets(&samples, 1);
-        let kind = (SERVICE.family.name(), SERVICE.protocol.name(), amount.tuples);
         let floors = samples.first().cloned().unwrap_or_default();
-        for (n, ((subject, _, case), of)) in subjects.iter().zip(&samples).enumerate() {
+        let kind = (SERVICE.family.name(), SERVICE.protocol.name(), amount.tuples);
+        // Where the last service without a flood stands: those that follow are in its state.
+        let mut reference = 0;
+        for (n, (Flooded { subject, case, flags }, of)) in all.iter().zip(&samples).enumerate() {
             rows.push(Row::new(subject.names(), case.clone(), kind, of, &floors));
-            if n > 1 {
-                let ratio = median(nets(&samples, n).iter().zip(&reference).map(|(net, reference)| net / reference));
-                targets.push(Target::at_most(format!("net time, {case} / random ACKs at rest"), "", ratio, 1.15));
+            if flags.is_some() {
+                let ratio = ratio(&samples, n, reference);
+                targets.push(Target::at_most(format!("net time, {case} / no flood"), "", ratio, 1.15));
+            } else {
+                if reference != 0 {
+                    let ratio = ratio(&samples, n, reference);
+                    targets.push(Target::at_most(format!("net time, {case} / at rest"), "", ratio, 1.15));
+                }
+                reference = n;
             }
         }
     }
     Ok((rows, targets))
+}
+
+/// Net time of a program in terms of another's, round by round: the median.
+fn ratio(samples: &[Vec<Sample>], of: usize, to: usize) -> f64 {
+    median(nets(samples, of).iter().zip(nets(samples, to)).map(|(of, to)| of / to))
 }
