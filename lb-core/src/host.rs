@@ -20,7 +20,7 @@ use crate::{
         turns::Turns,
     },
     packet::{OFFSET_MAX, PacketEdit, PacketView},
-    tables::{NextHop, Route, Tables},
+    tables::{NextHop, Pair, Route, Tables},
 };
 
 /// Room in front of a frame, as `XDP_PACKET_HEADROOM` is in the kernel.
@@ -103,6 +103,8 @@ pub struct Snapshot {
     pub backends: Vec<Backend>,
     /// `FLOWS`; empty is a table without room.
     pub flows: Vec<flow::Bucket>,
+    /// The table beside `FLOWS`, while one takes the other's place; empty is none.
+    pub beside: Vec<flow::Bucket>,
     /// `ACTIVE`; those that are missing are not counted.
     pub active: Vec<Word>,
     /// `FLOW_STATS`.
@@ -130,6 +132,7 @@ impl Default for Snapshot {
             lines: Vec::new(),
             owners: Vec::new(),
             flows: Vec::new(),
+            beside: Vec::new(),
             active: Vec::new(),
             events: RefCell::default(),
             totals: RefCell::default(),
@@ -170,6 +173,15 @@ impl Tables for Snapshot {
 
     fn flows(&self, index: u32) -> Option<&flow::Bucket> {
         self.flows.get(index as usize)
+    }
+
+    fn pair(&self) -> Option<Pair> {
+        let mask = |table: &[flow::Bucket]| (table.len() as u32).checked_sub(1);
+        Some(Pair { beside: mask(&self.beside)?, mask: mask(&self.flows)? })
+    }
+
+    fn flows_beside(&self, index: u32) -> Option<&flow::Bucket> {
+        self.beside.get(index as usize)
     }
 
     fn active(&self, id: u32) -> Option<&Word> {

@@ -34,6 +34,16 @@ pub trait Tables {
     fn backend(&self, id: u32) -> Option<&Backend>;
     /// `FLOWS` at an index.
     fn flows(&self, index: u32) -> Option<&flow::Bucket>;
+    /// The masks of two flow tables, while one takes the place of the other; without it the node entry's mask counts.
+    #[inline(always)]
+    fn pair(&self) -> Option<Pair> {
+        None
+    }
+    /// The table beside `FLOWS`, at an index.
+    #[inline(always)]
+    fn flows_beside(&self, _index: u32) -> Option<&flow::Bucket> {
+        None
+    }
     /// `ACTIVE` at a backend id.
     fn active(&self, id: u32) -> Option<&Word>;
     /// A word of the two above, loaded once and whole. As given, this and the next three serve one thread; the kernel's are atomic.
@@ -169,6 +179,15 @@ pub trait Tables {
     fn remember_fragment(&self, key: &FragmentKey, fragment: &Fragment);
     /// The kernel's route for a reply that leaves as `route` says.
     fn next_hop(&self, route: &Route) -> NextHop;
+}
+
+/// Two flow tables, of which `FLOWS` takes new records.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pair {
+    /// Buckets of `FLOWS` minus one.
+    pub mask: u32,
+    /// Buckets of the table beside it minus one.
+    pub beside: u32,
 }
 
 /// A packet to be routed by the kernel's tables.

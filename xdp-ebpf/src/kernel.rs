@@ -20,7 +20,7 @@ use lb_core::{
     },
     flow::Request,
     rewrite::is_v4,
-    tables::{NextHop, Route, Tables},
+    tables::{NextHop, Pair, Route, Tables},
     wire::take,
 };
 
@@ -100,6 +100,18 @@ impl Tables for Kernel {
         let bucket = maps::FLOWS.get_ptr(index)?;
         // SAFETY: the map's values are buckets: as large, aligned to 64 bytes as the kernel aligns array values of that size to
         // 8 and nothing here needs more, and made of words for which every value is valid. Cells allow that they change.
+        Some(unsafe { &*bucket.cast::<flow::Bucket>() })
+    }
+
+    #[inline(always)]
+    fn pair(&self) -> Option<Pair> {
+        maps::pair()
+    }
+
+    #[inline(always)]
+    fn flows_beside(&self, index: u32) -> Option<&flow::Bucket> {
+        let bucket = maps::FLOWS_BESIDE.get_ptr(index)?;
+        // SAFETY: as in `flows`.
         Some(unsafe { &*bucket.cast::<flow::Bucket>() })
     }
 

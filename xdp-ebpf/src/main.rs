@@ -19,7 +19,10 @@ use aya_ebpf::{
     programs::XdpContext,
 };
 use lb_core::{
-    abi::stats::{Counter, REASONS_MAX},
+    abi::{
+        flow::WAYS,
+        stats::{Counter, REASONS_MAX},
+    },
     packet::{PacketEdit, PacketView},
     parse::{self, Packet},
     pipeline,
@@ -180,6 +183,26 @@ pub fn weir_flush(ctx: XdpContext) -> u32 {
     }
     let done = view.put(0, first.wrapping_add(BUCKETS_A_RUN).to_ne_bytes()).is_some()
         && view.put(8, removed.to_ne_bytes()).is_some();
+    if done { xdp_action::XDP_PASS } else { xdp_action::XDP_ABORTED }
+}
+
+/// Moves records from the flow table beside into `FLOWS`. Run by the agent as [`weir_sweep`] is; byte 16 of the frame has the number of
+/// records for which there was no room.
+#[xdp]
+pub fn weir_move(ctx: XdpContext) -> u32 {
+    let mut view = View::new(ctx.ctx);
+    let (Some(first), Some(moved)) = (view.bytes::<4>(0), view.bytes::<4>(8)) else { return xdp_action::XDP_ABORTED };
+    let Some(left) = view.bytes::<4>(16) else { return xdp_action::XDP_ABORTED };
+    let (first, mut moved) = (u32::from_ne_bytes(first), u32::from_ne_bytes(moved));
+    let mut left = u32::from_ne_bytes(left);
+    for at in 0..BUCKETS_A_RUN * WAYS as u32 {
+        let way = steps::weir_move_way(first.wrapping_add(at / WAYS as u32), at % WAYS as u32);
+        moved = moved.wrapping_add(way as u32);
+        left = left.wrapping_add((way >> 32) as u32);
+    }
+    let done = view.put(0, first.wrapping_add(BUCKETS_A_RUN).to_ne_bytes()).is_some()
+        && view.put(8, moved.to_ne_bytes()).is_some()
+        && view.put(16, left.to_ne_bytes()).is_some();
     if done { xdp_action::XDP_PASS } else { xdp_action::XDP_ABORTED }
 }
 

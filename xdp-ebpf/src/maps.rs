@@ -1,6 +1,8 @@
-//! Every map of the load balancer on one screen; layouts and who writes what stand in `lb_core::abi`.
+//! Every map of the load balancer on one screen, and what a loaded program knows of their sizes; layouts and who writes what stand in `lb_core::abi`.
 //!
 //! The sizes here are the smallest that load: the agent sets `max_entries` from its configuration.
+
+use core::ptr;
 
 use aya_ebpf::{
     btf_maps::{Array, LruHashMap, PerCpuArray},
@@ -20,6 +22,7 @@ use lb_core::{
     flow::Request,
     parse::Packet,
     select::Verdict,
+    tables::Pair,
 };
 
 /// `BPF_F_MMAPABLE`: the agent writes the values through memory.
@@ -43,6 +46,9 @@ pub static OWNERS: Array<Line, 16, MMAPABLE> = Array::new();
 /// The flow table, each value a `flow::Bucket`.
 #[btf_map]
 pub static FLOWS: Array<[u64; 8], 16, MMAPABLE> = Array::new();
+/// A second flow table, while one takes the other's place (see [`FLOW_MASK`]); else the object's own, not used.
+#[btf_map]
+pub static FLOWS_BESIDE: Array<[u64; 8], 16, MMAPABLE> = Array::new();
 /// Recorded flows by backend id.
 #[btf_map]
 pub static ACTIVE: Array<u64, 16, MMAPABLE> = Array::new();
@@ -70,6 +76,25 @@ pub static BACKEND_STATS: PerCpuArray<Counter, 16> = PerCpuArray::new();
 /// Packets and bytes by interface slot and reason.
 #[btf_map]
 pub static REASON_STATS: PerCpuArray<Counter, { (INTERFACES_MAX * REASONS_MAX) as usize }> = PerCpuArray::new();
+
+/// Buckets of [`FLOWS`] minus one, where there is a table beside it: then the node entry's mask does not count.
+///
+/// Both masks are constants of a loaded program, as interfaces are, so that a program with one table does not contain what two need.
+#[unsafe(no_mangle)]
+static FLOW_MASK: u32 = 0;
+/// Buckets of [`FLOWS_BESIDE`] minus one; 0 for a program with one table.
+#[unsafe(no_mangle)]
+static BESIDE_MASK: u32 = 0;
+
+/// The masks of both flow tables, if there are two.
+#[inline(always)]
+pub fn pair() -> Option<Pair> {
+    // SAFETY: aligned statics; volatile, as their values are not the ones that the compiler sees.
+    let pair = unsafe {
+        Pair { mask: ptr::read_volatile(&raw const FLOW_MASK), beside: ptr::read_volatile(&raw const BESIDE_MASK) }
+    };
+    if pair.beside == 0 { None } else { Some(pair) }
+}
 
 /// What the long way knows of the packet in hand; the object's own, not shared.
 ///

@@ -7,7 +7,10 @@
 use core::ptr;
 
 use lb_core::{
-    flow::{self, Request, choose, table},
+    flow::{
+        self, Request, choose,
+        table::{self, Moved},
+    },
     tables::Tables as _,
 };
 
@@ -101,4 +104,16 @@ pub extern "C" fn weir_sweep_bucket(index: u32) -> u64 {
 pub extern "C" fn weir_flush_bucket(index: u32, service: u32, backend: u32) -> u64 {
     let Some(node) = TABLES.node() else { return 0 };
     table::flush(&TABLES, index, node.flow_mask, service, backend) as u64
+}
+
+/// [`table::move_way`], at this moment: 1 for a record that was moved, 1 << 32 for one that there is no room for.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn weir_move_way(index: u32, way: u32) -> u64 {
+    let Some(node) = TABLES.node() else { return 0 };
+    match table::move_way(&TABLES, index, way as usize, flow::now_s(&TABLES, node)) {
+        Moved::Nothing => 0,
+        Moved::Moved => 1,
+        Moved::NoRoom => 1 << 32,
+    }
 }

@@ -105,6 +105,9 @@ pub fn backend<T: Tables>(tables: &T, request: &Request) -> Result<u32, Reason> 
 /// All of it is inline, other than [`backend`]: a return costs 10 ns where the kernel guards against speculative return stack overflow.
 #[inline(always)]
 pub fn known<T: Tables>(tables: &T, node: &Node, service: &Service, hash: u64, slot: u32, word: Slot) -> u32 {
+    if tables.pair().is_some() {
+        return 0;
+    }
     let now_s = now_s(tables, node);
     let expires_s = now_s.wrapping_add(service.established_s);
     let same = Record { backend: 0, slot, state: FlowState::Established, expires_s };

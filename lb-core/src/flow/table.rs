@@ -3,6 +3,9 @@
 //! Invariants: whoever exchanges a record's word adjusts `ACTIVE` for it, nobody else does; a record is visible only when its
 //! tag and word are whole; nothing live makes room but what [`Record`]s allow: expired ones, then half-open ones older than
 //! [`HALF_OPEN_KEPT_S`], then flows that were learned and seen once.
+//!
+//! While one table takes another's place there are two ([`Tables::pair`]): new records go to `FLOWS`, those of both are found, and
+//! [`move_way`] brings them over from the one beside it, one after another.
 
 use crate::{
     abi::{
@@ -10,7 +13,7 @@ use crate::{
         stats::FlowEvent,
     },
     hash::flow_buckets,
-    tables::Tables,
+    tables::{Pair, Tables},
 };
 
 /// Tries to keep the count beside a tag while that tag is written.
@@ -19,19 +22,78 @@ const TAG_TRIES: usize = 4;
 const FIRST_FREE: u32 = WAYS as u32 - 1;
 /// Most flows of a bucket that live in their second: what the count can hold.
 const OVERFLOW_MAX: u64 = 255;
+/// Tries to follow a record that packets change while it is moved. Only packets that looked for it before its copy was there can.
+const MOVE_TRIES: usize = 8;
+
+/// One of the tables, with its mask.
+#[derive(Clone, Copy)]
+struct Table {
+    mask: u32,
+    beside: bool,
+}
+
+impl Table {
+    /// `FLOWS`; `mask` is the node entry's.
+    #[inline(always)]
+    fn flows<T: Tables>(tables: &T, mask: u32) -> Self {
+        let mask = match tables.pair() {
+            Some(pair) => pair.mask,
+            None => mask,
+        };
+        Self { mask, beside: false }
+    }
+
+    #[inline(always)]
+    const fn beside(pair: Pair) -> Self {
+        Self { mask: pair.beside, beside: true }
+    }
+
+    #[inline(always)]
+    fn bucket<T: Tables>(self, tables: &T, index: u32) -> Option<&Bucket> {
+        if self.beside { tables.flows_beside(index) } else { tables.flows(index) }
+    }
+
+    /// The table in which the bucket with this number lies, and its index there: those of the table beside follow on those of `FLOWS`.
+    #[inline(always)]
+    fn of_number<T: Tables>(tables: &T, mask: u32, number: u32) -> (Self, u32) {
+        match tables.pair() {
+            Some(pair) if number > pair.mask => (Self::beside(pair), number - pair.mask - 1),
+            _ => (Self::flows(tables, mask), number),
+        }
+    }
+}
 
 /// Looks for the live record of a flow hash: its word, [`BUSY`] if another CPU is writing it (a miss, but nothing is to be
 /// recorded), 0 without one.
 #[inline(always)]
 pub fn find<T: Tables>(tables: &T, hash: u64, mask: u32, now_s: u32) -> u64 {
-    let (tag, first, second) = flow_buckets(hash, mask);
-    let Some(bucket) = tables.flows(first) else { return 0 };
+    let flows = Table::flows(tables, mask);
+    let held = find_at(tables, flows, hash, now_s);
+    let Some(pair) = tables.pair() else { return held };
+    if flow::is_record(held) {
+        return held;
+    }
+    let before = find_at(tables, Table::beside(pair), hash, now_s);
+    if flow::is_record(before) {
+        return before;
+    }
+    // What was moved between the two looks is here now.
+    match find_at(tables, flows, hash, now_s) {
+        0 => before,
+        held => held,
+    }
+}
+
+#[inline(always)]
+fn find_at<T: Tables>(tables: &T, table: Table, hash: u64, now_s: u32) -> u64 {
+    let (tag, first, second) = flow_buckets(hash, table.mask);
+    let Some(bucket) = table.bucket(tables, first) else { return 0 };
     let word = find_in(tables, bucket, tag, now_s);
     let [head, ..] = &bucket.tags;
     if word != 0 || tables.load(head) & OVERFLOW_MAX == 0 {
         return word;
     }
-    tables.flows(second).map_or(0, |bucket| find_in(tables, bucket, tag, now_s))
+    table.bucket(tables, second).map_or(0, |bucket| find_in(tables, bucket, tag, now_s))
 }
 
 #[inline(always)]
@@ -50,7 +112,8 @@ fn find_in<T: Tables>(tables: &T, bucket: &Bucket, tag: u64, now_s: u32) -> u64 
 }
 
 /// [`find`] for a packet that leaves its record as it is but for the expiry, which is moved on: gives the record's word if its slot,
-/// state and expiry become those of `same`, [`BUSY`] if there is a record of which that is not true, 0 without one.
+/// state and expiry become those of `same`, [`BUSY`] if there is a record of which that is not true, 0 without one. Not while there are
+/// two tables.
 #[inline(always)]
 pub fn touch<T: Tables>(tables: &T, hash: u64, mask: u32, now_s: u32, same: Record) -> u64 {
     let (tag, first, second) = flow_buckets(hash, mask);
@@ -86,19 +149,33 @@ fn touch_in<T: Tables>(tables: &T, bucket: &Bucket, tag: u64, now_s: u32, same: 
 /// [`find`].
 #[inline(always)]
 pub fn replace<T: Tables>(tables: &T, hash: u64, mask: u32, old: u64, new: u64) -> bool {
-    let (tag, first, second) = flow_buckets(hash, mask);
-    replace_in(tables, first, tag, mask, old, new) || replace_in(tables, second, tag, mask, old, new)
+    let flows = Table::flows(tables, mask);
+    if replace_at(tables, flows, hash, old, new, true) {
+        return true;
+    }
+    // Between the two tries it may have been moved here.
+    tables.pair().is_some_and(|pair| {
+        replace_at(tables, Table::beside(pair), hash, old, new, true) || replace_at(tables, flows, hash, old, new, true)
+    })
+}
+
+/// [`replace`] in one table; the totals count it, or a move, which is no news, is not counted.
+#[inline(always)]
+fn replace_at<T: Tables>(tables: &T, table: Table, hash: u64, old: u64, new: u64, counted: bool) -> bool {
+    let (tag, first, second) = flow_buckets(hash, table.mask);
+    replace_in(tables, table, first, tag, old, new, counted)
+        || replace_in(tables, table, second, tag, old, new, counted)
 }
 
 #[inline(always)]
-fn replace_in<T: Tables>(tables: &T, index: u32, tag: u64, mask: u32, old: u64, new: u64) -> bool {
-    let Some(bucket) = tables.flows(index) else { return false };
+fn replace_in<T: Tables>(tables: &T, table: Table, index: u32, tag: u64, old: u64, new: u64, counted: bool) -> bool {
+    let Some(bucket) = table.bucket(tables, index) else { return false };
     for (held, place) in bucket.tags.iter().zip(&bucket.words) {
         if tables.load(held) & !OVERFLOW_MAX == tag && tables.exchange(place, old, new) {
             if new == 0 {
-                came_home(tables, tag, index, mask);
+                came_home(tables, table, tag, index);
             }
-            account(tables, old, new);
+            account(tables, old, new, counted);
             return true;
         }
     }
@@ -106,32 +183,33 @@ fn replace_in<T: Tables>(tables: &T, index: u32, tag: u64, mask: u32, old: u64, 
 }
 
 #[inline(always)]
-fn remove_way<T: Tables>(tables: &T, bucket: &Bucket, index: u32, way: usize, word: u64, mask: u32) -> bool {
+fn remove_way<T: Tables>(tables: &T, table: Table, index: u32, way: usize, word: u64, counted: bool) -> bool {
+    let Some(bucket) = table.bucket(tables, index) else { return false };
     let (Some(held), Some(place)) = (bucket.tags.get(way), bucket.words.get(way)) else { return false };
     // The tag of a record that is not yet taken cannot change.
     let tag = tables.load(held);
     if !tables.exchange(place, word, 0) {
         return false;
     }
-    came_home(tables, tag, index, mask);
-    account(tables, word, 0);
+    came_home(tables, table, tag, index);
+    account(tables, word, 0, counted);
     true
 }
 
 /// A flow with this tag left bucket `index`: if that was its second, its first counts one less.
 #[inline(always)]
-fn came_home<T: Tables>(tables: &T, tag: u64, index: u32, mask: u32) {
-    let (_, first, _) = flow_buckets(tag, mask);
+fn came_home<T: Tables>(tables: &T, table: Table, tag: u64, index: u32) {
+    let (_, first, _) = flow_buckets(tag, table.mask);
     if first != index
-        && let Some(Bucket { tags: [head, ..], .. }) = tables.flows(first)
+        && let Some(Bucket { tags: [head, ..], .. }) = table.bucket(tables, first)
     {
         tables.add(head, u64::MAX);
     }
 }
 
-/// Adjusts `ACTIVE` and the totals for a word that gave way to another; 0 and [`BUSY`] stand for no record.
+/// Adjusts `ACTIVE`, and if it is `counted` the totals, for a word that gave way to another; 0 and [`BUSY`] stand for no record.
 #[inline(always)]
-fn account<T: Tables>(tables: &T, old: u64, new: u64) {
+fn account<T: Tables>(tables: &T, old: u64, new: u64, counted: bool) {
     let (was, is) = (weight(old), weight(new));
     let (from, to) = ((old >> 40) as u32, (new >> 40) as u32);
     if was == is && from == to {
@@ -141,7 +219,7 @@ fn account<T: Tables>(tables: &T, old: u64, new: u64) {
         if let Some(word) = tables.active(from) {
             tables.add(word, was.wrapping_neg());
         }
-        if was == flow::ACTIVE_ONE {
+        if counted && was == flow::ACTIVE_ONE {
             tables.count_flows(from, [0, 0, 0, 1]);
         }
     }
@@ -149,7 +227,7 @@ fn account<T: Tables>(tables: &T, old: u64, new: u64) {
         if let Some(word) = tables.active(to) {
             tables.add(word, is);
         }
-        if is == flow::ACTIVE_ONE {
+        if counted && is == flow::ACTIVE_ONE {
             tables.count_flows(to, [0, 0, 1, 0]);
         }
     }
@@ -224,7 +302,15 @@ pub fn room_in<T: Tables>(tables: &T, index: u32, now_s: u32) -> u64 {
 /// Records a flow that has no record. Says whether there was room.
 #[inline(always)]
 pub fn insert<T: Tables>(tables: &T, hash: u64, mask: u32, now_s: u32, word: u64) -> bool {
-    let (tag, first, second) = flow_buckets(hash, mask);
+    let recorded = place(tables, Table::flows(tables, mask), hash, now_s, word, true);
+    tables.count(if recorded { FlowEvent::Insert } else { FlowEvent::InsertFailed });
+    recorded
+}
+
+/// [`insert`] into `FLOWS`, with `table` its mask; a record that is moved there is not `counted`.
+#[inline(always)]
+fn place<T: Tables>(tables: &T, table: Table, hash: u64, now_s: u32, word: u64, counted: bool) -> bool {
+    let (tag, first, second) = flow_buckets(hash, table.mask);
     let (Some(a), Some(b)) = (tables.flows(first), tables.flows(second)) else { return false };
     let in_a = Room::unpack(tables.flow_room(first, now_s));
     // Two-choice: the emptier one, the first where both are alike or it is nearly empty: what lives in its second bucket costs a miss of
@@ -235,7 +321,6 @@ pub fn insert<T: Tables>(tables: &T, hash: u64, mask: u32, now_s: u32, word: u64
     let to_b = if evicts { in_b.rank > in_a.rank } else { in_b.free > in_a.free };
     let (index, bucket, room) = if to_b { (second, b, in_b) } else { (first, a, in_a) };
     if evicts && room.rank == 0 {
-        tables.count(FlowEvent::InsertFailed);
         return false;
     }
     let way = if evicts { room.victim_way } else { room.free_way } as usize % WAYS;
@@ -244,12 +329,11 @@ pub fn insert<T: Tables>(tables: &T, hash: u64, mask: u32, now_s: u32, word: u64
     // Somebody else may have taken the way since: one failure more, not a loop.
     let free = !flow::is_record(old) || Record::unpack(old).left_s(now_s) == 0;
     if old == BUSY || free == evicts || !tables.exchange(place, old, BUSY) {
-        tables.count(FlowEvent::InsertFailed);
         return false;
     }
     if flow::is_record(old) {
-        came_home(tables, tables.load(held), index, mask);
-        account(tables, old, 0);
+        came_home(tables, table, tables.load(held), index);
+        account(tables, old, 0, true);
         tables.count(match (evicts, room.rank) {
             (false, _) => FlowEvent::Expired,
             (true, 2) => FlowEvent::EvictedHalfOpen,
@@ -270,12 +354,10 @@ pub fn insert<T: Tables>(tables: &T, hash: u64, mask: u32, now_s: u32, word: u64
             tables.add(head, u64::MAX);
         }
         tables.store(place, 0);
-        tables.count(FlowEvent::InsertFailed);
         return false;
     }
     tables.store(place, word);
-    account(tables, 0, word);
-    tables.count(FlowEvent::Insert);
+    account(tables, 0, word, counted);
     true
 }
 
@@ -291,16 +373,17 @@ fn write_tag<T: Tables>(tables: &T, held: &flow::Word, tag: u64) -> bool {
     false
 }
 
-/// Removes what expired in a bucket; gives how many records that were.
+/// Removes what expired in a bucket; gives how many records that were. The buckets of a table beside follow on those of `FLOWS`.
 #[inline(always)]
-pub fn sweep<T: Tables>(tables: &T, index: u32, mask: u32, now_s: u32) -> u32 {
-    let Some(bucket) = tables.flows(index) else { return 0 };
+pub fn sweep<T: Tables>(tables: &T, number: u32, mask: u32, now_s: u32) -> u32 {
+    let (table, index) = Table::of_number(tables, mask, number);
+    let Some(bucket) = table.bucket(tables, index) else { return 0 };
     let mut removed = 0;
     for way in 0..WAYS {
         let Some(word) = bucket.words.get(way).map(|word| tables.load(word)) else { return removed };
         if flow::is_record(word)
             && Record::unpack(word).left_s(now_s) == 0
-            && remove_way(tables, bucket, index, way, word, mask)
+            && remove_way(tables, table, index, way, word, true)
         {
             tables.count(FlowEvent::Expired);
             removed += 1;
@@ -309,10 +392,12 @@ pub fn sweep<T: Tables>(tables: &T, index: u32, mask: u32, now_s: u32) -> u32 {
     removed
 }
 
-/// Removes the records of a bucket that name a backend of `service` (0 is any), and `backend` itself (0 is any); gives how many that were.
+/// Removes the records of a bucket that name a backend of `service` (0 is any), and `backend` itself (0 is any); gives how many that
+/// were. Buckets are numbered as for [`sweep`].
 #[inline(always)]
-pub fn flush<T: Tables>(tables: &T, index: u32, mask: u32, service: u32, backend: u32) -> u32 {
-    let Some(bucket) = tables.flows(index) else { return 0 };
+pub fn flush<T: Tables>(tables: &T, number: u32, mask: u32, service: u32, backend: u32) -> u32 {
+    let (table, index) = Table::of_number(tables, mask, number);
+    let Some(bucket) = table.bucket(tables, index) else { return 0 };
     let mut removed = 0;
     for way in 0..WAYS {
         let Some(word) = bucket.words.get(way).map(|word| tables.load(word)) else { return removed };
@@ -321,7 +406,7 @@ pub fn flush<T: Tables>(tables: &T, index: u32, mask: u32, service: u32, backend
             continue;
         }
         let of_service = service == 0 || tables.backend(id).is_some_and(|entry| entry.service == service);
-        if of_service && remove_way(tables, bucket, index, way, word, mask) {
+        if of_service && remove_way(tables, table, index, way, word, true) {
             tables.count(FlowEvent::Flushed);
             removed += 1;
         }
@@ -329,145 +414,63 @@ pub fn flush<T: Tables>(tables: &T, index: u32, mask: u32, service: u32, backend
     removed
 }
 
-#[cfg(test)]
-mod tests {
-    extern crate std;
-    use std::{collections::BTreeMap, vec, vec::Vec};
-
-    use proptest::prelude::*;
-
-    use super::*;
-    use crate::{abi::flow::Word, host::Snapshot};
-
-    fn tables(buckets: usize) -> (Snapshot, u32) {
-        let snapshot = Snapshot {
-            flows: (0..buckets).map(|_| Bucket::default()).collect(),
-            active: vec![Word::default(); 64],
-            ..Snapshot::default()
-        };
-        (snapshot, buckets as u32 - 1)
-    }
-
-    fn word(backend: u32, state: FlowState, expires_s: u32) -> u64 {
-        Record { backend, slot: 0, state, expires_s }.pack()
-    }
-
-    /// What `ACTIVE` should be, by a recount.
-    fn recount(tables: &Snapshot) -> Vec<u64> {
-        let mut active = vec![0u64; 64];
-        for word in tables.flows.iter().flat_map(|bucket| &bucket.words).map(|word| tables.load(word)) {
-            if flow::is_record(word) {
-                let record = Record::unpack(word);
-                active[record.backend as usize] += record.state.weight();
-            }
-        }
-        active
-    }
-
-    /// Every bucket counts exactly the flows that would be in it and are in their second.
-    fn overflow_is_counted(tables: &Snapshot, mask: u32) {
-        let mut away: BTreeMap<u32, u64> = BTreeMap::new();
-        for (index, bucket) in (0..).zip(&tables.flows) {
-            for (tag, word) in bucket.tags.iter().zip(&bucket.words) {
-                let (tag, word) = (tables.load(tag), tables.load(word));
-                let (_, first, _) = flow_buckets(tag, mask);
-                if flow::is_record(word) && first != index {
-                    *away.entry(first).or_default() += 1;
-                }
-            }
-        }
-        for (index, bucket) in (0..).zip(&tables.flows) {
-            let [head, ..] = &bucket.tags;
-            assert_eq!(tables.load(head) & OVERFLOW_MAX, away.get(&index).copied().unwrap_or(0), "bucket {index}");
-        }
-    }
-
-    #[test]
-    fn what_makes_room_and_in_which_order() {
-        let (tables, mask) = tables(1);
-        let now = 1000;
-        let states = [(FlowState::Established, 500), (FlowState::HalfOpen, HALF_OPEN_S), (FlowState::Once, 500)];
-        for (n, (state, left)) in (1u64..).zip(states) {
-            assert!(insert(&tables, n << 8, mask, now, word(n as u32, state, now + left)));
-        }
-        assert!(insert(&tables, 4 << 8, mask, now, word(4, FlowState::Closing, now + 10)));
-        // Nobody's half-open flow is older than three seconds: the one that was seen once goes.
-        assert!(insert(&tables, 5 << 8, mask, now + 2, word(5, FlowState::Established, now + 500)));
-        assert_eq!(find(&tables, 3 << 8, mask, now + 2), 0);
-        assert!(insert(&tables, 6 << 8, mask, now + 3, word(6, FlowState::Established, now + 500)));
-        assert_eq!(find(&tables, 2 << 8, mask, now + 3), 0, "the half-open one");
-        assert!(!insert(&tables, 7 << 8, mask, now + 4, word(7, FlowState::Established, now + 500)), "all live");
-        assert!(insert(&tables, 7 << 8, mask, now + 10, word(7, FlowState::Established, now + 500)), "one expired");
-        for n in [1, 5, 6, 7] {
-            assert_ne!(find(&tables, n << 8, mask, now + 10), 0, "{n} lives");
-        }
-        let events = tables.events.borrow();
-        let count = |event| events.get(&event).copied().unwrap_or(0);
-        assert_eq!(
-            [FlowEvent::EvictedOnce, FlowEvent::EvictedHalfOpen, FlowEvent::Expired, FlowEvent::InsertFailed]
-                .map(count),
-            [1, 1, 1, 1]
-        );
-    }
-
-    #[test]
-    fn a_record_that_is_being_written_is_a_miss_that_inserts_nothing() {
-        let (tables, mask) = tables(1);
-        assert!(insert(&tables, 1 << 8, mask, 0, word(1, FlowState::Established, 100)));
-        let held = find(&tables, 1 << 8, mask, 0);
-        let place = tables.flows[0].words.iter().find(|word| tables.load(word) == held).unwrap();
-        tables.store(place, BUSY);
-        assert_eq!(find(&tables, 1 << 8, mask, 0), BUSY);
-        assert!(!replace(&tables, 1 << 8, mask, held, 0), "somebody else owns it");
-    }
-
-    #[test]
-    fn at_the_rated_load_hardly_an_insertion_fails() {
-        // Half of 2^14 places, as `flows_max` allows.
-        let (tables, mask) = tables(1 << 12);
-        let mut hash = 0x1234_5678_9abc_def0_u64;
-        let mut failed = 0;
-        for _ in 0..1 << 13 {
-            hash = hash.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(0x1405_7b7e_f767_814f);
-            failed += u32::from(!insert(&tables, hash ^ hash >> 29, mask, 0, word(1, FlowState::Established, 100)));
-        }
-        assert!(failed <= 1, "{failed} of 8192");
-        overflow_is_counted(&tables, mask);
-    }
-
-    proptest! {
-        /// Whatever is inserted, replaced, removed and swept: a record is found until it expires or made room, `ACTIVE` is a
-        /// recount, and second buckets are counted.
-        #[test]
-        fn the_table_keeps_its_counts(steps in prop::collection::vec((0u64..40, 0u8..6, 0usize..4, 1u32..8, 0u32..4), 1..300)) {
-            let (tables, mask) = tables(4);
-            let mut now = 0;
-            for (flow, action, state, backend, later) in steps {
-                now += later;
-                let hash = flow.wrapping_mul(0x9e37_79b9_7f4a_7c15);
-                let state = FlowState::ALL[state];
-                let new = word(backend, state, now + state.timeout_s(30));
-                let held = find(&tables, hash, mask, now);
-                match action {
-                    0..=2 if held == 0 => {
-                        if insert(&tables, hash, mask, now, new) {
-                            prop_assert_eq!(find(&tables, hash, mask, now), new);
-                        }
-                    }
-                    0..=3 if held != 0 => {
-                        prop_assert!(replace(&tables, hash, mask, held, new));
-                        prop_assert_eq!(find(&tables, hash, mask, now), new);
-                    }
-                    4 if held != 0 => {
-                        prop_assert!(replace(&tables, hash, mask, held, 0));
-                        prop_assert_eq!(find(&tables, hash, mask, now), 0);
-                    }
-                    _ => (0..=mask).for_each(|index| { sweep(&tables, index, mask, now); }),
-                }
-                let active: Vec<u64> = tables.active.iter().map(|word| tables.load(word)).collect();
-                prop_assert_eq!(active, recount(&tables));
-                overflow_is_counted(&tables, mask);
-            }
-        }
-    }
+/// What became of a way of the table beside `FLOWS`, see [`move_way`].
+#[repr(u8)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Moved {
+    /// There is no live record in it.
+    Nothing = 0,
+    /// Its record is in `FLOWS` now.
+    Moved = 1,
+    /// `FLOWS` has no room for its record, which stays and is found.
+    NoRoom = 2,
 }
+
+/// Moves the record of a way of the table beside into `FLOWS`; a record that expired is removed. For a time when nobody records anything
+/// beside.
+///
+/// The copy comes first, so that the record is always in one of the tables. Packets that looked for it before the copy was there
+/// may still change the one beside: their change is carried over.
+#[inline(always)]
+pub fn move_way<T: Tables>(tables: &T, index: u32, way: usize, now_s: u32) -> Moved {
+    let Some(pair) = tables.pair() else { return Moved::Nothing };
+    let (flows, beside) = (Table { mask: pair.mask, beside: false }, Table::beside(pair));
+    let Some(bucket) = beside.bucket(tables, index) else { return Moved::Nothing };
+    let (Some(held), Some(from)) = (bucket.tags.get(way), bucket.words.get(way)) else { return Moved::Nothing };
+    let mut word = tables.load(from);
+    if !flow::is_record(word) {
+        return Moved::Nothing;
+    }
+    if Record::unpack(word).left_s(now_s) == 0 {
+        if remove_way(tables, beside, index, way, word, true) {
+            tables.count(FlowEvent::Expired);
+        }
+        return Moved::Nothing;
+    }
+    let tag = tables.load(held) & !OVERFLOW_MAX;
+    // Two programs recorded the flow at the same moment, one in each table: packets follow the one in `FLOWS`.
+    let twice = flow::is_record(find_at(tables, flows, tag, now_s));
+    if !twice && !place(tables, flows, tag, now_s, word, false) {
+        return Moved::NoRoom;
+    }
+    for _ in 0..MOVE_TRIES {
+        if remove_way(tables, beside, index, way, word, twice) {
+            return Moved::Moved;
+        }
+        let now = tables.load(from);
+        let gone = !flow::is_record(now);
+        if !twice {
+            // Where a packet changed the copy as well, that change stands.
+            replace_at(tables, flows, tag, word, if gone { 0 } else { now }, false);
+        }
+        if gone {
+            return Moved::Moved;
+        }
+        word = now;
+    }
+    Moved::Moved
+}
+
+#[cfg(test)]
+#[path = "table_tests.rs"]
+mod tests;

@@ -25,9 +25,10 @@ use super::{
     Applied, Counters, Dataplane, Error, Flush, FlushJob, LookJob, Scan,
     apply::{Map, Memory},
     clock,
-    engine::{Clock, Engine},
+    engine::{Clock, Engine, GRACE},
     memory::Mapped,
     pin::Pins,
+    resize::Beside,
     sweep::Sweeper,
 };
 use crate::plan::{Look, MapSizes, Plan, PlanError, Present, Secrets, Wanted};
@@ -93,17 +94,20 @@ impl Maps {
     }
 }
 
-/// Every word of the flow table.
+/// Every word of the flow table, and of one before it. A record that moves meanwhile can come twice, but not be missed.
 fn words(flows: &FlowMaps) -> impl Iterator<Item = u64> {
-    let buckets =
-        (0..flows.buckets.len()).flat_map(|index| (flow::WAYS..2 * flow::WAYS).map(move |word| (index, word)));
-    buckets.filter_map(|(index, word)| flows.buckets.load_word(index, word))
+    flows.before.iter().chain([&flows.buckets]).flat_map(|table| {
+        let places = (0..table.len()).flat_map(|index| (flow::WAYS..2 * flow::WAYS).map(move |word| (index, word)));
+        places.filter_map(|(index, word)| table.load_word(index, word))
+    })
 }
 
 /// The maps that only the program writes, mapped for reading.
 pub struct FlowMaps {
     /// `FLOWS`: tags, then words.
     pub buckets: Mapped<[u64; 8]>,
+    /// The table before it, where a change of size has left one.
+    pub before: Option<Mapped<[u64; 8]>>,
     /// `ACTIVE`.
     pub active: Mapped<u64>,
 }
@@ -116,6 +120,7 @@ impl FlowMaps {
     pub fn open(pins: &Pins) -> Result<Self, Error> {
         Ok(Self {
             buckets: map(pins, flow::SHAPE.name, Access::Read)?,
+            before: Beside::at_rest(pins).pin().map(|name| map(pins, name, Access::Read)).transpose()?,
             active: map(pins, flow::ACTIVE_SHAPE.name, Access::Read)?,
         })
     }
@@ -165,15 +170,22 @@ impl Memory for Maps {
             .collect()
     }
 
-    /// An XDP program runs within an RCU read-side section, and membarrier's global command returns after a grace period
-    /// (membarrier(2)). Kernels that refuse it (nohz_full) leave the second of [`super::engine::GRACE`], which suffices.
     fn synchronize(&self) {
-        let command = libc::MEMBARRIER_CMD_GLOBAL;
-        // SAFETY: membarrier takes two integers and a CPU number that this command ignores, and touches no memory.
-        let result = unsafe { libc::syscall(libc::SYS_membarrier, command, 0, 0) };
-        if result != 0 {
-            tracing::debug!(error = %std::io::Error::last_os_error(), "no membarrier, relying on the grace time alone");
-        }
+        synchronize();
+    }
+}
+
+/// Waits until every packet has left that met maps or programs before this call.
+///
+/// An XDP program runs within an RCU read-side section, and membarrier's global command returns after a grace period
+/// (membarrier(2)). Where the kernel refuses it (nohz_full), the time of [`GRACE`] passes, which exceeds the run of any program by far.
+pub fn synchronize() {
+    let command = libc::MEMBARRIER_CMD_GLOBAL;
+    // SAFETY: membarrier takes two integers and a CPU number that this command ignores, and touches no memory.
+    let result = unsafe { libc::syscall(libc::SYS_membarrier, command, 0, 0) };
+    if result != 0 {
+        tracing::debug!(error = %std::io::Error::last_os_error(), "no membarrier, relying on the grace time alone");
+        std::thread::sleep(GRACE);
     }
 }
 
@@ -241,7 +253,9 @@ impl Dataplane for KernelDataplane {
         owners.extend(self.present().former().iter().map(|f| (f.id, f.service)));
         Box::new(move || {
             let (started, mut look) = (Instant::now(), Look::new(clock::now_s()));
-            look.swept = sweeper.sweep(flows.buckets.len())?;
+            look.swept = sweeper.sweep()?;
+            // What a change of size found no room for may find it now.
+            sweeper.move_records()?;
             let counts = || (0..flows.active.len()).map(|id| flows.active.get(id).unwrap_or(0)).collect::<Vec<u64>>();
             let before = counts();
             for word in words(&flows) {
@@ -267,8 +281,8 @@ impl Dataplane for KernelDataplane {
     }
 
     fn flush(&self, flush: Flush) -> FlushJob {
-        let (flows, sweeper) = (Arc::clone(&self.flows), Arc::clone(&self.sweeper));
-        Box::new(move || sweeper.flush(flows.buckets.len(), flush))
+        let sweeper = Arc::clone(&self.sweeper);
+        Box::new(move || sweeper.flush(flush))
     }
 
     fn record_now_s(&self) -> u32 {

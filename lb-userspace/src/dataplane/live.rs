@@ -19,7 +19,7 @@ use lb_core::{
         stats::FlowEvent,
         turns::Turns,
     },
-    tables::{NextHop, Route, Tables},
+    tables::{NextHop, Pair, Route, Tables},
 };
 
 use super::{
@@ -27,6 +27,7 @@ use super::{
     apply::{Map, Memory},
     clock,
     kernel::{Access, FlowMaps, Maps},
+    memory::Mapped,
     pin::Pins,
 };
 
@@ -54,6 +55,12 @@ impl<T> Copies<T> {
     }
 }
 
+/// A copy of a bucket of a flow table.
+fn bucket(table: &Mapped<[u64; 8]>, index: u32) -> Option<flow::Bucket> {
+    let [a, b, c, d, e, f, g, h] = table.get(index)?.map(Word::new);
+    Some(flow::Bucket { tags: [a, b, c, d], words: [e, f, g, h] })
+}
+
 /// The pinned maps, read only.
 pub struct LiveTables<F> {
     maps: Maps,
@@ -63,6 +70,7 @@ pub struct LiveTables<F> {
     rings: Copies<Line>,
     owners: Copies<Line>,
     flows: Copies<flow::Bucket>,
+    before: Copies<flow::Bucket>,
     active: Copies<Word>,
     flow_maps: FlowMaps,
     backends: Copies<Backend>,
@@ -87,6 +95,7 @@ impl<F: Fn(&Route) -> NextHop> LiveTables<F> {
             rings: Copies::new(maps.entries(Map::Rings)),
             owners: Copies::new(maps.entries(Map::Owners)),
             flows: Copies::new(flow_maps.buckets.len()),
+            before: Copies::new(flow_maps.before.as_ref().map_or(0, Mapped::len)),
             active: Copies::new(flow_maps.active.len()),
             flow_maps,
             backends: Copies::new(maps.entries(Map::Backends)),
@@ -125,11 +134,17 @@ impl<F: Fn(&Route) -> NextHop> Tables for LiveTables<F> {
 
     /// What a decision records, it records in the copy: the packets of one capture find each other's records there.
     fn flows(&self, index: u32) -> Option<&flow::Bucket> {
-        self.flows.get_or(index, || {
-            let words = self.flow_maps.buckets.get(index)?.map(Word::new);
-            let [a, b, c, d, e, f, g, h] = words;
-            Some(flow::Bucket { tags: [a, b, c, d], words: [e, f, g, h] })
-        })
+        self.flows.get_or(index, || bucket(&self.flow_maps.buckets, index))
+    }
+
+    fn pair(&self) -> Option<Pair> {
+        let before = self.flow_maps.before.as_ref()?;
+        Some(Pair { mask: self.flow_maps.buckets.len() - 1, beside: before.len() - 1 })
+    }
+
+    fn flows_beside(&self, index: u32) -> Option<&flow::Bucket> {
+        let before = self.flow_maps.before.as_ref()?;
+        self.before.get_or(index, || bucket(before, index))
     }
 
     fn active(&self, id: u32) -> Option<&Word> {

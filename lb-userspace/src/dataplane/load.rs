@@ -4,31 +4,43 @@
 //! pins. Attaching happens once, through a pinned link; a newer program is swapped in through that link, so that a NIC's
 //! rings are not reset and no packet goes without a program.
 //!
-//! Owns: shapes before trust, attaching, upgrading. Refuses to know: what the maps contain.
+//! Owns: shapes before trust, attaching, upgrading. Refuses to know: what the maps contain, and when the flow table changes its size
+//! ([`resize`]).
 
-use std::{collections::BTreeMap, fs, path::PathBuf};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::PathBuf,
+};
 
 use aya::{
-    Btf, Ebpf, EbpfLoader,
+    Ebpf, EbpfLoader,
     maps::{MapData, MapError, MapInfo, MapType},
     programs::{
         ProgramError, ProgramInfo, Xdp, XdpMode,
         links::{FdLink, PinnedLink},
+        xdp::XdpLink,
     },
 };
 use lb_core::abi::{self, MapShape, stats::INTERFACES_MAX};
 
-use super::pin::{self, PinError, PinnedInterface, Pins, make_dir};
+use super::{
+    pin::{self, PinError, PinnedInterface, Pins, make_dir},
+    resize::{self, Beside},
+};
 use crate::{model, plan::MapSizes};
 
 /// Name of the program in the object and in the kernel.
 pub const PROGRAM: &str = "weir_lb";
 /// Global of the object that holds the interface slot.
 const SLOT_GLOBAL: &str = "INTERFACE";
+/// Name of the second flow table in the object, and the globals that hold the masks of both.
+const FLOWS_BESIDE: &str = "FLOWS_BESIDE";
+const MASK_GLOBALS: [&str; 2] = ["FLOW_MASK", "BESIDE_MASK"];
 /// Lines of the verifier's log that an error carries; the last ones name the refused instruction.
 const LOG_LINES: usize = 20;
 /// `BPF_F_MMAPABLE`.
-const MMAPABLE: u32 = 1 << 10;
+pub(super) const MMAPABLE: u32 = 1 << 10;
 
 /// Why the data plane cannot be loaded or taken over. Whatever forwards already goes on.
 #[derive(Debug, thiserror::Error)]
@@ -61,6 +73,26 @@ pub enum LoadError {
         found: u32,
         /// [`abi::ABI_VERSION`].
         wanted: u32,
+    },
+    /// The flows that are recorded now are too many for the table that is wanted.
+    #[error(
+        "limits.flows_max = {flows_max} has no room for the {live} flows that are recorded now; forwarding goes on untouched. \
+         Set it to at least {live}, or wait until flows have ended (`weir flow list` counts them)"
+    )]
+    FlowsDoNotFit {
+        /// Live records.
+        live: u64,
+        /// The limit that is wanted.
+        flows_max: u32,
+    },
+    /// An earlier change of the flow table's size has to be ended before another begins.
+    #[error(
+        "limits.flows_max was changed before, and {left} records wait for room in the table that was made then; forwarding goes on \
+         untouched. Start the agent with that limit, or wait until flows have ended"
+    )]
+    ResizeNotEnded {
+        /// Live records that have no room.
+        left: u64,
     },
     /// No such interface.
     #[error("there is no interface {0}; `ip link` lists them")]
@@ -101,7 +133,10 @@ pub enum LoadError {
     },
 }
 
-fn failed<E: std::error::Error + Send + Sync + 'static>(what: impl Into<String>) -> impl FnOnce(E) -> LoadError {
+/// The error for an action that failed.
+pub(super) fn failed<E: std::error::Error + Send + Sync + 'static>(
+    what: impl Into<String>,
+) -> impl FnOnce(E) -> LoadError {
     let what = what.into();
     move |source| LoadError::Kernel { what, source: Box::new(source) }
 }
@@ -135,7 +170,7 @@ pub enum How {
 }
 
 /// Loads what is missing, takes over what is there. Every pinned map is compared with what is needed before the first
-/// change. Interfaces that are pinned but not in `interfaces` are detached, once all others are attached.
+/// change. A flow table of another size is replaced; the records move. Interfaces that are pinned but not in `interfaces` are detached, once all others are attached.
 ///
 /// # Errors
 /// [`LoadError`]; what this call attached is detached again, and what carried the program before still does.
@@ -155,6 +190,7 @@ pub fn load(
     check_shapes(pins, sizes)?;
     let fresh = !pins.hold_maps();
     pins.create()?;
+    resize::run(pins, sizes)?;
     let (kept, stale): (Vec<_>, Vec<_>) =
         pins.interfaces()?.into_iter().partition(|p| indexes.iter().any(|(_, index)| *index == p.ifindex));
     let mut slots: BTreeMap<u32, u32> = kept.iter().map(|p| (p.ifindex, p.slot)).collect();
@@ -203,10 +239,11 @@ pub fn check_shapes(pins: &Pins, sizes: &MapSizes) -> Result<(), LoadError> {
     {
         return Err(LoadError::Abi { found: node.abi_version, wanted: abi::ABI_VERSION });
     }
-    for shape in &abi::MAPS {
-        let path = pins.map(shape.name);
+    let beside = [resize::NEXT, resize::BEFORE].map(|pin| (&abi::flow::SHAPE, pin));
+    for (shape, pin) in abi::MAPS.iter().map(|shape| (shape, shape.name)).chain(beside) {
+        let path = pins.map(pin);
         if path.exists() {
-            let info = MapInfo::from_pin(&path).map_err(failed(format!("read the pinned map {}", shape.name)))?;
+            let info = MapInfo::from_pin(&path).map_err(failed(format!("read the pinned map {pin}")))?;
             check_shape(shape, &info, sizes)?;
         }
     }
@@ -229,7 +266,8 @@ fn check_shape(shape: &MapShape, info: &MapInfo, sizes: &MapSizes) -> Result<(),
     differs("the key size", info.key_size().to_string(), shape.key_size.to_string())?;
     differs("the value size", info.value_size().to_string(), shape.value_size.to_string())?;
     differs("memory mapping", (info.map_flags() & MMAPABLE != 0).to_string(), shape.mmapable.to_string())?;
-    match sizes.entries(shape.name) {
+    // Another size of the flow table is no obstacle.
+    match sizes.entries(shape.name).filter(|_| shape.name != abi::flow::SHAPE.name) {
         Some(entries) => differs("size", info.max_entries().to_string(), entries.to_string()),
         None => Ok(()),
     }
@@ -248,10 +286,20 @@ fn pinned_node(pins: &Pins) -> Option<abi::node::Node> {
 }
 
 /// Loads the object for an interface slot; the shared maps are created and pinned, or taken from their pins.
-pub(super) fn object(pins: &Pins, slot: u32, sizes: &MapSizes) -> Result<Ebpf, LoadError> {
-    let btf = Btf::from_sys_fs().ok();
+pub(super) fn object(pins: &Pins, slot: u32, sizes: &MapSizes, beside: Beside) -> Result<Ebpf, LoadError> {
     let mut loader = EbpfLoader::new();
-    loader.btf(btf.as_ref()).override_global(SLOT_GLOBAL, &slot, true);
+    loader.override_global(SLOT_GLOBAL, &slot, true);
+    let mut masks = [0; MASK_GLOBALS.len()];
+    if let Some(name) = beside.pin() {
+        for (mask, pin) in masks.iter_mut().zip([abi::flow::SHAPE.name, name]) {
+            let info = MapInfo::from_pin(pins.map(pin)).map_err(failed(format!("read the pinned map {pin}")))?;
+            *mask = info.max_entries().saturating_sub(1);
+        }
+        loader.map_pin_path(FLOWS_BESIDE, pins.map(name));
+    }
+    for (name, mask) in MASK_GLOBALS.iter().zip(&masks) {
+        loader.override_global(name, mask, true);
+    }
     for shape in &abi::MAPS {
         loader.map_pin_path(shape.name, pins.map(shape.name));
         if let Some(entries) = sizes.entries(shape.name) {
@@ -267,14 +315,8 @@ pub(super) fn object(pins: &Pins, slot: u32, sizes: &MapSizes) -> Result<Ebpf, L
     })
 }
 
-fn load_one(
-    pins: &Pins,
-    name: String,
-    pinned: PinnedInterface,
-    mode: model::XdpMode,
-    sizes: &MapSizes,
-) -> Result<Attached, LoadError> {
-    let mut object = object(pins, pinned.slot, sizes)?;
+/// Loads the program of an interface slot and has the kernel verify it.
+fn verified(object: &mut Ebpf) -> Result<&mut Xdp, LoadError> {
     let program: &mut Xdp = object
         .program_mut(PROGRAM)
         .ok_or_else(|| failed(format!("find the program {PROGRAM} in the object"))(std::io::Error::other("missing")))?
@@ -288,6 +330,49 @@ fn load_one(
         }
         other => failed(format!("load {PROGRAM}"))(other),
     })?;
+    Ok(program)
+}
+
+/// Gives a pinned interface a program that knows the flow table `beside`. An interface that is gone meanwhile needs none.
+pub(super) fn swap(
+    pins: &Pins,
+    interface: &PinnedInterface,
+    sizes: &MapSizes,
+    beside: Beside,
+) -> Result<(), LoadError> {
+    let dir = pins.interface(interface);
+    let link_pin = dir.join(pin::LINK);
+    if !link_pin.exists() {
+        return Ok(());
+    }
+    let mut object = object(pins, interface.slot, sizes, beside)?;
+    let program = verified(&mut object)?;
+    let link = PinnedLink::from_pin(&link_pin).map_err(failed(format!("open {}", link_pin.display())))?;
+    let link = XdpLink::try_from(FdLink::from(link)).map_err(failed(format!("use {}", link_pin.display())))?;
+    match give(program, link) {
+        // What the kernel says of a link whose interface is gone.
+        Err(error) if errno(&error) == Some(libc::ENOLINK) => Ok(()),
+        Err(error) => Err(failed(format!("swap the program of interface {}", interface.ifindex))(error)),
+        Ok(()) => repin(program, dir.join("program")),
+    }
+}
+
+/// Gives a link another program, in one step for packets.
+fn give(program: &mut Xdp, link: XdpLink) -> Result<(), ProgramError> {
+    let id = program.attach_to_link(link)?;
+    // Without this, dropping the program would try to detach what the pin shall keep.
+    program.take_link(id).map(drop)
+}
+
+fn load_one(
+    pins: &Pins,
+    name: String,
+    pinned: PinnedInterface,
+    mode: model::XdpMode,
+    sizes: &MapSizes,
+) -> Result<Attached, LoadError> {
+    let mut object = object(pins, pinned.slot, sizes, Beside::at_rest(pins))?;
+    let program = verified(&mut object)?;
     let dir = pins.interface(&pinned);
     make_dir(&dir)?;
     let link_pin = dir.join(pin::LINK);
@@ -320,18 +405,24 @@ fn info(program: &Xdp) -> Result<ProgramInfo, LoadError> {
 fn take_over(program: &mut Xdp, link: PinnedLink, name: &str) -> Result<(How, u32), LoadError> {
     let link = FdLink::from(link);
     let running = link.info().map_err(failed(format!("read the pinned link of {name}")))?.program_id();
+    let mine = info(program)?;
     let same = aya::programs::loaded_programs()
         .flatten()
         .find(|program| program.id() == running)
-        .is_some_and(|running| info(program).is_ok_and(|mine| mine.tag() == running.tag()));
+        .is_some_and(|running| running.tag() == mine.tag() && flow_tables(&running) == flow_tables(&mine));
     if same {
         return Ok((How::Kept, running));
     }
-    let link = aya::programs::xdp::XdpLink::try_from(link).map_err(failed(format!("use the pinned link of {name}")))?;
-    let id = program.attach_to_link(link).map_err(failed(format!("swap the program on {name}")))?;
-    // Without this, dropping the program would try to detach what the pin shall keep.
-    program.take_link(id).map_err(failed("take the link"))?;
-    Ok((How::Upgraded, info(program)?.id()))
+    let link = XdpLink::try_from(link).map_err(failed(format!("use the pinned link of {name}")))?;
+    give(program, link).map_err(failed(format!("swap the program on {name}")))?;
+    Ok((How::Upgraded, mine.id()))
+}
+
+/// Ids of the flow tables of a program: its tag does not tell, as that is the same for all maps.
+fn flow_tables(program: &ProgramInfo) -> BTreeSet<u32> {
+    let maps = program.map_ids().ok().flatten().unwrap_or_default();
+    let is_table = |id: &u32| MapInfo::from_id(*id).is_ok_and(|map| map.name_as_str() == Some(abi::flow::SHAPE.name));
+    maps.into_iter().filter(is_table).collect()
 }
 
 fn attach(program: &mut Xdp, name: &str, ifindex: u32, mode: model::XdpMode) -> Result<(How, FdLink), LoadError> {

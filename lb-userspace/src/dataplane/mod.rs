@@ -16,6 +16,7 @@ pub mod load;
 pub mod loss;
 pub mod memory;
 pub mod pin;
+pub mod resize;
 pub mod sweep;
 
 #[cfg(test)]

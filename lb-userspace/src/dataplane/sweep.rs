@@ -1,20 +1,24 @@
-//! Removes records from the flow table, by programs of the kernel: the table has one writing side.
+//! Removes records from the flow table and moves them to another, by programs of the kernel: the table has one writing side.
 //!
-//! Owns: loading `weir_sweep`, which removes what expired, and `weir_flush`, which removes what an operator names, on the pinned maps, and
-//! running them over the whole table. Refuses to know: what expires.
+//! Owns: loading `weir_sweep`, which removes what expired, `weir_flush`, which removes what an operator names, and `weir_move`, which moves
+//! what a change of size left in the table before, on the pinned maps, and running them over whole tables. Refuses to know: what expires.
 //! Invariant: a run that is stopped anywhere leaves the table whole, as each removal is one step of the program.
 
 use aya::{
     TestRunOptions,
+    maps::MapInfo,
     programs::{TestRun as _, Xdp},
 };
 
-use super::{Error, Flush, load, pin::Pins};
+use lb_core::abi::flow;
+
+use super::{Error, Flush, load, pin::Pins, resize::Beside};
 use crate::plan::MapSizes;
 
 /// Names of the programs in the object.
 const SWEEP: &str = "weir_sweep";
 const FLUSH: &str = "weir_flush";
+const MOVE: &str = "weir_move";
 /// Buckets that one run of the program sweeps, see `xdp-ebpf`.
 const BUCKETS_A_RUN: u32 = 16;
 /// Runs of one system call: a few milliseconds.
@@ -23,6 +27,8 @@ const RUNS_A_CALL: u32 = 4096;
 /// The loaded programs.
 pub struct Sweeper {
     object: aya::Ebpf,
+    /// Buckets of the flow table, and of the one that a change of size left beside it, if any.
+    buckets: [u32; 2],
 }
 
 fn failed<E: std::error::Error + Send + Sync + 'static>(action: &str) -> impl FnOnce(E) -> Error {
@@ -35,32 +41,47 @@ impl Sweeper {
     /// # Errors
     /// [`Error::Kernel`] if the kernel refuses one.
     pub fn load(pins: &Pins, sizes: &MapSizes) -> Result<Self, Error> {
-        let mut object = load::object(pins, 0, sizes).map_err(failed("load the sweeper of the flow table"))?;
-        for name in [SWEEP, FLUSH] {
+        let beside = Beside::at_rest(pins);
+        let mut object = load::object(pins, 0, sizes, beside).map_err(failed("load the sweeper of the flow table"))?;
+        let entries = |pin| MapInfo::from_pin(pins.map(pin)).map(|map| map.max_entries());
+        let flows = entries(flow::SHAPE.name).map_err(failed("read the size of the flow table"))?;
+        let before = beside.pin().map(entries).transpose().map_err(failed("read the size of the flow table before"))?;
+        for name in [SWEEP, FLUSH].into_iter().chain(before.map(|_| MOVE)) {
             let program = object.program_mut(name).ok_or_else(missing)?;
             let program: &mut Xdp = program.try_into().map_err(failed("use the sweeper of the flow table"))?;
             program.load().map_err(failed("load the sweeper of the flow table"))?;
         }
-        Ok(Self { object })
+        Ok(Self { object, buckets: [flows, before.unwrap_or(0)] })
     }
 
-    /// Sweeps a table of `buckets` buckets. Returns how many records it removed.
+    /// Removes what expired. Returns how many records that were.
     ///
     /// # Errors
     /// [`Error::Kernel`] if the kernel refuses to run the program.
-    pub fn sweep(&self, buckets: u32) -> Result<u64, Error> {
-        self.run(SWEEP, buckets, Flush::default())
+    pub fn sweep(&self) -> Result<u64, Error> {
+        self.run(SWEEP, self.buckets.iter().sum(), Flush::default())
     }
 
-    /// Removes what `flush` names from a table of `buckets` buckets. Returns how many records that were.
+    /// Removes what `flush` names. Returns how many records that were.
     ///
     /// # Errors
     /// [`Error::Kernel`] if the kernel refuses to run the program.
-    pub fn flush(&self, buckets: u32, flush: Flush) -> Result<u64, Error> {
-        self.run(FLUSH, buckets, flush)
+    pub fn flush(&self, flush: Flush) -> Result<u64, Error> {
+        self.run(FLUSH, self.buckets.iter().sum(), flush)
+    }
+
+    /// Moves what is in the table before, if there is one, to the one that took its place. Returns how many records it moved.
+    ///
+    /// # Errors
+    /// [`Error::Kernel`] if the kernel refuses to run the program.
+    pub fn move_records(&self) -> Result<u64, Error> {
+        self.run(MOVE, self.buckets[1], Flush::default())
     }
 
     fn run(&self, name: &str, buckets: u32, flush: Flush) -> Result<u64, Error> {
+        if buckets == 0 {
+            return Ok(0);
+        }
         let program = self.object.program(name).ok_or_else(missing)?;
         let program: &Xdp = program.try_into().map_err(failed("use the sweeper of the flow table"))?;
         // A frame whose first words are the next bucket and the records removed so far; each run continues where the one before ended.

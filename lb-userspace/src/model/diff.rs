@@ -158,7 +158,7 @@ fn node(old: &Node, new: &Node) -> Vec<FieldChange> {
     compare("limits.services_max", Needs::Reload, &|n| Some(n.limits.services_max.to_string()));
     compare("limits.backends_max", Needs::Reload, &|n| Some(n.limits.backends_max.to_string()));
     compare("limits.ring_slots_max", Needs::Reload, &|n| Some(n.limits.ring_slots_max.to_string()));
-    compare("limits.flows_max", Needs::Reload, &|n| Some(n.limits.flows_max.to_string()));
+    compare("limits.flows_max", Needs::AgentRestart, &|n| Some(n.limits.flows_max.to_string()));
     compare("metrics.listen", Needs::AgentRestart, &|n| n.metrics_listen.map(|address| address.to_string()));
     compare("api.socket", Needs::AgentRestart, &|n| Some(path(&n.api_socket)));
     compare("api.group", Needs::AgentRestart, &|n| n.api_group.clone());
@@ -521,8 +521,10 @@ mod tests {
         assert_eq!((change.to_string().as_str(), change.needs()), (expect, Needs::Apply));
         let sentence = "service dns: backend 10.0.0.2:53 added, weight 1, max_connections 8".to_owned();
         assert!(change.sentences().contains(&sentence), "{:?}", change.sentences());
-        let table = text(", limits = { flows_max = 2048 }", keys, backends);
-        assert_eq!(diff(&new, &table).needs(), Needs::Reload);
+        for (limit, needs) in [("flows_max", Needs::AgentRestart), ("backends_max", Needs::Reload)] {
+            let table = text(&format!(", limits = {{ {limit} = 2048 }}"), keys, backends);
+            assert_eq!(diff(&new, &table).needs(), needs, "{limit}");
+        }
     }
 
     proptest! {

@@ -61,7 +61,7 @@ const CASES: &[Case] = &[
     // Sizes of maps, which cannot change: a restart refuses to adopt them.
     (Table::Limits, "services_max", "", "8192", Node("limits.services_max", Reload)),
     (Table::Limits, "backends_max", "", "131072", Node("limits.backends_max", Reload)),
-    (Table::Limits, "flows_max", "", "2097152", Node("limits.flows_max", Reload)),
+    (Table::Limits, "flows_max", "", "2097152", Node("limits.flows_max", AgentRestart)),
     (Table::Limits, "ring_slots_max", "", "33554432", Node("limits.ring_slots_max", Reload)),
     // Sockets are opened before privileges are given up.
     (Table::Metrics, "listen", "", "\"none\"", Node("metrics.listen", AgentRestart)),

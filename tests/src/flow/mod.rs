@@ -5,12 +5,14 @@
 
 mod dying;
 mod floods;
+pub mod linked;
 mod packet;
 mod place;
 mod play;
 mod played;
 mod program;
 mod promises;
+mod resize;
 mod setup;
 mod shrink;
 mod spread;

@@ -372,6 +372,11 @@ impl<'p, P: Place> Play<'p, P> {
         self.place
     }
 
+    /// As [`Self::place`], to be changed.
+    pub fn place_mut(&mut self) -> &mut P {
+        self.place
+    }
+
     fn end(&mut self, pick: u16, reset: bool) -> Result<()> {
         let open = self.open_flows();
         let Some(&flow) = open.get(usize::from(pick) % open.len().max(1)) else { return Ok(()) };

@@ -65,6 +65,13 @@ pub struct Loaded {
 /// The pinned maps without the wait for packets in flight: here there are none.
 pub struct Quiet(Maps);
 
+impl Quiet {
+    /// Opens what is pinned.
+    pub fn open(pins: &Pins) -> Result<Self> {
+        Ok(Self(Maps::open(pins, Access::Write)?))
+    }
+}
+
 impl Memory for Quiet {
     fn entries(&self, map: Map) -> u32 {
         self.0.entries(map)
@@ -180,7 +187,7 @@ impl Place for Loaded {
     type Memory = Quiet;
 
     fn memory(&self) -> Result<Quiet> {
-        Ok(Quiet(Maps::open(&self.pins, Access::Write)?))
+        Quiet::open(&self.pins)
     }
 
     fn clear(&mut self) -> Result<()> {

@@ -19,7 +19,7 @@ use lb_core::{
     },
     flow::{self as flows, Request},
     host::Snapshot,
-    tables::{NextHop, Route, Tables},
+    tables::{NextHop, Pair, Route, Tables},
     wire::transport,
 };
 use lb_userspace::{
@@ -171,6 +171,14 @@ impl Tables for HalfOpenHidden<'_> {
 
     fn flows(&self, index: u32) -> Option<&flow::Bucket> {
         self.tables.flows(index)
+    }
+
+    fn pair(&self) -> Option<Pair> {
+        self.tables.pair()
+    }
+
+    fn flows_beside(&self, index: u32) -> Option<&flow::Bucket> {
+        self.tables.flows_beside(index)
     }
 
     fn active(&self, id: u32) -> Option<&Word> {

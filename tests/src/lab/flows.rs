@@ -31,7 +31,7 @@ use xtask::lab::{
 use super::scene::{Scene, at};
 
 /// Connections that stay open over all changes.
-const CONNECTIONS: usize = 1000;
+pub const CONNECTIONS: usize = 1000;
 /// Time between two requests on a connection.
 const PAUSE: Duration = Duration::from_millis(100);
 /// How long an answer may take on a machine that does everything at once.
@@ -81,13 +81,14 @@ async fn hold(from: SocketAddr, to: SocketAddr, open: Arc<AtomicUsize>, stop: Ar
 }
 
 /// Connections that are held open, from their own thread in the client's namespace.
-struct Held {
+pub struct Held {
     stop: Arc<AtomicBool>,
     thread: JoinHandle<Result<Vec<Answered>>>,
 }
 
 impl Held {
-    fn open(scene: &Scene, to: SocketAddr) -> Self {
+    /// Opens them, and returns once all are open.
+    pub fn open(scene: &Scene, to: SocketAddr) -> Self {
         let (stop, open) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
         let (flag, counted) = (Arc::clone(&stop), Arc::clone(&open));
         let source = Host::Client.address(to.is_ipv6());
@@ -121,7 +122,7 @@ impl Held {
     }
 
     /// Closes them; every one has to have stayed with its backend. Gives how many each backend had.
-    fn close(self) -> BTreeMap<String, usize> {
+    pub fn close(self) -> BTreeMap<String, usize> {
         self.stop.store(true, Ordering::Relaxed);
         let ended = self.thread.join().expect("the client's thread").expect("the client");
         assert_eq!(ended.len(), CONNECTIONS);
@@ -144,12 +145,13 @@ impl Held {
 }
 
 /// The service with an algorithm and backends; `more` are further keys of it.
-fn web(algo: &str, more: &str, to: &[(Host, u16)]) -> String {
+pub fn web(algo: &str, more: &str, to: &[(Host, u16)]) -> String {
     let text = service("web", 0, false, "tcp", HTTP_PORT, "ipip", to);
     text.replacen("forward = ", &format!("algo = \"{algo}\"\n{KEPT}\n{more}\nforward = "), 1)
 }
 
-fn change(scene: &Scene, what: &str, text: &str) {
+/// Changes the configuration, and waits until that is in force and some time has passed.
+pub fn change(scene: &Scene, what: &str, text: &str) {
     let before = scene.lab.status().expect("status")["revision"].as_u64().expect("revision");
     scene.lab.write_config(&Node::default(), text).expect("configuration");
     scene.wait_status(what, |status| status["revision"].as_u64() > Some(before));
@@ -167,7 +169,8 @@ fn restart_agent(scene: &mut Scene) {
     thread::sleep(BETWEEN);
 }
 
-const B123: [(Host, u16); 3] = [(Host::B1, 1), (Host::B2, 1), (Host::B3, 1)];
+/// Three backends of the same weight.
+pub const B123: [(Host, u16); 3] = [(Host::B1, 1), (Host::B2, 1), (Host::B3, 1)];
 
 #[test]
 fn backends_come_and_go_and_no_connection_moves() {

@@ -6,6 +6,7 @@ pub mod wire;
 mod flows;
 mod modes;
 mod operate;
+mod resize;
 mod scene;
 mod setup;
 

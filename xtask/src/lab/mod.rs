@@ -158,6 +158,11 @@ impl Lab {
         &self.weir
     }
 
+    /// Uses another binary from now on, as after an upgrade of the product.
+    pub fn use_weir(&mut self, weir: &Path) {
+        self.weir = weir.to_owned();
+    }
+
     /// The network namespace of a host.
     pub fn namespace(&self, host: Host) -> Namespace {
         Namespace::named(&format!("{}-{}", self.name, host.name()))

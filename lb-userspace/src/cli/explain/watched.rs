@@ -18,7 +18,7 @@ use lb_core::{
         turns::Turns,
     },
     flow::{self as flows, Request},
-    tables::{NextHop, Route, Tables},
+    tables::{NextHop, Pair, Route, Tables},
 };
 
 /// A request that the ring alone did not decide.
@@ -110,6 +110,14 @@ impl<T: Tables> Tables for Watched<'_, T> {
 
     fn flows(&self, index: u32) -> Option<&flow::Bucket> {
         self.inner.flows(index)
+    }
+
+    fn pair(&self) -> Option<Pair> {
+        self.inner.pair()
+    }
+
+    fn flows_beside(&self, index: u32) -> Option<&flow::Bucket> {
+        self.inner.flows_beside(index)
     }
 
     fn active(&self, id: u32) -> Option<&Word> {
