@@ -16,7 +16,7 @@
 //! | `REASON_STATS` | 16 interfaces x 64 reasons, on each CPU | 16 | 16 KiB a CPU |
 //! | `NODE` | 1 | 128 | 128 B |
 //!
-//! All of it is taken when the data plane is loaded and none later. `FRAGMENTS` (about 100 KiB) and the kernel's own
+//! All of it is taken when the data plane is loaded and none later, but for the second `FLOWS` while that changes its size. `FRAGMENTS` (about 100 KiB) and the kernel's own
 //! overhead of a few pages a map come on top.
 //!
 //! Invariants: the sizes depend on the limits alone; ids start at 1 and fit 24 bits; there are twice as many as limits
@@ -65,7 +65,7 @@ const fn ids(limit: u32) -> u32 {
 const _: () = assert!(2 * *BACKENDS_MAX_RANGE.end() as u64 + 1 < 1 << 24);
 const _: () = assert!(*SERVICES_MAX_RANGE.end() < 1 << 24);
 
-/// `[node.limits]`: sizes of the maps. Changing one needs `weir agent --unload` first.
+/// `[node.limits]`: sizes of the maps. Changing `flows_max` takes a restart of the agent, another one `weir agent --unload` first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Limits {
     /// Services; default 4096, at most 65535.

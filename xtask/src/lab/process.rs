@@ -100,11 +100,13 @@ fn start_ticks(pid: i32) -> Option<u64> {
 fn parse_stat(stat: &str) -> Option<u64> {
     let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
     let state = fields.next()?;
-    if matches!(state, "Z" | "X") {
+    // The number of threads is field 20, the start time field 22; the state was field 3.
+    let threads: u32 = fields.nth(16)?.parse().ok()?;
+    // What a process holds, such as locks, it holds until its last thread has ended, which need not be the first one.
+    if matches!(state, "Z" | "X") && threads <= 1 {
         return None;
     }
-    // The start time is field 22; the state was field 3.
-    fields.nth(18)?.parse().ok()
+    fields.nth(1)?.parse().ok()
 }
 
 #[cfg(test)]
@@ -116,6 +118,11 @@ mod tests {
         let stat = "12 (a) b) S 1 12 12 0 -1 4 5 6 7 8 9 10 11 12 20 0 1 0 4711 99 98";
         assert_eq!(parse_stat(stat), Some(4711));
         assert_eq!(parse_stat(&stat.replace(") S", ") Z")), None);
+        assert_eq!(
+            parse_stat(&stat.replace(") S", ") Z").replace(" 20 0 1 0 ", " 20 0 3 0 ")),
+            Some(4711),
+            "threads are left"
+        );
         assert_eq!(parse_stat("garbage"), None);
     }
 
