@@ -24,14 +24,14 @@ use super::{
     step::{Change, How, Step},
 };
 
-/// Flows that are live, all recorded.
-const FLOWS: u16 = 4000;
+/// Flows that are live, all recorded; an odd number, as of those below, so that each comes in by one link and by the other.
+const FLOWS: u16 = 4001;
 /// Flows that are live while agents die.
-const FEW: u16 = 600;
+const FEW: u16 = 601;
 /// More steps than a change takes.
 const STEPS_MAX: usize = 40;
 /// Flows that are opened between two steps.
-const MORE: u16 = 10;
+const MORE: u16 = 11;
 
 fn sizes(flows_max: u32) -> MapSizes {
     MapSizes::of(&Limits { services_max: 4, backends_max: 64, ring_slots_max: 16_384, flows_max })
