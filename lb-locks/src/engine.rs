@@ -22,7 +22,8 @@ use crate::{
     command::{Command, List, ListId, Refusal, Reply, Terms, Ticket},
     error::{LockError, NodeError, NodeOutcome, Report},
     guard::Guard,
-    lock::{Holding, Options, Request, Statuses, merge},
+    held::Held,
+    lock::{Holding, Inspections, Options, Request, Statuses},
     members,
     node::{BoxFuture, FenceGap, Node},
     repair,
@@ -329,21 +330,37 @@ impl Engine {
         nodes.names.iter().cloned().zip(answers.into_iter().map(status)).collect()
     }
 
-    pub async fn inspect(self: &Arc<Self>, name: &str) -> Result<Holding, LockError> {
+    /// Goes on with a lock that another guard left.
+    pub fn resume(self: &Arc<Self>, held: &Held) -> Result<Guard, LockError> {
+        let request = held.request();
+        request.check(&self.options)?;
+        if held.value.is_empty() {
+            return Err(LockError::Config(format!("{:?}: without its value a lock cannot be resumed", held.name)));
+        }
+        let value = Value::from_stored(held.value.clone());
+        Ok(Guard::resumed(Claim::new(self, &self.nodes(), &held.name, &value, None), &request, held))
+    }
+
+    pub async fn inspect_each(self: &Arc<Self>, name: &str) -> Inspections {
         let nodes = self.nodes();
         let answers = self.ask_all(&nodes, Command::Inspect { name: name.to_owned() }).await;
-        let report = report_of(&nodes, &answers);
-        let found: Vec<_> = answers
-            .into_iter()
-            .filter_map(|answer| match answer {
-                Ok(Reply::Inspection(found)) => Some(found),
-                _ => None,
-            })
-            .collect();
-        if found.is_empty() {
-            return Err(LockError::NoQuorum { name: name.to_owned(), report });
+        let inspection = |answer| match answer {
+            Ok(Reply::Inspection(found)) => Ok(found),
+            Ok(other) => Err(NodeError::Protocol(format!("{other:?}"))),
+            Err(error) => Err(error),
+        };
+        nodes.names.iter().cloned().zip(answers.into_iter().map(inspection)).collect()
+    }
+
+    pub async fn inspect(self: &Arc<Self>, name: &str) -> Result<Holding, LockError> {
+        let answers = self.inspect_each(name).await;
+        let holding = Holding::of(&answers);
+        if holding.answered > 0 {
+            return Ok(holding);
         }
-        Ok(merge(&found, nodes.nodes.len()))
+        let failed = |(node, answer): (String, Result<_, NodeError>)| Some((node, NodeOutcome::Failed(answer.err()?)));
+        let report = Report(answers.into_iter().filter_map(failed).collect());
+        Err(LockError::NoQuorum { name: name.to_owned(), report })
     }
 
     pub async fn names(self: &Arc<Self>, limit: usize) -> Result<Vec<String>, LockError> {

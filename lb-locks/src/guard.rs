@@ -13,6 +13,7 @@ use crate::{
     clock::{BootTime, drift, ms},
     command::Command,
     error::{LockError, NodeOutcome, Report},
+    held::{self, Held},
     lock::Request,
 };
 
@@ -44,6 +45,12 @@ impl Guard {
     pub(crate) fn new(claim: Claim, request: &Request, valid_until: BootTime, fence: Option<u64>) -> Self {
         let (valid_until, _) = watch::channel(valid_until);
         Self { claim, request: request.clone(), fence, valid_until, extensions: Mutex::new(0) }
+    }
+
+    /// The guard of a lock that another one left.
+    pub(crate) fn resumed(claim: Claim, request: &Request, held: &Held) -> Self {
+        let guard = Self::new(claim, request, held.valid_until(), held.fence);
+        Self { extensions: Mutex::new(held.extensions), ..guard }
     }
 
     /// The lock's name.
@@ -180,8 +187,24 @@ impl Guard {
         Released { confirmed, in_time, report }
     }
 
-    /// Leaves the lock to whoever knows its [`Self::value`]: it is neither released nor watched any more.
-    pub fn leave(mut self) {
+    /// Leaves the lock to whoever gets what this returns ([`crate::Lock::resume`]): it is neither released nor watched here
+    /// any more.
+    pub fn leave(mut self) -> Held {
         self.claim.disarm();
+        Held {
+            name: self.claim.name.clone(),
+            value: self.value().to_owned(),
+            mode: self.request.mode,
+            ttl_ms: ms(self.request.ttl),
+            fence: self.fence,
+            valid_until_ms: ms(self.valid_until().0),
+            boot: held::boot_id(),
+            extensions: self.extensions(),
+        }
+    }
+
+    /// How often it was extended.
+    pub fn extensions(&self) -> u32 {
+        *self.extensions.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -7,6 +7,7 @@ use crate::{
     engine::{Engine, Nodes},
     error::{LockError, NodeError, Report},
     guard::Guard,
+    held::Held,
     node::{BoxFuture, Node},
     round::Fencing,
     value::Owner,
@@ -172,6 +173,9 @@ pub struct Holder {
     pub remaining_ms: u64,
 }
 
+/// What each node said about one lock, in the order of the list.
+pub type Inspections = Vec<(String, Result<Inspection, NodeError>)>;
+
 /// What each node said about itself, in the order of the list.
 pub type Statuses = Vec<(String, Result<Status, NodeError>)>;
 
@@ -183,6 +187,15 @@ pub trait Lock: std::fmt::Debug + Send + Sync {
     /// [`LockError`]; the last attempt's reasons are in its report. Nothing is held then, but what a node could not be
     /// told to release expires there by itself.
     fn acquire(&self, request: Request) -> BoxFuture<'_, Result<Guard, LockError>>;
+
+    /// Goes on with a lock that another guard left, perhaps in another process. Nothing is asked of the nodes.
+    ///
+    /// # Errors
+    /// What was left makes no sense here.
+    fn resume(&self, held: &Held) -> Result<Guard, LockError>;
+
+    /// Who holds and who waits, node by node.
+    fn inspect_each(&self, name: &str) -> BoxFuture<'_, Inspections>;
 
     /// Who holds and who waits.
     ///
@@ -228,6 +241,15 @@ impl Lock for Single {
         Box::pin(self.engine.acquire(request))
     }
 
+    fn resume(&self, held: &Held) -> Result<Guard, LockError> {
+        self.engine.resume(held)
+    }
+
+    fn inspect_each(&self, name: &str) -> BoxFuture<'_, Inspections> {
+        let name = name.to_owned();
+        Box::pin(async move { self.engine.inspect_each(&name).await })
+    }
+
     fn inspect(&self, name: &str) -> BoxFuture<'_, Result<Holding, LockError>> {
         let name = name.to_owned();
         Box::pin(async move { self.engine.inspect(&name).await })
@@ -246,8 +268,15 @@ impl Lock for Single {
     }
 }
 
-/// Puts what the nodes said about one lock together.
-pub(crate) fn merge(answers: &[Inspection], nodes: usize) -> Holding {
+impl Holding {
+    /// Puts what the nodes said about one lock together.
+    pub fn of(answers: &Inspections) -> Self {
+        let found: Vec<_> = answers.iter().filter_map(|(_, answer)| answer.as_ref().ok()).collect();
+        merge(&found, answers.len())
+    }
+}
+
+fn merge(answers: &[&Inspection], nodes: usize) -> Holding {
     let mut found: Vec<(Mode, &crate::value::Value, usize, u64)> = Vec::new();
     for (mode, value, remaining_ms) in answers.iter().flat_map(|answer| &answer.holders) {
         match found.iter_mut().find(|(_, seen, ..)| *seen == value) {

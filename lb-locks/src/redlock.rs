@@ -12,7 +12,8 @@ use crate::{
     engine::{Connect, Engine, Nodes},
     error::{LockError, NodeOutcome, Report},
     guard::Guard,
-    lock::{Holding, Lock, Options, Request, Statuses},
+    held::Held,
+    lock::{Holding, Inspections, Lock, Options, Request, Statuses},
     members::{self, Change, Member},
     node::{
         BoxFuture, Node,
@@ -201,6 +202,15 @@ fn split_name(text: &str) -> (Option<&str>, &str) {
 impl Lock for Redlock {
     fn acquire(&self, request: Request) -> BoxFuture<'_, Result<Guard, LockError>> {
         Box::pin(self.engine.acquire(request))
+    }
+
+    fn resume(&self, held: &Held) -> Result<Guard, LockError> {
+        self.engine.resume(held)
+    }
+
+    fn inspect_each(&self, name: &str) -> BoxFuture<'_, Inspections> {
+        let name = name.to_owned();
+        Box::pin(async move { self.engine.inspect_each(&name).await })
     }
 
     fn inspect(&self, name: &str) -> BoxFuture<'_, Result<Holding, LockError>> {
