@@ -1,4 +1,7 @@
-//! Breaking lock nodes on purpose: servers, a proxy, faults, workers, and a checker over what the workers saw.
+//! Breaking lock nodes on purpose: servers, a proxy, faults by a schedule, and a checker over what workers saw.
 
+pub mod check;
+pub mod history;
 pub mod proxy;
+pub mod schedule;
 pub mod server;
