@@ -22,10 +22,20 @@ pub enum Exit {
     NotReachable = 4,
     /// The agent refused the request.
     Refused = 5,
-    /// No such service or backend; `flow get`: no record of the flow.
+    /// No such service or backend; `flow get`: no record of the flow; `lock inspect`: nobody holds it.
     NotFound = 6,
     /// `backend drain --wait`: its time ended the drain, and connections are left.
     TimedOut = 7,
+    /// `lock`: held by another, or too few nodes could vote.
+    NotAcquired = 75,
+    /// `lock`: it was held and is not any more.
+    LockLost = 76,
+    /// `lock run`: any failure of its own that has no other number, for the command's codes are passed on.
+    RunFailed = 125,
+    /// `lock run`: the command cannot be executed.
+    NotExecutable = 126,
+    /// `lock run`: the command is not found.
+    NoCommand = 127,
 }
 
 impl From<Exit> for ExitCode {
@@ -41,10 +51,11 @@ Exit codes:
   1  failure; for `weir doctor`: at least one check failed
   2  the command line is wrong
   3  the configuration is invalid
-  4  the agent cannot be reached or does not answer
+  4  the agent, or every lock node, cannot be reached or does not answer
   5  the agent refused the request
-  6  no such service or backend; for `weir flow get`: the flow is not recorded
-  7  `weir backend drain --wait`: the drain's time is over and connections are left";
+  6  no such service or backend; for `weir flow get`: the flow is not recorded; for `weir lock inspect`: not held
+  7  `weir backend drain --wait`: the drain's time is over and connections are left
+  75, 76, 125 to 127 and what a command ended with: `weir lock --help`";
 
 /// An error of the command line's own that knows its exit code.
 #[derive(Debug, thiserror::Error)]

@@ -14,6 +14,7 @@ mod explain;
 mod flow;
 mod generate;
 mod health;
+mod lock;
 mod plan;
 #[cfg(test)]
 mod sample;
@@ -67,6 +68,8 @@ enum Command {
     Status(status::StatusArgs),
     /// Packets by reason, service and backend; rates with --watch
     Stats(stats::StatsArgs),
+    /// Remote locks for scripts: run a command under a lock over one store or a majority of several
+    Lock(lock::LockArgs),
     /// Take packets out of IP-in-IP tunnels, on a backend whose kernel has none
     Decap(decap::DecapArgs),
     /// Show what becomes of a packet, step by step, by the maps as they are now
@@ -91,7 +94,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     };
     let shell = Shell::new(&cli.global);
     match run(&shell, &cli.command) {
-        Ok(exit) => exit.into(),
+        Ok(code) => code,
         Err(error) => {
             let text = match shell.format {
                 Format::Table => exit::as_text(&error),
@@ -103,24 +106,30 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     }
 }
 
-fn run(shell: &Shell, command: &Command) -> anyhow::Result<Exit> {
-    match command {
-        Command::Agent(args) => return agent::run(args),
-        Command::Service(command) => service::run(shell, command)?,
-        Command::Backend(command) => return backend::run(shell, command),
-        Command::Config(command) => return config::run(shell, command),
-        Command::Plan(text) => return plan::run(shell, text),
-        Command::Flow(command) => return flow::run(shell, command),
-        Command::Health(command) => health::run(shell, command)?,
-        Command::Status(args) => status::run(shell, args)?,
-        Command::Stats(args) => stats::run(shell, args)?,
-        Command::Decap(args) => decap::run(shell, args)?,
-        Command::Explain(args) => explain::run(shell, args)?,
-        Command::Doctor(args) => return doctor::run(shell, args),
-        Command::Completions(args) => generate::completions(shell, args, Cli::command())?,
-        Command::Man(args) => generate::man(args, Cli::command())?,
-    }
-    Ok(Exit::Ok)
+fn run(shell: &Shell, command: &Command) -> anyhow::Result<ExitCode> {
+    let exit = match command {
+        Command::Agent(args) => agent::run(args)?,
+        Command::Service(command) => done(service::run(shell, command))?,
+        Command::Backend(command) => backend::run(shell, command)?,
+        Command::Config(command) => config::run(shell, command)?,
+        Command::Plan(text) => plan::run(shell, text)?,
+        Command::Flow(command) => flow::run(shell, command)?,
+        Command::Health(command) => done(health::run(shell, command))?,
+        Command::Status(args) => done(status::run(shell, args))?,
+        Command::Stats(args) => done(stats::run(shell, args))?,
+        // The only one that can end with a number which is not ours.
+        Command::Lock(args) => return lock::run(shell, args),
+        Command::Decap(args) => done(decap::run(shell, args))?,
+        Command::Explain(args) => done(explain::run(shell, args))?,
+        Command::Doctor(args) => doctor::run(shell, args)?,
+        Command::Completions(args) => done(generate::completions(shell, args, Cli::command()))?,
+        Command::Man(args) => done(generate::man(args, Cli::command()))?,
+    };
+    Ok(exit.into())
+}
+
+fn done(result: anyhow::Result<()>) -> anyhow::Result<Exit> {
+    result.map(|()| Exit::Ok)
 }
 
 #[cfg(test)]
