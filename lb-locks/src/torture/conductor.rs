@@ -185,13 +185,27 @@ pub fn run(
     }
     let started = Instant::now();
     let (mut fault, mut shown) = (None, Duration::ZERO);
+    let (mut awaiting, mut later) = (None, Duration::ZERO);
     while started.elapsed() < torture.duration && workers.history.len() < ENTRIES_MAX {
         if stop.load(Ordering::Acquire) {
             outcome.interrupted = true;
             break;
         }
         workers.collect()?;
-        while let Some((_, action)) = actions.next_if(|(at_ms, _)| started.elapsed() >= Duration::from_millis(*at_ms)) {
+        if let Some((since, acquisitions)) = awaiting {
+            let waited = started.elapsed() - since;
+            if workers.acquisitions == acquisitions && waited < torture.ttl {
+                std::thread::sleep(LOOK_EVERY / 2);
+                continue;
+            }
+            (awaiting, later) = (None, later + waited);
+        }
+        let due = |(at_ms, _): &(u64, Action)| started.elapsed() >= later + Duration::from_millis(*at_ms);
+        while let Some((_, action)) = actions.next_if(due) {
+            if action == Action::AwaitGrant {
+                awaiting = Some((started.elapsed(), workers.acquisitions));
+                break;
+            }
             if let Action::Begin(kind) = action {
                 fault = Some(kind);
                 *outcome.scenes.entry(kind.name()).or_default() += 1;
@@ -274,7 +288,7 @@ impl Lab {
                 self.offsets_ms[node] += by_ms;
                 self.nodes[node].move_clock(i64::try_from(self.offsets_ms[node]).unwrap_or(i64::MAX))?;
             }
-            Action::Begin(_) | Action::Pause | Action::Resume | Action::Crash => {}
+            Action::Begin(_) | Action::AwaitGrant | Action::Pause | Action::Resume | Action::Crash => {}
         }
         Ok(true)
     }

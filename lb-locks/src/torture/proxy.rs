@@ -23,6 +23,8 @@ pub enum Way {
     NoReplies = 1,
     /// Nothing in either direction.
     Cut = 2,
+    /// Connections are closed, and new ones at once: everybody knows, and is back as soon as the way is open.
+    Closed = 3,
 }
 
 /// A proxy on a port of 127.0.0.1.
@@ -49,6 +51,9 @@ impl Proxy {
                     return;
                 }
                 let Ok(client) = client else { continue };
+                if way_of.load(Ordering::Acquire) == Way::Closed as u8 {
+                    continue;
+                }
                 let Ok(upstream) = TcpStream::connect_timeout(&server, Duration::from_secs(1)) else { continue };
                 pump(&client, &upstream, &way_of, &done_of, Way::Cut);
                 pump(&upstream, &client, &way_of, &done_of, Way::NoReplies);
@@ -78,7 +83,7 @@ fn pump(from: &TcpStream, to: &TcpStream, way: &Arc<AtomicU8>, done: &Arc<Atomic
         let _ = from.set_read_timeout(Some(Duration::from_millis(200)));
         let mut lost = false;
         let mut buffer = [0; 16 * 1024];
-        while !done.load(Ordering::Acquire) {
+        while !done.load(Ordering::Acquire) && way.load(Ordering::Acquire) != Way::Closed as u8 {
             match from.read(&mut buffer) {
                 Ok(0) => break,
                 Ok(_) if way.load(Ordering::Acquire) >= lost_from as u8 => lost = true,

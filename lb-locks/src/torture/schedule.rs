@@ -78,6 +78,8 @@ pub enum Action {
         /// What passes.
         way: Way,
     },
+    /// Wait until a worker gets the lock, but not longer than a lifetime; everything after it comes later by as much.
+    AwaitGrant,
     /// Move the wall clock forward by so many milliseconds more.
     Clock {
         /// The node.
@@ -215,16 +217,18 @@ impl Scenes<'_> {
         }
     }
 
-    /// The worst moment for a node to forget a lock: its holder has it from just a majority, and the others are back.
+    /// The worst moment for a node to forget a lock: its holder has just got it from the bare majority, and the others are back.
     fn after_a_minority_was_away(&mut self, lapse: impl Fn(&mut Self, usize) -> Action) {
         let mut nodes: Vec<usize> = (0..self.setting.nodes).collect();
         nodes.shuffle(&mut self.random);
         let (away, rest) = nodes.split_at(self.setting.nodes.saturating_sub(1) / 2);
         let both = |node: usize, way: Way| [0, 1].map(|side| Action::Way { node, side, way });
-        for action in away.iter().flat_map(|node| both(*node, Way::Cut)) {
+        for action in away.iter().flat_map(|node| both(*node, Way::Closed)) {
             self.now(action);
         }
-        self.pass(12, 20);
+        // Whoever holds it now has it from the others too.
+        self.pass(10, 11);
+        self.now(Action::AwaitGrant);
         for action in away.iter().flat_map(|node| both(*node, Way::Open)) {
             self.now(action);
         }
@@ -275,7 +279,7 @@ mod tests {
                     Action::Pause => paused = true,
                     Action::Resume => paused = false,
                     Action::Empty { node, .. } | Action::Clock { node, .. } => assert!(node < 5),
-                    Action::Crash => {}
+                    Action::Crash | Action::AwaitGrant => {}
                 }
             }
             assert!(stopped == [false; 5] && dead == [false; 5] && cut == [[false; 2]; 5] && !paused, "{seed}");

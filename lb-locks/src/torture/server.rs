@@ -90,7 +90,9 @@ impl RedisServer {
                 library.ok_or_else(|| std::io::Error::other("libfaketime is not installed: package faketime"))?;
             self.move_clock(0)?;
             command
-                .env("LD_PRELOAD", library)
+                // Redis allocates by jemalloc, which asks for the time before the moved clock can answer; the C library's own
+                // allocator, named before it, does not.
+                .env("LD_PRELOAD", format!("{library} libc.so.6"))
                 .env("FAKETIME_TIMESTAMP_FILE", self.folder.path().join("clock"))
                 .env("FAKETIME_NO_CACHE", "1")
                 .env("FAKETIME_DONT_FAKE_MONOTONIC", "1");

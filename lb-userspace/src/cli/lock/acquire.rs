@@ -5,13 +5,10 @@ use std::path::PathBuf;
 use clap::Args;
 use serde::Serialize;
 
-use super::{Wanted, family, handle, settled, stores::Stores};
-use crate::{
-    cli::{
-        exit::Exit,
-        shell::{Format, Shell},
-    },
-    model,
+use super::{Wanted, family, handle, inspect, settled, stores::Stores};
+use crate::cli::{
+    exit::Exit,
+    shell::{Format, Shell},
 };
 
 const AFTER_HELP: &str = "\
@@ -76,8 +73,7 @@ impl Kept {
             Some(handle) => format!("{handle}\n"),
             None => {
                 let fence = kept.fence.map_or_else(String::new, |fence| format!(", fence {fence}"));
-                let valid = model::duration::format(std::time::Duration::from_millis(kept.valid_ms));
-                format!("{}: held for {valid}{fence}\n", kept.name)
+                format!("{}: held for {}{fence}\n", kept.name, inspect::time(kept.valid_ms))
             }
         };
         if let (Some(_), Some(fence), Format::Table) = (&self.handle, self.fence, shell.format) {
