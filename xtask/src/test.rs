@@ -19,6 +19,9 @@ use crate::{
     tidy,
 };
 
+/// The module of lb-userspace's tests that belongs to the tier `locks`.
+const REAL_SERVERS: &str = "real_servers::";
+
 /// `cargo xtask test`.
 #[derive(Debug, ClapArgs)]
 pub struct Args {
@@ -38,7 +41,7 @@ pub enum Tier {
     Tidy,
     /// Pure logic: lb-core, lb-userspace, xtask
     Unit,
-    /// Locks: every store, real Redis servers, the simulation
+    /// Locks: every store, real Redis servers, the simulation, `weir lock` and its torture
     Locks,
     /// Packet fixtures against the loaded program
     Packet,
@@ -91,32 +94,29 @@ impl Tier {
         }
     }
 
-    /// The cargo command line, without `cargo`; `None` for what this program does itself.
-    fn arguments(self) -> Option<Vec<String>> {
-        let words: &[&str] = match self {
-            Self::Fmt => &["fmt", "--all", "--check"],
+    /// The cargo command lines, without `cargo`; none for what this program does itself.
+    fn commands(self) -> Vec<Vec<String>> {
+        let filter = format!("{}::", self.name());
+        let commands: &[&[&str]] = match self {
+            Self::Fmt => &[&["fmt", "--all", "--check"]],
             // The XDP program is compiled for its own target by lb-userspace's build script.
             Self::Clippy => {
-                &["clippy", "--workspace", "--exclude", "xdp-ebpf", "--all-targets", "--", "-D", "warnings"]
+                &[&["clippy", "--workspace", "--exclude", "xdp-ebpf", "--all-targets", "--", "-D", "warnings"]]
             }
-            Self::Tidy => return None,
-            Self::Unit => &["test", "-p", "lb-core", "-p", "lb-userspace", "-p", "xtask"],
+            Self::Tidy => &[],
+            Self::Unit => {
+                &[&["test", "-p", "lb-core", "-p", "lb-userspace", "-p", "xtask", "--", "--skip", REAL_SERVERS]]
+            }
             // Real servers and real time-outs: one suite at a time, as each would be in production.
-            Self::Locks => &["test", "-p", "lb-locks", "--", "--test-threads=1"],
-            Self::Packet | Self::Oracle => {
-                return Some(
-                    ["test", "-p", "weir-tests", "--", &format!("{}::", self.name())].map(str::to_owned).to_vec(),
-                );
-            }
+            Self::Locks => &[
+                &["test", "-p", "lb-locks", "--", "--test-threads=1"],
+                &["test", "-p", "lb-userspace", "--test", "lock", "--", REAL_SERVERS, "--test-threads=1"],
+            ],
+            Self::Packet | Self::Oracle => &[&["test", "-p", "weir-tests", "--", &filter]],
             // These share the machine's two or so cores, and some its namespaces.
-            Self::Flow | Self::Lab | Self::Demo => {
-                let filter = format!("{}::", self.name());
-                return Some(
-                    ["test", "-p", "weir-tests", "--", &filter, "--test-threads=1"].map(str::to_owned).to_vec(),
-                );
-            }
+            Self::Flow | Self::Lab | Self::Demo => &[&["test", "-p", "weir-tests", "--", &filter, "--test-threads=1"]],
         };
-        Some(words.iter().map(|&word| word.to_owned()).collect())
+        commands.iter().map(|words| words.iter().map(|&word| word.to_owned()).collect()).collect()
     }
 
     /// Whether cargo's test runner counts.
@@ -192,13 +192,24 @@ fn table(rows: &[(Tier, Duration, Outcome)]) -> String {
 }
 
 fn tier_run(tier: Tier, notes: &std::path::Path) -> Result<Outcome> {
-    let Some(arguments) = tier.arguments() else {
+    let commands = tier.commands();
+    if commands.is_empty() {
         tidy::run()?;
         return Ok(Outcome { passed: 1, ..Outcome::default() });
-    };
+    }
+    let mut sum = Outcome::default();
+    for arguments in commands {
+        let outcome = cargo(tier, &arguments, notes)?;
+        sum.passed += outcome.passed;
+        sum.failed += outcome.failed;
+    }
+    Ok(sum)
+}
+
+fn cargo(tier: Tier, arguments: &[String], notes: &std::path::Path) -> Result<Outcome> {
     println!("$ cargo {}", arguments.join(" "));
     let mut child = Command::new("cargo")
-        .args(&arguments)
+        .args(arguments)
         .current_dir(crate::root())
         .env("WEIR_SKIPPED", notes)
         .stdin(Stdio::null())
@@ -262,9 +273,10 @@ mod tests {
     #[test]
     fn every_tier_says_what_it_runs() {
         for tier in Tier::ALL {
-            match tier.arguments() {
-                None => assert_eq!(tier, Tier::Tidy),
-                Some(arguments) => assert!(["fmt", "clippy", "test"].contains(&arguments[0].as_str())),
+            let commands = tier.commands();
+            assert_eq!(commands.is_empty(), tier == Tier::Tidy);
+            for arguments in commands {
+                assert!(["fmt", "clippy", "test"].contains(&arguments[0].as_str()));
             }
         }
     }
