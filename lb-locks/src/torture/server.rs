@@ -89,9 +89,9 @@ impl RedisServer {
             let library =
                 library.ok_or_else(|| std::io::Error::other("libfaketime is not installed: package faketime"))?;
             self.move_clock(0)?;
+            // The C library follows, so that its allocator stands before the jemalloc that the server links: jemalloc asks
+            // for the time in its first call, libfaketime allocates in its own first call, and neither gets out of that.
             command
-                // Redis allocates by jemalloc, which asks for the time before the moved clock can answer; the C library's own
-                // allocator, named before it, does not.
                 .env("LD_PRELOAD", format!("{library} libc.so.6"))
                 .env("FAKETIME_TIMESTAMP_FILE", self.folder.path().join("clock"))
                 .env("FAKETIME_NO_CACHE", "1")
