@@ -8,7 +8,6 @@
 mod error;
 mod link;
 mod script;
-mod sha1;
 
 use std::{
     sync::{Arc, Mutex, PoisonError},

@@ -6,9 +6,7 @@
 use std::sync::LazyLock;
 
 use redis::{Cmd, Value as Raw};
-use sha1_of::sha1_hex;
 
-use super::sha1 as sha1_of;
 use crate::{
     command::{Command, Inspection, List, ListId, Mode, Refusal, Reply, Status},
     error::NodeError,
@@ -16,24 +14,18 @@ use crate::{
     value::Value,
 };
 
-/// A script and the digest that EVALSHA wants.
-#[derive(Debug)]
-pub struct Script {
-    text: String,
-    digest: String,
-}
-
-impl Script {
-    fn new(body: &str) -> Self {
-        let text = format!("{}{body}", include_str!("prelude.lua"));
-        let digest = sha1_hex(text.as_bytes());
-        Self { text, digest }
-    }
+/// A script, and the digest that EVALSHA wants, which the client computes.
+struct Script {
+    text: &'static str,
+    digest: redis::Script,
 }
 
 macro_rules! script {
     ($name:ident, $file:literal) => {
-        static $name: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!($file)));
+        static $name: LazyLock<Script> = LazyLock::new(|| {
+            let text = concat!(include_str!("prelude.lua"), include_str!($file));
+            Script { text, digest: redis::Script::new(text) }
+        });
     };
 }
 script!(ACQUIRE, "acquire.lua");
@@ -147,7 +139,7 @@ pub fn encode(command: &Command, keys: &Keys, whole: bool) -> Result<Cmd, NodeEr
         Command::Names { .. } => return Err(NodeError::Protocol("names are not listed by a script".into())),
     };
     let mut cmd = redis::cmd(if whole { "EVAL" } else { "EVALSHA" });
-    cmd.arg(if whole { &script.text } else { &script.digest }).arg(6);
+    cmd.arg(if whole { script.text } else { script.digest.get_hash() }).arg(6);
     for key in keys.all(name) {
         cmd.arg(key);
     }
