@@ -7,8 +7,10 @@ use std::sync::Arc;
 use tokio::runtime::Handle;
 
 use crate::{
+    attempt::Unasked,
     command::{Command, Ticket},
-    engine::{Engine, Nodes},
+    engine::Engine,
+    nodes::Nodes,
     value::Value,
 };
 
@@ -19,8 +21,10 @@ pub struct Claim {
     pub name: String,
     pub value: Option<Value>,
     pub ticket: Option<String>,
-    /// Nodes that may hold it; all of them unless it is known better.
+    /// Nodes that may hold it; all that were asked unless it is known better.
     pub holding: Option<Vec<usize>>,
+    /// Nodes that were not asked.
+    pub unasked: Arc<Unasked>,
     runtime: Option<Handle>,
     armed: bool,
 }
@@ -34,6 +38,7 @@ impl Claim {
             value: Some(value.clone()),
             ticket,
             holding: None,
+            unasked: Arc::default(),
             runtime: Handle::try_current().ok(),
             armed: true,
         }
@@ -48,6 +53,14 @@ impl Claim {
     /// Leaves the cleaning up to another.
     pub fn disarm(&mut self) {
         self.armed = false;
+    }
+
+    /// The nodes to release on. Whoever was not asked until now is not asked any more.
+    pub fn holders(&mut self) -> Vec<usize> {
+        let unasked = self.unasked.take();
+        let mut holders = self.holding.take().unwrap_or_else(|| (0..self.nodes.nodes.len()).collect());
+        holders.retain(|at| !unasked.contains(at));
+        holders
     }
 
     /// The command that gives everything back.
@@ -66,12 +79,11 @@ impl std::fmt::Debug for Claim {
 impl Drop for Claim {
     fn drop(&mut self) {
         let Some(runtime) = self.runtime.take().filter(|_| self.armed) else { return };
+        let holders = self.holders();
         let (engine, nodes, release) = (Arc::clone(&self.engine), Arc::clone(&self.nodes), Arc::new(self.release()));
-        let all = || (0..nodes.nodes.len()).collect();
-        let holding: Vec<usize> = self.holding.take().unwrap_or_else(all);
         runtime.spawn(async move {
-            let each = holding.into_iter().map(|at| (at, Arc::clone(&nodes.nodes[at]), Arc::clone(&release)));
-            engine.round(each, |_, _| false).await;
+            let each = holders.into_iter().map(|at| (at, Arc::clone(&nodes.nodes[at]), Arc::clone(&release)));
+            engine.round(&nodes, each, |_, _| false).await;
         });
     }
 }

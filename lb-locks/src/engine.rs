@@ -7,16 +7,17 @@
 use std::{
     pin::pin,
     sync::{
-        Arc, Mutex, PoisonError, RwLock,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
 };
 
-use futures_util::stream::{FuturesUnordered, StreamExt};
-use tokio::{runtime::Handle, time::sleep};
+use futures_util::stream::StreamExt;
+use tokio::{sync::watch, time::sleep};
 
 use crate::{
+    attempt::{Answer, Leftover},
     claim::Claim,
     clock::{self, BootTime, ms},
     command::{Command, List, ListId, Refusal, Reply, Terms, Ticket},
@@ -25,30 +26,12 @@ use crate::{
     held::Held,
     lock::{Holding, Inspections, Options, Request, Statuses},
     members,
-    node::{BoxFuture, FenceGap, Node},
+    node::{BoxFuture, Node},
+    nodes::Nodes,
     repair,
-    round::{Acquisition, Fencing, Plan, Step, Tally, majority},
+    round::{Acquisition, Tally},
     value::{Owner, Value},
 };
-
-/// The nodes of one list.
-#[derive(Debug)]
-pub struct Nodes {
-    pub list: List,
-    pub nodes: Vec<Arc<dyn Node>>,
-    pub names: Arc<[String]>,
-}
-
-impl Nodes {
-    pub fn new(id: ListId, nodes: Vec<Arc<dyn Node>>) -> Self {
-        Self::of(List { id, members: String::new() }, nodes)
-    }
-
-    pub fn of(list: List, nodes: Vec<Arc<dyn Node>>) -> Self {
-        let names = nodes.iter().map(|node| node.name().to_owned()).collect();
-        Self { list, nodes, names }
-    }
-}
 
 /// Makes a node out of a member of an announced list.
 pub type Connect = dyn Fn(&members::Member) -> Result<Arc<dyn Node>, LockError> + Send + Sync;
@@ -56,7 +39,7 @@ pub type Connect = dyn Fn(&members::Member) -> Result<Arc<dyn Node>, LockError> 
 /// Locks over a list of nodes.
 pub struct Engine {
     pub options: Options,
-    nodes: RwLock<Arc<Nodes>>,
+    nodes: watch::Sender<Arc<Nodes>>,
     connect: Option<Box<Connect>>,
     repairing: AtomicBool,
     /// Whether the nodes of this list were asked if they are different servers.
@@ -71,10 +54,6 @@ impl std::fmt::Debug for Engine {
     }
 }
 
-/// One answer of one node.
-type Answer = (usize, bool, Result<Reply, NodeError>);
-type Calls = FuturesUnordered<BoxFuture<'static, Answer>>;
-
 impl Engine {
     pub fn new(nodes: Nodes, options: Options) -> Result<Arc<Self>, LockError> {
         Self::with_connect(nodes, options, None)
@@ -84,7 +63,7 @@ impl Engine {
         options.check()?;
         Ok(Arc::new(Self {
             options,
-            nodes: RwLock::new(Arc::new(nodes)),
+            nodes: watch::Sender::new(Arc::new(nodes)),
             connect,
             repairing: AtomicBool::new(false),
             distinct: AtomicBool::new(false),
@@ -98,13 +77,24 @@ impl Engine {
 
     /// The present list.
     pub fn nodes(&self) -> Arc<Nodes> {
-        // The lock guards one pointer: a panic elsewhere cannot leave it half written.
-        Arc::clone(&self.nodes.read().unwrap_or_else(PoisonError::into_inner))
+        Arc::clone(&self.nodes.borrow())
     }
 
+    /// Tells when the list changes.
+    pub fn watch_nodes(&self) -> watch::Receiver<Arc<Nodes>> {
+        self.nodes.subscribe()
+    }
+
+    /// Takes `nodes` for the present list, unless a newer one is there already.
     pub fn set_nodes(&self, nodes: Nodes) {
-        self.distinct.store(false, Ordering::Release);
-        *self.nodes.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(nodes);
+        self.nodes.send_if_modified(|present| {
+            let newer = nodes.list.id.epoch > present.list.id.epoch;
+            if newer {
+                self.distinct.store(false, Ordering::Release);
+                *present = Arc::new(nodes);
+            }
+            newer
+        });
     }
 
     pub fn terms(&self, nodes: &Nodes) -> Terms {
@@ -149,7 +139,7 @@ impl Engine {
     }
 
     /// Refuses one server under two names. Once per list, before the first lock: later, votes tell their run.
-    pub async fn check_distinct(self: &Arc<Self>, nodes: &Nodes) -> Result<(), LockError> {
+    pub async fn check_distinct(self: &Arc<Self>, nodes: &Arc<Nodes>) -> Result<(), LockError> {
         if nodes.nodes.len() < 2 {
             return Ok(());
         }
@@ -165,7 +155,7 @@ impl Engine {
         Ok(())
     }
 
-    fn value(&self) -> Result<Value, LockError> {
+    pub fn value(&self) -> Result<Value, LockError> {
         let owner = Owner::this_process(&self.options.label);
         Value::random(&owner).map_err(|e| LockError::Config(format!("the kernel gives no random numbers: {e}")))
     }
@@ -189,83 +179,10 @@ impl Engine {
         waiting.mul_f64(0.5) + base.mul_f64(rand::random::<f64>())
     }
 
-    async fn attempt(
-        self: &Arc<Self>,
-        request: &Request,
-        ticket: Option<&Ticket>,
-    ) -> Result<Guard, Box<(LockError, Acquisition)>> {
-        let nodes = self.nodes();
-        let fence = request.fencing != Fencing::None;
-        let started = BootTime::now();
-        let mut acquisition = Acquisition::new(Plan {
-            name: request.name.as_str().into(),
-            nodes: Arc::clone(&nodes.names),
-            quorum: majority(nodes.nodes.len()),
-            ttl: request.ttl,
-            fencing: request.fencing,
-            started,
-        });
-        let value = match self.value() {
-            Ok(value) => value,
-            Err(error) => return Err(Box::new((error, acquisition))),
-        };
-        let acquire = Arc::new(Command::Acquire {
-            name: request.name.clone(),
-            value: value.clone(),
-            mode: request.mode,
-            ttl_ms: ms(request.ttl),
-            fence,
-            ticket: ticket.cloned(),
-            terms: self.terms(&nodes),
-        });
-        // Dropped without a lock, this releases on every node that may hold it.
-        let mut claim = Claim::new(self, &nodes, &request.name, &value, None);
-        let calls: Calls = nodes.nodes.iter().map(|node| (node, &acquire)).enumerate().map(first_round).collect();
-        let mut calls = Leftover { calls, engine: Arc::clone(self) };
-        let mut time_is_up = pin!(sleep(self.options.node_timeout));
-        loop {
-            let step = tokio::select! {
-                biased;
-                Some((node, second, answer)) = calls.calls.next() => {
-                    let now = BootTime::now();
-                    if second {
-                        acquisition.on_confirmed(node, answer, now)
-                    } else {
-                        acquisition.on_vote(node, answer, now)
-                    }
-                }
-                () = &mut time_is_up => acquisition.on_timeout(BootTime::now()),
-            };
-            match step {
-                Step::Wait => {}
-                Step::Confirm { fence, nodes: voters } => {
-                    time_is_up.as_mut().reset(tokio::time::Instant::now() + self.options.node_timeout);
-                    let confirm =
-                        Arc::new(Command::Confirm { name: request.name.clone(), value: value.clone(), fence });
-                    for at in voters {
-                        let call = nodes.nodes[at].call(Arc::clone(&confirm));
-                        calls.calls.push(Box::pin(async move { (at, true, call.await) }));
-                    }
-                }
-                Step::Won { valid_until, fence } => {
-                    if acquisition.wants_repair() {
-                        let engine = Arc::clone(self);
-                        tokio::spawn(async move { engine.repair().await });
-                    }
-                    claim.ticket = ticket.map(|ticket| ticket.id.clone());
-                    return Ok(Guard::new(claim, request, valid_until, fence));
-                }
-                Step::Failed(error) => {
-                    claim.holding = Some(acquisition.may_hold().collect());
-                    return Err(Box::new((error, acquisition)));
-                }
-            }
-        }
-    }
-
     /// Sends `commands` and collects what comes back in time.
     pub async fn round(
         self: &Arc<Self>,
+        nodes: &Arc<Nodes>,
         commands: impl IntoIterator<Item = (usize, Arc<dyn Node>, Arc<Command>)>,
         mut decided: impl FnMut(usize, Result<Reply, NodeError>) -> bool,
     ) {
@@ -273,7 +190,7 @@ impl Engine {
             let call = node.call(command);
             Box::pin(async move { (at, false, call.await) })
         };
-        let mut calls = Leftover { calls: commands.into_iter().map(call).collect(), engine: Arc::clone(self) };
+        let mut calls = Leftover::new(commands.into_iter().map(call).collect(), self, nodes);
         let mut time_is_up = pin!(sleep(self.options.node_timeout));
         loop {
             tokio::select! {
@@ -291,13 +208,18 @@ impl Engine {
         }
     }
 
-    /// The same command to all `nodes`; ends with the majority, won or lost.
-    pub async fn tally(self: &Arc<Self>, nodes: &Nodes, command: Command) -> (bool, Report) {
+    /// The same command to the nodes at `indices`; ends with the majority of all, won or lost.
+    pub async fn tally(
+        self: &Arc<Self>,
+        nodes: &Arc<Nodes>,
+        indices: &[usize],
+        command: Command,
+    ) -> (bool, Report) {
         let command = Arc::new(command);
-        let mut tally = Tally::new(nodes.nodes.len());
-        let all = nodes.nodes.iter().enumerate().map(|(at, node)| (at, Arc::clone(node), Arc::clone(&command)));
+        let mut tally = Tally::among(nodes.nodes.len(), indices);
+        let each = indices.iter().map(|&at| (at, Arc::clone(&nodes.nodes[at]), Arc::clone(&command)));
         let mut verdict = None;
-        self.round(all, |at, answer| {
+        self.round(nodes, each, |at, answer| {
             verdict = tally.on_answer(at, answer);
             verdict.is_some()
         })
@@ -307,11 +229,11 @@ impl Engine {
     }
 
     /// Asks all nodes for the same thing; `None` from those that did not answer in time.
-    pub async fn ask_all(self: &Arc<Self>, nodes: &Nodes, command: Command) -> Vec<Result<Reply, NodeError>> {
+    pub async fn ask_all(self: &Arc<Self>, nodes: &Arc<Nodes>, command: Command) -> Vec<Result<Reply, NodeError>> {
         let command = Arc::new(command);
         let mut answers: Vec<Result<Reply, NodeError>> = nodes.nodes.iter().map(|_| Err(NodeError::Timeout)).collect();
         let all = nodes.nodes.iter().enumerate().map(|(at, node)| (at, Arc::clone(node), Arc::clone(&command)));
-        self.round(all, |at, answer| {
+        self.round(nodes, all, |at, answer| {
             answers[at] = answer;
             false
         })
@@ -378,10 +300,10 @@ impl Engine {
     }
 
     /// Sends each of the `commands`, and says what became of them.
-    async fn send_each(self: &Arc<Self>, nodes: &Nodes, commands: Vec<(usize, Command)>) -> Tally {
+    async fn send_each(self: &Arc<Self>, nodes: &Arc<Nodes>, commands: Vec<(usize, Command)>) -> Tally {
         let mut tally = Tally::new(nodes.nodes.len());
         let each = commands.into_iter().map(|(at, command)| (at, Arc::clone(&nodes.nodes[at]), Arc::new(command)));
-        self.round(each, |at, answer| {
+        self.round(nodes, each, |at, answer| {
             tally.on_answer(at, answer);
             false
         })
@@ -460,8 +382,8 @@ impl Engine {
         let Some(connect) = &self.connect else { return Ok(()) };
         let current = self.nodes();
         let asked = match hint {
-            Some(list) => self.connected(&current, list, connect)?,
-            None => Nodes::of(current.list.clone(), current.nodes.clone()),
+            Some(list) => Arc::new(self.connected(&current, list, connect)?),
+            None => Arc::clone(&current),
         };
         let answers = self.ask_all(&asked, Command::Status).await;
         let reported: Vec<(String, List)> = asked
@@ -516,24 +438,6 @@ impl Engine {
     }
 }
 
-/// One node's part of the first round. A node whose counter cannot be trusted has no vote on tokens.
-fn first_round((at, (node, acquire)): (usize, (&Arc<dyn Node>, &Arc<Command>))) -> BoxFuture<'static, Answer> {
-    let fenced = matches!(&**acquire, Command::Acquire { fence: true, .. });
-    if !fenced {
-        let call = node.call(Arc::clone(acquire));
-        return Box::pin(async move { (at, false, call.await) });
-    }
-    let (node, acquire) = (Arc::clone(node), Arc::clone(acquire));
-    Box::pin(async move {
-        let answer = match node.fence_support().await {
-            Ok(()) => node.call(acquire).await,
-            Err(FenceGap::Setup(why)) => Err(NodeError::NoFence(why)),
-            Err(FenceGap::Unknown(error)) => Err(error),
-        };
-        (at, false, answer)
-    })
-}
-
 fn report_of(nodes: &Nodes, answers: &[Result<Reply, NodeError>]) -> Report {
     let outcome = |answer: &Result<Reply, NodeError>| match answer {
         Ok(_) => NodeOutcome::Ok,
@@ -547,37 +451,5 @@ struct Reset<'a>(&'a AtomicBool);
 impl Drop for Reset<'_> {
     fn drop(&mut self) {
         self.0.store(false, Ordering::Release);
-    }
-}
-
-/// Requests whose answers nobody waits for any more. They are still carried through for one time-out: an answer may say
-/// that a node needs repair, and a connection that is never listened to would look silent.
-struct Leftover {
-    calls: Calls,
-    engine: Arc<Engine>,
-}
-
-impl Drop for Leftover {
-    fn drop(&mut self) {
-        let mut calls = std::mem::take(&mut self.calls);
-        let (Ok(runtime), false) = (Handle::try_current(), calls.is_empty()) else { return };
-        let engine = Arc::clone(&self.engine);
-        runtime.spawn(async move {
-            let mut to_repair = false;
-            let drain = async {
-                while let Some((_, _, answer)) = calls.next().await {
-                    match answer {
-                        Ok(Reply::Refused(Refusal::NeedsRepair { .. })) => to_repair = true,
-                        Ok(Reply::Refused(Refusal::OtherList { list })) => engine.complain(&list.id),
-                        _ => {}
-                    }
-                }
-            };
-            // Late is as good as never here.
-            let _ = tokio::time::timeout(engine.options.node_timeout, drain).await;
-            if to_repair {
-                engine.repair().await;
-            }
-        });
     }
 }

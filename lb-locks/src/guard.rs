@@ -139,7 +139,8 @@ impl Guard {
             ttl_ms: ms(ttl),
             terms: engine.terms(&nodes),
         };
-        let (won, report) = engine.tally(&nodes, command).await;
+        let all: Vec<usize> = (0..nodes.nodes.len()).collect();
+        let (won, report) = engine.tally(&nodes, &all, command).await;
         let now = BootTime::now();
         let valid_until = started + ttl.saturating_sub(drift(ttl));
         if won && valid_until > now && self.valid_until() > now {
@@ -177,18 +178,18 @@ impl Guard {
         }
     }
 
-    /// Gives the lock back on all nodes; returns once a majority confirmed it or cannot. The rest follows in the
-    /// background.
+    /// Gives the lock back on all nodes that were asked for it; returns once a majority confirmed it or cannot. The rest
+    /// follows in the background.
     pub async fn release(mut self) -> Released {
         self.claim.disarm();
         let in_time = self.is_valid();
-        let command = self.claim.release();
-        let (confirmed, report) = self.claim.engine.tally(&self.claim.nodes, command).await;
+        let (holders, command) = (self.claim.holders(), self.claim.release());
+        let (confirmed, report) = self.claim.engine.tally(&self.claim.nodes, &holders, command).await;
         Released { confirmed, in_time, report }
     }
 
     /// Leaves the lock to whoever gets what this returns ([`crate::Lock::resume`]): it is neither released nor watched here
-    /// any more.
+    /// any more. A process that ends right after this asks for the lock with [`Request::everywhere`].
     pub fn leave(mut self) -> Held {
         self.claim.disarm();
         Held {

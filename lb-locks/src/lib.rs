@@ -26,8 +26,10 @@ pub mod round;
 pub mod torture;
 pub mod value;
 
+mod attempt;
 mod claim;
 mod engine;
+mod nodes;
 
 pub use error::{LockError, NodeError, NodeOutcome, Report};
 pub use fenced::FencedResource;

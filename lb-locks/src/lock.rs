@@ -4,11 +4,12 @@ use std::{sync::Arc, time::Duration};
 
 use crate::{
     command::{Inspection, ListId, Mode, Status},
-    engine::{Engine, Nodes},
+    engine::Engine,
     error::{LockError, NodeError, Report},
     guard::Guard,
     held::Held,
     node::{BoxFuture, Node},
+    nodes::Nodes,
     round::Fencing,
     value::Owner,
 };
@@ -81,6 +82,9 @@ pub struct Request {
     pub fencing: Fencing,
     /// Whether waiters are served in the order in which they came.
     pub first_come: bool,
+    /// Whether all nodes are asked at once. Else a majority is asked first, and the others a moment later unless the
+    /// lock was given back meanwhile.
+    pub everywhere: bool,
     /// Most extensions of the guard.
     pub extensions_max: u32,
     /// How long before the end of validity [`Guard::lost`] fires.
@@ -98,6 +102,7 @@ impl Request {
             attempts_max: 100_000,
             fencing: Fencing::None,
             first_come: false,
+            everywhere: false,
             extensions_max: 1_000,
             lost_margin: (ttl / 20).min(Duration::from_secs(1)),
         }
@@ -119,6 +124,12 @@ impl Request {
     #[must_use]
     pub fn shared(self) -> Self {
         Self { mode: Mode::Shared, ..self }
+    }
+
+    /// Asks all nodes at once: for a lock that outlives this process, which has no later.
+    #[must_use]
+    pub fn everywhere(self) -> Self {
+        Self { everywhere: true, ..self }
     }
 
     /// In first-come order: exact over one store, best effort over several.
@@ -236,35 +247,46 @@ impl Single {
     }
 }
 
-impl Lock for Single {
+impl Engined for Single {
+    fn engine(&self) -> &Arc<Engine> {
+        &self.engine
+    }
+}
+
+/// A place of this crate: all of them lock through one engine.
+pub(crate) trait Engined: std::fmt::Debug + Send + Sync {
+    fn engine(&self) -> &Arc<Engine>;
+}
+
+impl<T: Engined> Lock for T {
     fn acquire(&self, request: Request) -> BoxFuture<'_, Result<Guard, LockError>> {
-        Box::pin(self.engine.acquire(request))
+        Box::pin(self.engine().acquire(request))
     }
 
     fn resume(&self, held: &Held) -> Result<Guard, LockError> {
-        self.engine.resume(held)
+        self.engine().resume(held)
     }
 
     fn inspect_each(&self, name: &str) -> BoxFuture<'_, Inspections> {
         let name = name.to_owned();
-        Box::pin(async move { self.engine.inspect_each(&name).await })
+        Box::pin(async move { self.engine().inspect_each(&name).await })
     }
 
     fn inspect(&self, name: &str) -> BoxFuture<'_, Result<Holding, LockError>> {
         let name = name.to_owned();
-        Box::pin(async move { self.engine.inspect(&name).await })
+        Box::pin(async move { self.engine().inspect(&name).await })
     }
 
     fn names(&self, limit: usize) -> BoxFuture<'_, Result<Vec<String>, LockError>> {
-        Box::pin(self.engine.names(limit))
+        Box::pin(self.engine().names(limit))
     }
 
     fn statuses(&self) -> BoxFuture<'_, Statuses> {
-        Box::pin(self.engine.statuses())
+        Box::pin(self.engine().statuses())
     }
 
     fn bootstrap(&self, fence: u64) -> BoxFuture<'_, Result<Report, LockError>> {
-        Box::pin(self.engine.bootstrap(fence))
+        Box::pin(self.engine().bootstrap(fence))
     }
 }
 

@@ -5,20 +5,20 @@
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
-use tokio::time::sleep;
+use tokio::{sync::watch, time::sleep};
 
 use crate::{
     command::{Command, List, Refusal, Reply},
-    engine::{Connect, Engine, Nodes},
+    engine::{Connect, Engine},
     error::{LockError, NodeOutcome, Report},
     guard::Guard,
-    held::Held,
-    lock::{Holding, Inspections, Lock, Options, Request, Statuses},
+    lock::{Engined, Options, Request},
     members::{self, Change, Member},
     node::{
-        BoxFuture, Node,
+        Node,
         redis::{RedisNode, RedisOptions},
     },
+    nodes::Nodes,
 };
 
 /// The lock that serialises changes of the list.
@@ -27,6 +27,8 @@ const ADMIN_LOCK: &str = "weir/list";
 const ADMIN_TTL: Duration = Duration::from_secs(10);
 /// How often the list is compared without any hint, to within half of it.
 const LIST_LOOK: Duration = Duration::from_secs(30);
+/// The first pause between two looks for a list that was announced; each further one is twice as long.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
 /// Locks over several nodes.
 #[derive(Clone, Debug)]
@@ -101,21 +103,42 @@ impl Redlock {
         self.engine.refresh(None).await
     }
 
-    /// Keeps the list new: on every hint of a node, and on a slow timer anyway. Never ends; drop it to stop.
+    /// Keeps the list new: looks whenever a node announces one, as soon as it listens to a node (what was announced before
+    /// that it did not hear), and on a slow timer anyway. Never ends; drop it to stop.
     pub async fn follow(&self) {
+        let (announced, mut heard) = watch::channel(0);
+        let announced = Arc::new(announced);
+        let mut present = self.engine.watch_nodes();
         loop {
-            let nodes = self.engine.nodes();
-            let hints: Vec<_> = nodes.nodes.iter().map(|node| node.list_hint()).collect();
-            let slow = LIST_LOOK.mul_f64(0.5 + rand::random::<f64>() / 2.0);
+            let nodes = Arc::clone(&present.borrow_and_update());
+            // A listener goes on while the list is looked at: nodes announce it one after the other, and the first is
+            // heard before a majority has it.
+            let listeners = nodes.nodes.iter().map(|node| node.listen(Arc::clone(&announced)));
             tokio::select! {
-                _ = futures_util::future::select_all(hints) => {}
-                () = sleep(slow) => {}
+                _ = futures_util::future::join_all(listeners) => {}
+                () = self.look(&nodes, &mut heard) => {}
+                // Another way than this one brought a new list.
+                _ = present.changed() => {}
             }
+        }
+    }
+
+    /// Looks for a newer list than that of `nodes` until there is one.
+    async fn look(&self, nodes: &Nodes, heard: &mut watch::Receiver<u64>) {
+        let epoch = nodes.list.id.epoch;
+        let mut pause = LOOK_AGAIN;
+        while self.engine.nodes().list.id.epoch == epoch {
+            // What was announced and is not agreed yet, or was asked for in vain, is looked at again soon.
+            let is_behind = *heard.borrow_and_update() > epoch;
+            let wait = if is_behind { pause } else { LIST_LOOK.mul_f64(0.5 + rand::random::<f64>() / 2.0) };
+            pause = if is_behind { (pause * 2).min(LIST_LOOK) } else { LOOK_AGAIN };
+            // Either way it is time to look.
+            let _ = tokio::time::timeout(wait, heard.changed()).await;
             if let Err(error) = self.refresh().await {
                 tracing::warn!("the list of lock nodes cannot be renewed: {error}");
             }
-            // A node that hints without end must not keep a core busy.
-            sleep(Duration::from_millis(50)).await;
+            // A node that announces without end must not keep a core busy.
+            sleep(LOOK_AGAIN).await;
         }
     }
 
@@ -144,7 +167,7 @@ impl Redlock {
         // The union: who leaves has to refuse older lists too.
         let mut all: Vec<Arc<dyn Node>> = new.nodes.clone();
         all.extend(old.nodes.iter().filter(|node| !new.names.contains(&node.name().to_owned())).cloned());
-        let all = Nodes::of(list.clone(), all);
+        let all = Arc::new(Nodes::of(list.clone(), all));
         self.engine.check_distinct(&all).await?;
         if !admin.is_valid() {
             return Err(LockError::NoQuorum { name: ADMIN_LOCK.into(), report: Report::default() });
@@ -159,7 +182,7 @@ impl Redlock {
             all.names.iter().map(|name| (name.clone(), NodeOutcome::Pending)).collect();
         let (mut agreed, mut too_soon) = (BTreeSet::new(), None);
         self.engine
-            .round(commands, |at, answer| {
+            .round(&all, commands, |at, answer| {
                 said[at].1 = match answer {
                     Ok(Reply::Done) => {
                         agreed.insert(all.names[at].clone());
@@ -199,34 +222,8 @@ fn split_name(text: &str) -> (Option<&str>, &str) {
     }
 }
 
-impl Lock for Redlock {
-    fn acquire(&self, request: Request) -> BoxFuture<'_, Result<Guard, LockError>> {
-        Box::pin(self.engine.acquire(request))
-    }
-
-    fn resume(&self, held: &Held) -> Result<Guard, LockError> {
-        self.engine.resume(held)
-    }
-
-    fn inspect_each(&self, name: &str) -> BoxFuture<'_, Inspections> {
-        let name = name.to_owned();
-        Box::pin(async move { self.engine.inspect_each(&name).await })
-    }
-
-    fn inspect(&self, name: &str) -> BoxFuture<'_, Result<Holding, LockError>> {
-        let name = name.to_owned();
-        Box::pin(async move { self.engine.inspect(&name).await })
-    }
-
-    fn names(&self, limit: usize) -> BoxFuture<'_, Result<Vec<String>, LockError>> {
-        Box::pin(self.engine.names(limit))
-    }
-
-    fn statuses(&self) -> BoxFuture<'_, Statuses> {
-        Box::pin(self.engine.statuses())
-    }
-
-    fn bootstrap(&self, fence: u64) -> BoxFuture<'_, Result<Report, LockError>> {
-        Box::pin(self.engine.bootstrap(fence))
+impl Engined for Redlock {
+    fn engine(&self) -> &Arc<Engine> {
+        &self.engine
     }
 }

@@ -161,6 +161,11 @@ impl Acquisition {
         Report(self.plan.nodes.iter().cloned().zip(said).collect())
     }
 
+    /// Whether `node` has not voted.
+    pub fn is_pending(&self, node: usize) -> bool {
+        self.votes.get(node) == Some(&NodeOutcome::Pending)
+    }
+
     /// Nodes that may hold the lock for this attempt, now or when a late request arrives: where to release it.
     pub fn may_hold(&self) -> impl Iterator<Item = usize> {
         let refused = |vote: &NodeOutcome| matches!(vote, NodeOutcome::Refused(_));
@@ -291,6 +296,12 @@ impl Tally {
     /// A round over `nodes` nodes of which nothing has been heard.
     pub fn new(nodes: usize) -> Self {
         Self { quorum: majority(nodes), outcomes: vec![NodeOutcome::Pending; nodes] }
+    }
+
+    /// A round over `nodes` nodes of which only those at `indices` are asked: the others hold nothing.
+    pub fn among(nodes: usize, indices: &[usize]) -> Self {
+        let outcome = |at| if indices.contains(&at) { NodeOutcome::Pending } else { NodeOutcome::Gone };
+        Self { quorum: majority(nodes), outcomes: (0..nodes).map(outcome).collect() }
     }
 
     /// The answer of `node`; whether the majority is won or lost with it.

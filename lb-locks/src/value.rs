@@ -3,7 +3,7 @@
 //! Invariants: every attempt has a value of its own, so that a late release of one attempt cannot undo the next; nothing
 //! of the owner decides anything.
 
-use std::fmt;
+use std::{fmt, sync::LazyLock};
 
 use crate::clock;
 
@@ -79,9 +79,12 @@ pub struct Owner {
 impl Owner {
     /// This process, now.
     pub fn this_process(label: &str) -> Self {
-        let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+        // Asked once: every attempt has a value, and a file is not free.
+        static HOST: LazyLock<String> = LazyLock::new(|| {
+            std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned()
+        });
         Self {
-            host: host.trim().to_owned(),
+            host: HOST.clone(),
             pid: std::process::id(),
             since_unix_ms: clock::unix_ms(),
             label: label.to_owned(),

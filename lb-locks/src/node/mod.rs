@@ -9,6 +9,8 @@ pub mod sqlite;
 
 use std::{fmt, pin::Pin, sync::Arc};
 
+use tokio::sync::watch;
+
 use crate::{
     command::{Command, Reply},
     error::NodeError,
@@ -28,8 +30,10 @@ pub trait Node: fmt::Debug + Send + Sync {
     /// Whether the counter survives everything that the node survives; else what is missing.
     fn fence_support(&self) -> BoxFuture<'static, Result<(), FenceGap>>;
 
-    /// Waits for a hint that the list of nodes changed. Hints can be lost; the default never comes.
-    fn list_hint(&self) -> BoxFuture<'static, ()> {
+    /// Listens for announcements of a new list. `heard` becomes the largest number that was announced, and wakes its
+    /// receivers with every announcement and also when the listening begins, for what was announced before was not heard.
+    /// Never ends; the default hears nothing.
+    fn listen(&self, _heard: Arc<watch::Sender<u64>>) -> BoxFuture<'static, ()> {
         Box::pin(std::future::pending())
     }
 }

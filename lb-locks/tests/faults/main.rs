@@ -1,6 +1,8 @@
 //! Real redis-server processes, and what happens to them while locks are held: each module is one kind of fault.
 
+mod answers;
 mod clocks;
+mod fake;
 mod question;
 mod restarts;
 mod silence;

@@ -19,6 +19,8 @@ pub struct Link {
     connection: MultiplexedConnection,
     /// Why fencing tokens cannot be trusted here, if so.
     pub fence: Result<(), String>,
+    /// Whether it has DELEX (Redis 8.4), which deletes a key that still has a value without a script.
+    pub has_delex: bool,
     /// Requests sent.
     sent: AtomicU64,
     /// Number of the last request that was answered; answers come in order.
@@ -44,15 +46,21 @@ impl Link {
         let mut link = Self {
             connection,
             fence: Ok(()),
+            has_delex: false,
             sent: AtomicU64::new(0),
             answered: AtomicU64::new(0),
             silent_since: Mutex::default(),
         };
         let setting = async |option: &str| link.setting(option).await;
         let asked = tokio::time::timeout(timeout, async {
-            tokio::join!(setting("maxmemory-policy"), setting("appendonly"), setting("appendfsync"))
+            tokio::join!(
+                setting("maxmemory-policy"),
+                setting("appendonly"),
+                setting("appendfsync"),
+                link.has_command("DELEX")
+            )
         });
-        let Ok((policy, appendonly, appendfsync)) = asked.await else {
+        let Ok((policy, appendonly, appendfsync, has_delex)) = asked.await else {
             return Err(NodeError::Unreachable("no answer to CONFIG GET".into()));
         };
         if let Ok(policy) = &policy
@@ -61,6 +69,7 @@ impl Link {
             tracing::warn!("lock node {name} has maxmemory-policy {policy}: it may evict a lock; set noeviction");
         }
         link.fence = trust(&policy, &appendonly, &appendfsync);
+        link.has_delex = has_delex;
         Ok(link)
     }
 
@@ -75,6 +84,15 @@ impl Link {
             Ok(Err(e)) => Err(format!("the server does not tell its {option}: {}", error::node_error(&e))),
             Err(e) => Err(format!("the server does not tell its {option}: {e}")),
         }
+    }
+
+    /// Whether the server knows `command`; no, if it does not say.
+    async fn has_command(&self, command: &str) -> bool {
+        let mut cmd = redis::cmd("COMMAND");
+        cmd.arg("INFO").arg(command);
+        // One entry for each name: nothing, or its description.
+        let described = |entry: &Raw| matches!(entry, Raw::Array(parts) if !parts.is_empty());
+        matches!(self.send(&cmd).await, Ok(Ok(Raw::Array(entries))) if entries.iter().any(described))
     }
 
     /// Sends one command. The outer error is about the connection, the inner one the server's.

@@ -17,6 +17,8 @@ use std::{
 use futures_util::{FutureExt, StreamExt, future::Shared};
 use redis::{Client, ConnectionAddr, ConnectionInfo, IntoConnectionInfo, Value as Raw, io::tcp::TcpSettings};
 
+use tokio::sync::watch;
+
 use super::{BoxFuture, FenceGap, Node};
 use crate::{
     command::{Command, Reply},
@@ -29,6 +31,9 @@ use script::Keys;
 pub const UNANSWERED_MAX: u64 = 64;
 /// A connection on which nothing was heard for so long is replaced.
 const SILENCE_MAX: Duration = Duration::from_secs(1);
+/// The first pause before a subscription is tried again, and the longest: each is up to twice the one before.
+const LISTEN_PAUSE: Duration = Duration::from_millis(100);
+const LISTEN_PAUSE_MAX: Duration = Duration::from_secs(10);
 /// Most steps of a walk over the keys.
 const SCAN_STEPS_MAX: usize = 10_000;
 
@@ -187,6 +192,16 @@ impl Inner {
         if let Command::Names { limit } = command {
             return self.names(link, *limit).await.map(Reply::Names);
         }
+        if let Command::Release { name, value, ticket: None } = command
+            && link.has_delex
+        {
+            let mut cmd = redis::cmd("DELEX");
+            cmd.arg(self.keys.kind(script::WRITER) + name).arg("IFEQ").arg(value.as_str());
+            if let Ok(Raw::Int(1)) = link.send(&cmd).await? {
+                return Ok(Reply::Done);
+            }
+            // A reader's lock, or gone: the script tells which.
+        }
         let answer = match link.send(&script::encode(command, &self.keys, false)?).await? {
             Err(error) if error::is_no_script(&error) => link.send(&script::encode(command, &self.keys, true)?).await?,
             answer => answer,
@@ -220,13 +235,28 @@ impl Inner {
         Ok(names.into_iter().take(limit).collect())
     }
 
-    async fn hint(self: Arc<Self>) {
-        // Without a subscription there is no hint; the caller also looks on a timer.
-        let Ok(mut pubsub) = self.client.get_async_pubsub().await else { return std::future::pending().await };
-        if pubsub.subscribe(self.keys.channel()).await.is_err() {
-            return std::future::pending().await;
+    /// Subscribes again and again; each time the server has confirmed it, `heard` is told.
+    async fn listen(self: Arc<Self>, heard: Arc<watch::Sender<u64>>) {
+        let mut pause = LISTEN_PAUSE;
+        loop {
+            let subscribe = async {
+                let mut pubsub = self.client.get_async_pubsub().await?;
+                pubsub.subscribe(self.keys.channel()).await?;
+                Ok::<_, redis::RedisError>(pubsub)
+            };
+            // Without a subscription nothing is heard; the caller also looks on a timer.
+            if let Ok(Ok(mut pubsub)) = tokio::time::timeout(self.options.connect_timeout, subscribe).await {
+                pause = LISTEN_PAUSE;
+                heard.send_modify(|_| {});
+                let mut messages = pubsub.on_message();
+                while let Some(message) = messages.next().await {
+                    let epoch = message.get_payload().unwrap_or(0);
+                    heard.send_modify(|known| *known = (*known).max(epoch));
+                }
+            }
+            tokio::time::sleep(pause.mul_f64(0.5 + rand::random::<f64>() / 2.0)).await;
+            pause = (pause * 2).min(LISTEN_PAUSE_MAX);
         }
-        let _ = pubsub.on_message().next().await;
     }
 }
 
@@ -252,7 +282,7 @@ impl Node for RedisNode {
         })
     }
 
-    fn list_hint(&self) -> BoxFuture<'static, ()> {
-        Box::pin(Arc::clone(&self.inner).hint())
+    fn listen(&self, heard: Arc<watch::Sender<u64>>) -> BoxFuture<'static, ()> {
+        Box::pin(Arc::clone(&self.inner).listen(heard))
     }
 }

@@ -43,8 +43,10 @@ pub struct Keys {
     prefix: String,
 }
 
+/// The kind of the key that holds an exclusive holder's value.
+pub const WRITER: char = 'w';
 /// Kinds of keys that show that a lock is held or waited for.
-pub const LIVE_KINDS: [char; 3] = ['w', 'r', 'q'];
+pub const LIVE_KINDS: [char; 3] = [WRITER, 'r', 'q'];
 
 impl Keys {
     /// Keys that begin with `prefix` and a colon.
@@ -63,7 +65,7 @@ impl Keys {
     }
 
     fn all(&self, name: &str) -> [String; 6] {
-        let [writer, readers, order, deadlines, intent] = ['w', 'r', 'q', 'd', 'i'].map(|kind| self.kind(kind) + name);
+        let [writer, readers, order, deadlines, intent] = [WRITER, 'r', 'q', 'd', 'i'].map(|kind| self.kind(kind) + name);
         [format!("{}:node", self.prefix), writer, readers, order, deadlines, intent]
     }
 }

@@ -1,0 +1,259 @@
+//! One attempt to take a lock: whom to ask, when, and what becomes of answers that nobody waits for.
+//!
+//! A majority is asked first. The others follow as soon as one of it is lost, or after [`ASK_ALL_AFTER`], also where
+//! the lock is held by then: then every node that can has it, and the lock survives what Redlock says that it
+//! survives. A lock that is given back sooner has cost no message to them. Invariants: what may be held anywhere is in a
+//! claim from before the first request; a release follows the request that it undoes on every connection.
+
+use std::{
+    pin::pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use futures_util::{
+    FutureExt,
+    stream::{FuturesUnordered, StreamExt},
+};
+use tokio::{runtime::Handle, time::sleep};
+
+use crate::{
+    claim::Claim,
+    clock::{BootTime, ms},
+    command::{Command, Refusal, Reply, Ticket},
+    engine::Engine,
+    error::{LockError, NodeError},
+    guard::Guard,
+    lock::Request,
+    node::{BoxFuture, FenceGap, Node},
+    nodes::Nodes,
+    round::{Acquisition, Fencing, Plan, Step, majority},
+};
+
+/// After so long, nodes that were not asked are: longer than healthy nodes in one data centre take to answer.
+const ASK_ALL_AFTER: Duration = Duration::from_millis(1);
+
+/// One answer of one node: its index, whether it is about the second round, what it said.
+pub type Answer = (usize, bool, Result<Reply, NodeError>);
+/// Requests on their way.
+pub type Calls = FuturesUnordered<BoxFuture<'static, Answer>>;
+
+/// Nodes that an attempt has not asked, first to be asked first. Whoever asks some, or wants to know where the lock may
+/// be, holds the lock meanwhile.
+#[derive(Debug, Default)]
+pub struct Unasked(Mutex<Vec<usize>>);
+
+impl Unasked {
+    fn of(nodes: &[usize]) -> Arc<Self> {
+        Arc::new(Self(Mutex::new(nodes.to_vec())))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<usize>> {
+        // A list of numbers is whole after any panic.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// All of them; from now on nobody asks them.
+    pub fn take(&self) -> Vec<usize> {
+        std::mem::take(&mut *self.lock())
+    }
+}
+
+impl Engine {
+    pub async fn attempt(
+        self: &Arc<Self>,
+        request: &Request,
+        ticket: Option<&Ticket>,
+    ) -> Result<Guard, Box<(LockError, Acquisition)>> {
+        let nodes = self.nodes();
+        let started = BootTime::now();
+        let quorum = majority(nodes.nodes.len());
+        let mut acquisition = Acquisition::new(Plan {
+            name: request.name.as_str().into(),
+            nodes: Arc::clone(&nodes.names),
+            quorum,
+            ttl: request.ttl,
+            fencing: request.fencing,
+            started,
+        });
+        let value = match self.value() {
+            Ok(value) => value,
+            Err(error) => return Err(Box::new((error, acquisition))),
+        };
+        let acquire = Arc::new(Command::Acquire {
+            name: request.name.clone(),
+            value: value.clone(),
+            mode: request.mode,
+            ttl_ms: ms(request.ttl),
+            fence: request.fencing != Fencing::None,
+            ticket: ticket.cloned(),
+            terms: self.terms(&nodes),
+        });
+        let order = nodes.order(started);
+        let (first, rest) = order.split_at(if request.everywhere { order.len() } else { quorum });
+        let unasked = Unasked::of(rest);
+        // Dropped without a lock, this releases on every node that may hold it.
+        let mut claim = Claim::new(self, &nodes, &request.name, &value, None);
+        claim.unasked = Arc::clone(&unasked);
+        let calls = Calls::new();
+        let mut asker = Asker { calls: Leftover::new(calls, self, &nodes), acquire, unasked };
+        for &at in first {
+            asker.calls.calls.push(first_round(at, &nodes.nodes[at], &asker.acquire));
+        }
+        let mut ask_all = pin!(sleep(ASK_ALL_AFTER));
+        let mut all_asked = rest.is_empty();
+        let mut time_is_up = pin!(sleep(self.options.node_timeout));
+        loop {
+            let step = tokio::select! {
+                biased;
+                Some((node, second, answer)) = asker.calls.calls.next() => {
+                    let now = BootTime::now();
+                    if second {
+                        acquisition.on_confirmed(node, answer, now)
+                    } else {
+                        nodes.note(node, &answer, now);
+                        let lost = !matches!(answer, Ok(Reply::Granted { .. }));
+                        let step = acquisition.on_vote(node, answer, now);
+                        if lost && step == Step::Wait {
+                            asker.ask(1);
+                        }
+                        step
+                    }
+                }
+                () = &mut ask_all, if !all_asked => {
+                    all_asked = true;
+                    let asked = first.iter().filter(|&&at| acquisition.is_pending(at));
+                    asked.for_each(|&at| nodes.note_late(at, BootTime::now()));
+                    asker.ask(usize::MAX);
+                    Step::Wait
+                }
+                () = &mut time_is_up => acquisition.on_timeout(BootTime::now()),
+            };
+            match step {
+                Step::Wait => {}
+                Step::Confirm { fence, nodes: voters } => {
+                    time_is_up.as_mut().reset(tokio::time::Instant::now() + self.options.node_timeout);
+                    let confirm =
+                        Arc::new(Command::Confirm { name: request.name.clone(), value: value.clone(), fence });
+                    for at in voters {
+                        let call = nodes.nodes[at].call(Arc::clone(&confirm));
+                        asker.calls.calls.push(Box::pin(async move { (at, true, call.await) }));
+                    }
+                }
+                Step::Won { valid_until, fence } => {
+                    if acquisition.wants_repair() {
+                        let engine = Arc::clone(self);
+                        tokio::spawn(async move { engine.repair().await });
+                    }
+                    if !all_asked {
+                        tokio::spawn(asker.ask_later());
+                    }
+                    claim.ticket = ticket.map(|ticket| ticket.id.clone());
+                    return Ok(Guard::new(claim, request, valid_until, fence));
+                }
+                Step::Failed(error) => {
+                    claim.holding = Some(acquisition.may_hold().collect());
+                    return Err(Box::new((error, acquisition)));
+                }
+            }
+        }
+    }
+}
+
+/// The requests of one attempt.
+struct Asker {
+    calls: Leftover,
+    acquire: Arc<Command>,
+    unasked: Arc<Unasked>,
+}
+
+impl Asker {
+    /// Asks `count` more nodes.
+    fn ask(&mut self, count: usize) {
+        let mut unasked = self.unasked.lock();
+        let count = count.min(unasked.len());
+        let calls = Calls::new();
+        for at in unasked.drain(..count) {
+            calls.push(first_round(at, &self.calls.nodes.nodes[at], &self.acquire));
+        }
+        // The requests are begun while nobody can look where the lock may be: no release overtakes one.
+        self.calls.calls.extend(begun(calls));
+    }
+
+    /// The lock is won: the others get it too, unless it is given back before.
+    async fn ask_later(mut self) {
+        sleep(ASK_ALL_AFTER).await;
+        self.ask(usize::MAX);
+        // Dropping it waits for the answers.
+    }
+}
+
+/// Polls each of `calls` once, which begins it.
+fn begun(mut calls: Calls) -> Vec<BoxFuture<'static, Answer>> {
+    let mut answered: Vec<BoxFuture<'static, Answer>> = Vec::new();
+    while let Some(Some(answer)) = calls.next().now_or_never() {
+        answered.push(Box::pin(std::future::ready(answer)));
+    }
+    answered.extend(calls);
+    answered
+}
+
+/// One node's part of the first round. A node whose counter cannot be trusted has no vote on tokens.
+fn first_round(at: usize, node: &Arc<dyn Node>, acquire: &Arc<Command>) -> BoxFuture<'static, Answer> {
+    let fenced = matches!(&**acquire, Command::Acquire { fence: true, .. });
+    if !fenced {
+        let call = node.call(Arc::clone(acquire));
+        return Box::pin(async move { (at, false, call.await) });
+    }
+    let (node, acquire) = (Arc::clone(node), Arc::clone(acquire));
+    Box::pin(async move {
+        let answer = match node.fence_support().await {
+            Ok(()) => node.call(acquire).await,
+            Err(FenceGap::Setup(why)) => Err(NodeError::NoFence(why)),
+            Err(FenceGap::Unknown(error)) => Err(error),
+        };
+        (at, false, answer)
+    })
+}
+
+/// Requests whose answers nobody waits for any more. They are still carried through for one time-out: an answer may say
+/// that a node needs repair, and a connection that is never listened to would look silent.
+pub struct Leftover {
+    pub calls: Calls,
+    engine: Arc<Engine>,
+    nodes: Arc<Nodes>,
+}
+
+impl Leftover {
+    pub fn new(calls: Calls, engine: &Arc<Engine>, nodes: &Arc<Nodes>) -> Self {
+        Self { calls, engine: Arc::clone(engine), nodes: Arc::clone(nodes) }
+    }
+}
+
+impl Drop for Leftover {
+    fn drop(&mut self) {
+        let mut calls = std::mem::take(&mut self.calls);
+        let (Ok(runtime), false) = (Handle::try_current(), calls.is_empty()) else { return };
+        let (engine, nodes) = (Arc::clone(&self.engine), Arc::clone(&self.nodes));
+        runtime.spawn(async move {
+            let mut to_repair = false;
+            let drain = async {
+                while let Some((at, second, answer)) = calls.next().await {
+                    if !second {
+                        nodes.note(at, &answer, BootTime::now());
+                    }
+                    match answer {
+                        Ok(Reply::Refused(Refusal::NeedsRepair { .. })) => to_repair = true,
+                        Ok(Reply::Refused(Refusal::OtherList { list })) => engine.complain(&list.id),
+                        _ => {}
+                    }
+                }
+            };
+            // Late is as good as never here.
+            let _ = tokio::time::timeout(engine.options.node_timeout, drain).await;
+            if to_repair {
+                engine.repair().await;
+            }
+        });
+    }
+}
