@@ -3,7 +3,10 @@
 //! Invariants: every attempt has a value of its own, so that a late release of one attempt cannot undo the next; nothing
 //! of the owner decides anything.
 
-use std::{fmt, sync::LazyLock};
+use std::{
+    fmt::{self, Write as _},
+    sync::LazyLock,
+};
 
 use crate::clock;
 
@@ -29,9 +32,11 @@ impl Value {
 
     /// The value with that token: simulations bring their own randomness.
     pub fn from_token(token: &[u8], owner: &Owner) -> Self {
-        let mut text: String = token.iter().map(|byte| format!("{byte:02x}")).collect();
-        text.push(' ');
-        text.push_str(&owner.to_string());
+        let digit = |bits: u8| char::from_digit(u32::from(bits), 16).unwrap_or('0');
+        let mut text = String::with_capacity(token.len() * 2 + LABEL_MAX);
+        text.extend(token.iter().flat_map(|byte| [digit(byte >> 4), digit(byte & 15)]));
+        // Writing to a string cannot fail.
+        let _ = write!(text, " {owner}");
         Self(text)
     }
 

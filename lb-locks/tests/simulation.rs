@@ -121,6 +121,8 @@ struct Simulation {
     order: u64,
     queue: BinaryHeap<Reverse<(u64, u64, usize)>>,
     events: Vec<Option<Event>>,
+    /// Places in `events` that are empty.
+    free: Vec<usize>,
     clients: Vec<Client>,
     nodes: Vec<Node>,
     grants: Vec<Grant>,
@@ -167,6 +169,7 @@ impl Simulation {
             order: 0,
             queue: BinaryHeap::new(),
             events: Vec::new(),
+            free: Vec::new(),
             clients,
             nodes,
             grants: Vec::new(),
@@ -186,8 +189,12 @@ impl Simulation {
 
     fn after(&mut self, delay_us: u64, event: Event) {
         self.order += 1;
-        self.events.push(Some(event));
-        self.queue.push(Reverse((self.now_us + delay_us, self.order, self.events.len() - 1)));
+        let place = self.free.pop().unwrap_or_else(|| {
+            self.events.push(None);
+            self.events.len() - 1
+        });
+        self.events[place] = Some(event);
+        self.queue.push(Reverse((self.now_us + delay_us, self.order, place)));
     }
 
     /// A way over the network: lost, late by up to two lifetimes, or quick.
@@ -223,6 +230,7 @@ impl Simulation {
                 break;
             }
             self.now_us = at;
+            self.free.push(event);
             let event = self.events[event].take().unwrap();
             self.handle(event);
         }

@@ -18,7 +18,7 @@ use nix::{
 use tempfile::TempDir;
 
 /// How long a server may take to answer after its start.
-const START_TIMEOUT: Duration = Duration::from_secs(10);
+const START_TIMEOUT: Duration = Duration::from_secs(60);
 /// Where Debian keeps the library that moves clocks.
 const FAKETIME: &[&str] = &[
     "/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1",

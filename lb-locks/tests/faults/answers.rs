@@ -54,7 +54,7 @@ async fn errors_are_typed_and_no_votes() {
         ("-NOREPLICAS Not enough good replicas to write.", read_only("NOREPLICAS")),
         ("-OOM command not allowed when used memory > 'maxmemory'.", NodeError::OutOfMemory),
         ("-NOAUTH Authentication required.", NodeError::Auth("NOAUTH".into())),
-        ("-NOPERM this user has no permissions to run the 'evalsha' command", NodeError::Auth("NOPERM".into())),
+        ("-NOPERM this user has no permissions to run the 'fcall' command", NodeError::Auth("NOPERM".into())),
     ] {
         assert_eq!(outcome(line).await.0, wanted, "{line}");
     }
@@ -65,12 +65,38 @@ async fn errors_are_typed_and_no_votes() {
 }
 
 #[tokio::test]
-async fn a_server_that_never_knows_the_script_is_asked_twice_and_not_for_ever() {
-    let (error, asked) = outcome("-NOSCRIPT No matching script. Please use EVAL.").await;
-    assert!(matches!(&error, NodeError::Store(text) if text.contains("NOSCRIPT")), "{error:?}");
-    let words: Vec<&str> = asked.iter().map(|command| command[0].as_str()).filter(|w| w.starts_with("EVAL")).collect();
-    assert_eq!(words[..2], ["EVALSHA", "EVAL"]);
-    assert!(words.len() < 20, "{words:?}");
+async fn a_server_that_never_learns_the_functions_is_not_taught_for_ever() {
+    let unknown = "-ERR Function not found\r\n";
+    for (load, wanted) in [(unknown, &["FCALL", "FUNCTION"][..]), ("+library\r\n", &["FCALL", "FUNCTION", "FCALL"][..])] {
+        let server = FakeServer::start(move |words| if words[0] == "FUNCTION" { load } else { unknown }.to_owned());
+        let single = Single::new(node(&server.url()), options()).unwrap();
+        let error = single.acquire(Request::new("a", TTL)).await.unwrap_err();
+        let LockError::NoQuorum { report, .. } = &error else { panic!("{error}") };
+        let NodeOutcome::Failed(NodeError::Script(text)) = &report.0[0].1 else { panic!("{report}") };
+        assert!(text.contains("Function not found"), "{text}");
+        let asked = server.asked();
+        let words: Vec<&str> = asked.iter().map(|words| words[0].as_str()).filter(|word| word.starts_with('F')).collect();
+        assert_eq!(words, wanted);
+    }
+}
+
+/// Two clients meet a new server: the second to teach it finds that it knows.
+#[tokio::test]
+async fn a_library_that_another_client_loaded_is_used() {
+    let taught = Mutex::new(false);
+    let server = FakeServer::start(move |words| {
+        let mut taught = taught.lock().unwrap();
+        match words[0].as_str() {
+            "FUNCTION" => {
+                *taught = true;
+                "-ERR Library 'weir_locks' already exists\r\n".to_owned()
+            }
+            "FCALL" if *taught => "*3\r\n$7\r\ngranted\r\n:0\r\n$3\r\nrun\r\n".to_owned(),
+            _ => "-ERR Function not found\r\n".to_owned(),
+        }
+    });
+    let single = Single::new(node(&server.url()), options()).unwrap();
+    single.acquire(Request::new("a", TTL)).await.unwrap().leave();
 }
 
 #[tokio::test]
@@ -91,7 +117,7 @@ async fn a_server_that_loads_its_data_is_no_vote() {
     })
     .unwrap();
     let mut redis = redis::Client::open(server.url()).unwrap().get_multiplexed_async_connection().await.unwrap();
-    let fill = "for at = 1, 1000 do redis.call('SET', 'k' .. at, string.rep('x', 200)) end";
+    let fill = "for at = 1, 600 do redis.call('SET', 'k' .. at, string.rep('x', 200)) end";
     redis::cmd("EVAL").arg(fill).arg(0).query_async::<()>(&mut redis).await.unwrap();
     redis::cmd("SAVE").query_async::<()>(&mut redis).await.unwrap();
     let single = Single::new(node(&server.url()), options()).unwrap();
@@ -155,7 +181,7 @@ fn granting(command: &'static str, delex: &'static str) -> FakeServer {
     FakeServer::start(move |words| match words[0].as_str() {
         "COMMAND" => command.to_owned(),
         "DELEX" => delex.to_owned(),
-        // The scripts that have a lifetime among their arguments are acquisitions.
+        // The functions with so many arguments are acquisitions.
         _ if words.len() > 12 => "*3\r\n$7\r\ngranted\r\n:0\r\n$3\r\nrun\r\n".to_owned(),
         _ => array(&["done"]),
     })
@@ -164,10 +190,10 @@ fn granting(command: &'static str, delex: &'static str) -> FakeServer {
 #[tokio::test]
 async fn newer_commands_are_used_where_the_server_has_them_and_nowhere_else() {
     let new = "*1\r\n*1\r\n$5\r\ndelex\r\n";
-    for (command, delex, used, scripts) in [
+    for (command, delex, used, calls) in [
         // As 8.4: one plain command gives the lock back.
         (new, ":1\r\n", true, 1),
-        // It holds nothing of ours under this key: the script says whether it is a reader's lock or gone.
+        // It holds nothing of ours under this key: the function says whether it is a reader's lock or gone.
         (new, ":0\r\n", true, 2),
         // Another server behind the same address.
         (new, "-ERR unknown command 'DELEX'\r\n", true, 2),
@@ -185,6 +211,6 @@ async fn newer_commands_are_used_where_the_server_has_them_and_nowhere_else() {
         let sent: Vec<_> = asked.iter().filter(|words| words[0] == "DELEX").collect();
         assert_eq!(!sent.is_empty(), used, "{command:?} {delex:?}");
         assert!(sent.iter().all(|words| words[1..] == ["weir:w:a", "IFEQ", value.as_str()]), "{sent:?}");
-        assert_eq!(asked.iter().filter(|words| words[0] == "EVALSHA").count(), scripts, "{command:?} {delex:?}");
+        assert_eq!(asked.iter().filter(|words| words[0] == "FCALL").count(), calls, "{command:?} {delex:?}");
     }
 }

@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use lb_locks::{
-    Lock, LockError, NodeOutcome, Options, Redlock, Request,
+    Lock, LockError, NodeOutcome, Options, Redlock, Request, Single,
     command::{Command, Refusal, Reply, Status},
     node::{
         Node,
@@ -15,7 +15,7 @@ use lb_locks::{
 use super::{options, redlock_with, servers};
 
 /// The longest lifetime, and so the length of a quarantine.
-const SHORT: Duration = Duration::from_millis(2_000);
+const SHORT: Duration = Duration::from_secs(4);
 /// Within this a quarantine is over and repaired on a busy machine.
 const REPAIRED_WITHIN: Duration = Duration::from_secs(30);
 
@@ -79,9 +79,9 @@ async fn a_restart_with_its_data_is_quarantined_all_the_same() {
     let after = status(&servers[0]).await;
     assert_ne!(after.run_id, before.run_id);
     assert_eq!((after.fence, after.max_ttl_ms), (before.fence, before.max_ttl_ms), "it kept its counter");
-    assert!(!after.ready && after.quarantine_ms > 0, "{after:?}");
+    assert!(!after.ready, "{after:?}");
     let node = RedisNode::new(&servers[0].url(), None, &RedisOptions::default()).unwrap();
-    let single = lb_locks::Single::new(Arc::new(node), options(true)).unwrap();
+    let single = Single::new(Arc::new(node), options(true)).unwrap();
     let refused = single.acquire(Request::new("free", Duration::from_millis(100))).await.unwrap_err();
     let LockError::NoQuorum { report, .. } = &refused else { panic!("{refused}") };
     assert!(matches!(report.0[0].1, NodeOutcome::Refused(Refusal::Quarantined { .. })), "{refused}");

@@ -4,7 +4,9 @@ local value, ttl = ARGV[1], tonumber(ARGV[3])
 local refusal, run = admit(ttl, tonumber(ARGV[5]), ARGV[6], tonumber(ARGV[7]), ARGV[8] == '1')
 if refusal then return refusal end
 local ticket = ARGV[9]
-if ticket ~= '' or redis.call('EXISTS', KEYS[4]) == 1 then
+-- Readers, waiters, a writer's intent: rarely is there any, and one look tells.
+local alone = ticket == '' and redis.call('EXISTS', KEYS[3], KEYS[4], KEYS[6]) == 0
+if not alone then
   local now = now_ms()
   for _, gone in ipairs(redis.call('ZRANGEBYSCORE', KEYS[5], '-inf', '(' .. now)) do
     redis.call('ZREM', KEYS[4], gone)
@@ -27,7 +29,7 @@ if ticket ~= '' or redis.call('EXISTS', KEYS[4]) == 1 then
   if ahead > 0 then return {'queued', ahead} end
 end
 if ARGV[2] == 'x' then
-  if redis.call('EXISTS', KEYS[3]) == 1 then
+  if not alone and redis.call('EXISTS', KEYS[3]) == 1 then
     local now = now_ms()
     redis.call('ZREMRANGEBYSCORE', KEYS[3], '-inf', '(' .. now)
     local last = redis.call('ZREVRANGE', KEYS[3], 0, 0, 'WITHSCORES')
@@ -39,7 +41,7 @@ if ARGV[2] == 'x' then
   if not redis.call('SET', KEYS[2], value, 'NX', 'PX', ttl) then
     return {'held', redis.call('PTTL', KEYS[2])}
   end
-  redis.call('DEL', KEYS[6])
+  if not alone then redis.call('DEL', KEYS[6]) end
 else
   local rest = redis.call('PTTL', KEYS[2])
   if rest == -2 then rest = redis.call('PTTL', KEYS[6]) end

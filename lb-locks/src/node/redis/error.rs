@@ -29,7 +29,12 @@ pub fn node_error(error: &RedisError) -> NodeError {
     }
 }
 
-/// Whether the server does not know the script yet.
-pub fn is_no_script(error: &RedisError) -> bool {
-    error.kind() == ErrorKind::Server(ServerErrorKind::NoScript)
+/// Whether the server does not know the library of functions yet.
+pub fn is_no_function(error: &RedisError) -> bool {
+    error.detail().is_some_and(|detail| detail.contains("Function not found"))
+}
+
+/// Whether the server has the library that it was to load: another client was quicker.
+pub fn is_loaded(error: &RedisError) -> bool {
+    error.detail().is_some_and(|detail| detail.contains("already exists"))
 }

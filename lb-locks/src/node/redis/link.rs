@@ -19,7 +19,7 @@ pub struct Link {
     connection: MultiplexedConnection,
     /// Why fencing tokens cannot be trusted here, if so.
     pub fence: Result<(), String>,
-    /// Whether it has DELEX (Redis 8.4), which deletes a key that still has a value without a script.
+    /// Whether it has DELEX (Redis 8.4), which deletes a key that still has a value without a function of ours.
     pub has_delex: bool,
     /// Requests sent.
     sent: AtomicU64,

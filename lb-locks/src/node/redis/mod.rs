@@ -200,10 +200,17 @@ impl Inner {
             if let Ok(Raw::Int(1)) = link.send(&cmd).await? {
                 return Ok(Reply::Done);
             }
-            // A reader's lock, or gone: the script tells which.
+            // A reader's lock, or gone: the function tells which.
         }
-        let answer = match link.send(&script::encode(command, &self.keys, false)?).await? {
-            Err(error) if error::is_no_script(&error) => link.send(&script::encode(command, &self.keys, true)?).await?,
+        let cmd = script::encode(command, &self.keys)?;
+        let answer = match link.send(&cmd).await? {
+            Err(error) if error::is_no_function(&error) => {
+                match link.send(&script::load()).await? {
+                    Err(error) if !error::is_loaded(&error) => return Err(error::node_error(&error)),
+                    _ => {}
+                }
+                link.send(&cmd).await?
+            }
             answer => answer,
         };
         script::decode(answer.map_err(|error| error::node_error(&error))?)

@@ -1,6 +1,11 @@
--- Shared by all scripts. KEYS: node record, writer, readers, order of waiters, their deadlines, writer's intent.
-local node = KEYS[1]
-local function run_id() return string.match(redis.call('INFO', 'server'), 'run_id:(%x+)') end
+-- Shared by all functions. KEYS: node record, writer, readers, order of waiters, their deadlines, writer's intent.
+local node
+-- The run of the server, asked for once: a local of the library lives in the process and ends with it.
+local run_known
+local function run_id()
+  run_known = run_known or string.match(redis.call('INFO', 'server'), 'run_id:(%x+)')
+  return run_known
+end
 local function now_ms()
   local t = redis.call('TIME')
   return tonumber(t[1]) * 1000 + math.floor(tonumber(t[2]) / 1000)

@@ -1,11 +1,14 @@
-//! Commands as scripts, and their answers read back.
+//! Commands as functions in the server, and their answers read back.
 //!
-//! Owns: the names of keys, the order of arguments. Invariants: each script is one atomic step of
+//! Owns: the library of functions (Redis 7.0), the names of keys, the order of arguments. Functions and no scripts,
+//! because a library can keep what ends with the server's process: its run, which is else asked for at every vote and
+//! costs more than the rest of the vote. Invariants: each function is one atomic step of
 //! [`crate::model::NodeModel::apply`]; an answer that is not understood is an error, never a vote.
 
 use std::sync::LazyLock;
 
 use redis::{Cmd, Value as Raw};
+use sha2::{Digest, Sha256};
 
 use crate::{
     command::{Command, Inspection, List, ListId, Mode, Refusal, Reply, Status},
@@ -14,28 +17,47 @@ use crate::{
     value::Value,
 };
 
-/// A script, and the digest that EVALSHA wants, which the client computes.
-struct Script {
-    text: &'static str,
-    digest: redis::Script,
+/// One function of the library: its name there, its flags, its body.
+type Function = (&'static str, &'static str, &'static str);
+
+const ACQUIRE: Function = ("acquire", "", include_str!("acquire.lua"));
+const CONFIRM: Function = ("confirm", "", include_str!("confirm.lua"));
+// What only prolongs or removes is allowed where memory is full.
+const EXTEND: Function = ("extend", "'allow-oom'", include_str!("extend.lua"));
+const RELEASE: Function = ("release", "'allow-oom'", include_str!("release.lua"));
+const STATUS: Function = ("status", "'no-writes'", include_str!("status.lua"));
+const READY: Function = ("ready", "", include_str!("ready.lua"));
+const SET_LIST: Function = ("set_list", "", include_str!("set_list.lua"));
+const INSPECT: Function = ("inspect", "'no-writes'", include_str!("inspect.lua"));
+const FUNCTIONS: [Function; 8] = [ACQUIRE, CONFIRM, EXTEND, RELEASE, STATUS, READY, SET_LIST, INSPECT];
+
+/// The library of functions, under a name of its text: clients of several versions do not meet each other's.
+struct Library {
+    version: String,
+    text: String,
 }
 
-macro_rules! script {
-    ($name:ident, $file:literal) => {
-        static $name: LazyLock<Script> = LazyLock::new(|| {
-            let text = concat!(include_str!("prelude.lua"), include_str!($file));
-            Script { text, digest: redis::Script::new(text) }
-        });
-    };
+static LIBRARY: LazyLock<Library> = LazyLock::new(|| {
+    let prelude = include_str!("prelude.lua");
+    let bodies = FUNCTIONS.map(|(name, flags, body)| format!("{name}{flags}{body}")).concat();
+    let digest = Sha256::digest(format!("{prelude}{bodies}"));
+    let version: String = digest.iter().take(6).map(|byte| format!("{byte:02x}")).collect();
+    let functions = FUNCTIONS.map(|(name, flags, body)| {
+        format!(
+            "redis.register_function{{function_name = 'weir_{name}_{version}', flags = {{{flags}}}, \
+             callback = function(KEYS, ARGV)\nnode = KEYS[1]\n{body}end}}\n"
+        )
+    });
+    let text = format!("#!lua name=weir_locks_{version}\n{prelude}{}", functions.concat());
+    Library { version, text }
+});
+
+/// The command that gives the server the library.
+pub fn load() -> Cmd {
+    let mut cmd = redis::cmd("FUNCTION");
+    cmd.arg("LOAD").arg(&LIBRARY.text);
+    cmd
 }
-script!(ACQUIRE, "acquire.lua");
-script!(CONFIRM, "confirm.lua");
-script!(EXTEND, "extend.lua");
-script!(RELEASE, "release.lua");
-script!(STATUS, "status.lua");
-script!(READY, "ready.lua");
-script!(SET_LIST, "set_list.lua");
-script!(INSPECT, "inspect.lua");
 
 /// Names of keys and channel under one prefix.
 #[derive(Clone, Debug)]
@@ -70,9 +92,9 @@ impl Keys {
     }
 }
 
-/// `command` as EVALSHA, or as EVAL with the whole text for a server that has not seen it.
-pub fn encode(command: &Command, keys: &Keys, whole: bool) -> Result<Cmd, NodeError> {
-    let (script, name, arguments): (&Script, &str, Vec<String>) = match command {
+/// `command` as a call of a function.
+pub fn encode(command: &Command, keys: &Keys) -> Result<Cmd, NodeError> {
+    let (function, name, arguments): (Function, &str, Vec<String>) = match command {
         Command::Acquire { name, value, mode, ttl_ms, fence, ticket, terms } => {
             let mode = if *mode == Mode::Exclusive { "x" } else { "s" };
             let (id, order, patience_ms) = match ticket {
@@ -94,9 +116,9 @@ pub fn encode(command: &Command, keys: &Keys, whole: bool) -> Result<Cmd, NodeEr
                 INTENT_MS.to_string(),
                 QUEUE_MAX.to_string(),
             ];
-            (&ACQUIRE, name, arguments)
+            (ACQUIRE, name, arguments)
         }
-        Command::Confirm { name, value, fence } => (&CONFIRM, name, vec![value.as_str().to_owned(), fence.to_string()]),
+        Command::Confirm { name, value, fence } => (CONFIRM, name, vec![value.as_str().to_owned(), fence.to_string()]),
         Command::Extend { name, value, ttl_ms, terms } => {
             let arguments = vec![
                 value.as_str().to_owned(),
@@ -106,12 +128,12 @@ pub fn encode(command: &Command, keys: &Keys, whole: bool) -> Result<Cmd, NodeEr
                 terms.max_ttl_ms.to_string(),
                 u8::from(terms.quarantine).to_string(),
             ];
-            (&EXTEND, name, arguments)
+            (EXTEND, name, arguments)
         }
         Command::Release { name, value, ticket } => {
-            (&RELEASE, name, vec![value.as_str().to_owned(), ticket.clone().unwrap_or_default()])
+            (RELEASE, name, vec![value.as_str().to_owned(), ticket.clone().unwrap_or_default()])
         }
-        Command::Status => (&STATUS, "", Vec::new()),
+        Command::Status => (STATUS, "", Vec::new()),
         Command::Ready { run_id, fence, max_ttl_ms, list, force } => {
             let arguments = vec![
                 run_id.clone(),
@@ -122,7 +144,7 @@ pub fn encode(command: &Command, keys: &Keys, whole: bool) -> Result<Cmd, NodeEr
                 list.members.clone(),
                 u8::from(*force).to_string(),
             ];
-            (&READY, "", arguments)
+            (READY, "", arguments)
         }
         Command::SetList { from, list, join } => {
             let arguments = vec![
@@ -134,14 +156,14 @@ pub fn encode(command: &Command, keys: &Keys, whole: bool) -> Result<Cmd, NodeEr
                 keys.channel(),
                 u8::from(*join).to_string(),
             ];
-            (&SET_LIST, "", arguments)
+            (SET_LIST, "", arguments)
         }
-        Command::Inspect { name } => (&INSPECT, name, Vec::new()),
+        Command::Inspect { name } => (INSPECT, name, Vec::new()),
         // Listing walks over the keys in steps; the node itself does it.
-        Command::Names { .. } => return Err(NodeError::Protocol("names are not listed by a script".into())),
+        Command::Names { .. } => return Err(NodeError::Protocol("names are not listed by a function".into())),
     };
-    let mut cmd = redis::cmd(if whole { "EVAL" } else { "EVALSHA" });
-    cmd.arg(if whole { script.text } else { script.digest.get_hash() }).arg(6);
+    let mut cmd = redis::cmd("FCALL");
+    cmd.arg(format!("weir_{}_{}", function.0, LIBRARY.version)).arg(6);
     for key in keys.all(name) {
         cmd.arg(key);
     }
@@ -151,7 +173,7 @@ pub fn encode(command: &Command, keys: &Keys, whole: bool) -> Result<Cmd, NodeEr
     Ok(cmd)
 }
 
-/// Reads what a script returned.
+/// Reads what a function returned.
 pub fn decode(raw: Raw) -> Result<Reply, NodeError> {
     let Raw::Array(items) = raw else { return Err(unknown(&raw)) };
     let mut items = items.into_iter();
@@ -164,7 +186,7 @@ pub fn decode(raw: Raw) -> Result<Reply, NodeError> {
         "inspection" => inspection(items).map(Reply::Inspection),
         _ => refusal(&word, &mut items).map(Reply::Refused),
     };
-    reply.ok_or_else(|| NodeError::Protocol(format!("a script's answer {word:?} with unknown parts")))
+    reply.ok_or_else(|| NodeError::Protocol(format!("a function's answer {word:?} with unknown parts")))
 }
 
 fn refusal(word: &str, items: &mut impl Iterator<Item = Raw>) -> Option<Refusal> {
@@ -238,5 +260,5 @@ fn unknown(raw: &Raw) -> NodeError {
         Raw::BulkString(_) | Raw::SimpleString(_) => "text",
         _ => "another type",
     };
-    NodeError::Protocol(format!("a script returned {kind}"))
+    NodeError::Protocol(format!("a function returned {kind}"))
 }
