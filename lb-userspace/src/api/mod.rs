@@ -139,7 +139,7 @@ pub struct Diagnostic {
 }
 
 /// The findings of a check; `text` is the text that was checked.
-pub fn diagnostics(checked: &Checked, text: &str) -> Vec<Diagnostic> {
+pub fn diagnostics<C>(checked: &Checked<C>, text: &str) -> Vec<Diagnostic> {
     let number = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
     checked
         .entries(text)

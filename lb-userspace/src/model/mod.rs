@@ -7,6 +7,7 @@ pub mod algo;
 pub mod code;
 pub mod diagnostic;
 pub mod diff;
+pub mod dns;
 pub mod duration;
 pub mod emit;
 #[cfg(test)]

@@ -28,13 +28,39 @@ pub enum Table {
     HealthCheck,
     /// `[[service.backends]]`.
     Backend,
+    /// The top level of the file of `weir dns`.
+    Dns,
+    /// `[limits]` of that file.
+    DnsLimits,
+    /// `[metrics]` of that file.
+    DnsMetrics,
+    /// `[[key]]` of that file.
+    DnsKey,
+    /// `[[secondary]]` of that file.
+    DnsSecondary,
+    /// `[[update]]` of that file.
+    DnsUpdate,
+}
+
+impl Table {
+    /// Whether it is the top level of a file.
+    pub const fn is_root(self) -> bool {
+        matches!(self, Self::Root | Self::Dns)
+    }
+
+    const fn is_dns(self) -> bool {
+        matches!(
+            self,
+            Self::Dns | Self::DnsLimits | Self::DnsMetrics | Self::DnsKey | Self::DnsSecondary | Self::DnsUpdate
+        )
+    }
 }
 
 impl fmt::Display for Table {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::AlgoConfig(kind) => return write!(f, "`algo_config` of `{kind}`"),
-            Self::Root => "the top level",
+            Self::Root | Self::Dns => "the top level",
             Self::Node => "`[node]`",
             Self::Limits => "`[node.limits]`",
             Self::Metrics => "`[node.metrics]`",
@@ -42,6 +68,11 @@ impl fmt::Display for Table {
             Self::Service => "`[[service]]`",
             Self::HealthCheck => "`[service.health_check]`",
             Self::Backend => "`[[service.backends]]`",
+            Self::DnsLimits => "`[limits]`",
+            Self::DnsMetrics => "`[metrics]`",
+            Self::DnsKey => "`[[key]]`",
+            Self::DnsSecondary => "`[[secondary]]`",
+            Self::DnsUpdate => "`[[update]]`",
         })
     }
 }
@@ -159,9 +190,46 @@ pub const KEYS: &[Key] = &[
     key(Table::Backend, "admin_state", "\"ready\", \"drain\" or \"maint\"", "\"ready\""),
 ];
 
+/// Every key of the file of `weir dns`, by table.
+pub const DNS_KEYS: &[Key] = &[
+    key(Table::Dns, "origin", "a host name, the zone's", "required"),
+    key(Table::Dns, "listen", "an array of addresses with a port, for UDP and TCP", "[\"0.0.0.0:53\", \"[::]:53\"]"),
+    key(Table::Dns, "zone_file", "an absolute path", "\"/var/lib/weir/zone.json\""),
+    key(Table::Dns, "state_dir", "an absolute path", "\"/var/lib/weir-dns\""),
+    key(Table::Dns, "limits", "a table, `[limits]`", "the defaults of its keys"),
+    key(Table::Dns, "metrics", "a table, `[metrics]`", "the defaults of its keys"),
+    key(Table::Dns, "key", "an array of tables, `[[key]]`", "none"),
+    key(Table::Dns, "secondary", "an array of tables, `[[secondary]]`", "none"),
+    key(Table::Dns, "update", "an array of tables, `[[update]]`", "none"),
+    key(Table::DnsLimits, "udp_payload_max", "a number from 512 to 4096", "1232"),
+    key(Table::DnsLimits, "responses_per_s", "a number from 0 to 1000000", "200"),
+    key(Table::DnsLimits, "tcp_connections_max", "a number from 4 to 10000", "256"),
+    key(Table::DnsLimits, "tcp_idle_timeout", "a duration from \"1s\" to \"2m\"", "\"10s\""),
+    key(Table::DnsMetrics, "listen", "an address with a port, or \"none\"", "\"127.0.0.1:9652\""),
+    key(Table::DnsKey, "name", "a host name, that of the key at the other side", "required"),
+    key(Table::DnsKey, "algorithm", "\"hmac-sha256\", \"hmac-sha384\" or \"hmac-sha512\"", "\"hmac-sha256\""),
+    key(Table::DnsKey, "secret_file", "an absolute path", "required"),
+    key(Table::DnsSecondary, "address", "an address with a port", "required"),
+    key(
+        Table::DnsSecondary,
+        "key",
+        "the name of a `[[key]]`",
+        "none: its address alone is trusted, for servers without TSIG",
+    ),
+    key(Table::DnsSecondary, "transfer_from", "an array of addresses or prefixes", "the one of `address`"),
+    key(Table::DnsUpdate, "server", "an address with a port", "required"),
+    key(Table::DnsUpdate, "zone", "a host name, that of the server's zone", "the origin"),
+    key(Table::DnsUpdate, "key", "the name of a `[[key]]`", "required"),
+];
+
+/// Every key of the file that a table belongs to.
+pub fn siblings(table: Table) -> &'static [Key] {
+    if table.is_dns() { DNS_KEYS } else { KEYS }
+}
+
 /// The keys of a table.
 pub fn keys(table: Table) -> impl Iterator<Item = &'static Key> {
-    KEYS.iter().filter(move |key| key.table == table)
+    siblings(table).iter().filter(move |key| key.table == table)
 }
 
 /// The key `name` of a table.
@@ -241,8 +309,10 @@ mod tests {
 
     #[test]
     fn keys_are_unique() {
-        for (i, a) in KEYS.iter().enumerate() {
-            assert!(KEYS.iter().skip(i + 1).all(|b| (a.table, a.name) != (b.table, b.name)), "{}", a.name);
+        for keys in [KEYS, DNS_KEYS] {
+            for (i, a) in keys.iter().enumerate() {
+                assert!(keys.iter().skip(i + 1).all(|b| (a.table, a.name) != (b.table, b.name)), "{}", a.name);
+            }
         }
     }
 }

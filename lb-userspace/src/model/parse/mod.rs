@@ -9,6 +9,7 @@
 mod address;
 mod algo;
 mod cross;
+pub mod dns;
 mod flows;
 mod health;
 mod incremental;
@@ -28,11 +29,11 @@ use super::{
 pub use incremental::Incremental;
 use reader::Section;
 
-/// What a check found.
+/// What a check found about a file of the agent, or one that holds a `C`.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Checked {
+pub struct Checked<C = Config> {
     /// The configuration, unless there are errors.
-    pub config: Option<Config>,
+    pub config: Option<C>,
     /// Errors and warnings in file order, at most [`DIAGNOSTICS_MAX`].
     pub diagnostics: Vec<Diagnostic>,
     /// Findings beyond that number.
@@ -41,7 +42,7 @@ pub struct Checked {
     pub file_name: String,
 }
 
-impl Checked {
+impl<C> Checked<C> {
     /// The findings for people; see [`diagnostic::render`]. `text` is the text that was checked.
     pub fn render(&self, text: &str, colour: bool) -> String {
         diagnostic::render(&self.diagnostics, &self.file_name, text, colour)
@@ -89,7 +90,7 @@ fn whole(file_name: &str, text: &str) -> Checked {
     checked(file_name, config, findings)
 }
 
-fn checked(file_name: &str, config: Option<Config>, findings: Findings) -> Checked {
+fn checked<C>(file_name: &str, config: Option<C>, findings: Findings) -> Checked<C> {
     let Findings { mut list, errors, omitted } = findings;
     list.sort_by_key(|d| (d.span.start, d.span.end));
     Checked { config: config.filter(|_| errors == 0), diagnostics: list, omitted, file_name: file_name.to_owned() }

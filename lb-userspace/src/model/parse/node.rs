@@ -248,7 +248,8 @@ fn outer_source(
     None
 }
 
-fn path(section: &Section<'_>, name: &str, bytes_max: usize, findings: &mut Findings) -> Option<PathBuf> {
+/// The absolute path under `name`.
+pub(super) fn path(section: &Section<'_>, name: &str, bytes_max: usize, findings: &mut Findings) -> Option<PathBuf> {
     let At { value, span } = section.string(name, findings)?;
     let wrong = if !value.starts_with('/') {
         Some(("is relative".to_owned(), "write the whole path, from `/` on: the agent's working folder is not yours"))

@@ -27,7 +27,7 @@ impl<'d> Section<'d> {
         for key in entries.keys() {
             let name: &str = key.get_ref();
             if schema::find(table, name).is_none() {
-                let place = if table == Table::Root { "at" } else { "in" };
+                let place = if table.is_root() { "at" } else { "in" };
                 let message = format!("unknown key `{}` {place} {table}", shown(name));
                 findings.push(Diagnostic::new(Code::UnknownKey, key.span(), message).hint(unknown_hint(table, name)));
             }
@@ -46,7 +46,7 @@ impl<'d> Section<'d> {
         for name in keys.iter().filter(|name| self.get(name).is_none()) {
             let takes = schema::find(self.table, name).map_or("", |key| key.takes);
             let message = match self.table {
-                Table::Root => format!("`{name}` is missing"),
+                table if table.is_root() => format!("`{name}` is missing"),
                 table => format!("{table} has no `{name}`"),
             };
             let hint = format!("`{name}` takes {takes}");
@@ -311,7 +311,7 @@ fn unknown_hint(table: Table, name: &str) -> String {
     if let Some((_, key)) = near {
         return format!("did you mean `{key}`?");
     }
-    if let Some(key) = schema::KEYS.iter().find(|key| key.name == name) {
+    if let Some(key) = schema::siblings(table).iter().find(|key| key.name == name) {
         return format!("`{name}` belongs in {}", key.table);
     }
     format!("{table} has {}", schema::list(schema::keys(table).map(|key| key.name)))
