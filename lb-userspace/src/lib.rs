@@ -8,6 +8,7 @@ pub mod api;
 pub mod cli;
 pub mod dataplane;
 pub mod decap;
+pub mod dns;
 pub mod health;
 pub mod model;
 pub mod net;

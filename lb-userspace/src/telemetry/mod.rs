@@ -2,6 +2,7 @@
 //!
 //! Owns: formats, names and units. Refuses to know: where the figures come from; they arrive as plain data.
 
+pub mod dns;
 mod flows;
 pub mod log;
 pub mod metrics;
