@@ -22,9 +22,11 @@ pub struct Args {
 }
 
 /// Files of the working copy and their places in the tarball.
-const FILES: [(&str, &str); 8] = [
+const FILES: [(&str, &str); 10] = [
     ("lb-userspace/assets/weir.service", "weir.service"),
     ("lb-userspace/assets/weir.toml", "weir.toml"),
+    ("lb-userspace/assets/weir-dns.service", "weir-dns.service"),
+    ("lb-userspace/assets/dns.toml", "dns.toml"),
     ("README.md", "README.md"),
     ("CHANGELOG.md", "CHANGELOG.md"),
     ("LICENSE-MIT", "LICENSE-MIT"),

@@ -28,16 +28,16 @@ pub enum PrivilegeError {
     NoNewPrivileges(nix::errno::Errno),
 }
 
-/// The part of `held` that is kept.
-fn kept(held: &HashSet<Capability>) -> HashSet<Capability> {
-    held.iter().copied().filter(|c| KEPT.contains(c)).collect()
+/// The part of `held` that is among `keep`.
+fn kept(held: &HashSet<Capability>, keep: &[Capability]) -> HashSet<Capability> {
+    held.iter().copied().filter(|c| keep.contains(c)).collect()
 }
 
-/// Drops every capability but [`KEPT`] and sets `no_new_privs`. Returns how many capabilities were given up.
+/// Drops every capability but those of `keep` (the agent's are [`KEPT`]) and sets `no_new_privs`. Returns how many capabilities were given up.
 ///
 /// # Errors
 /// [`PrivilegeError`]; some sets may be reduced already.
-pub fn give_up() -> Result<usize, PrivilegeError> {
+pub fn give_up(keep: &[Capability]) -> Result<usize, PrivilegeError> {
     let failed = |set| move |e: caps::errors::CapsError| PrivilegeError::Capabilities { set, cause: e.to_string() };
     let permitted = caps::read(None, CapSet::Permitted).map_err(failed("permitted"))?;
     // The bounding set first: shrinking it needs CAP_SETPCAP, which the other sets then lose. Without it the set
@@ -45,13 +45,13 @@ pub fn give_up() -> Result<usize, PrivilegeError> {
     if permitted.contains(&Capability::CAP_SETPCAP) {
         caps::raise(None, CapSet::Effective, Capability::CAP_SETPCAP).map_err(failed("effective"))?;
         for capability in caps::read(None, CapSet::Bounding).map_err(failed("bounding"))? {
-            if !KEPT.contains(&capability) {
+            if !keep.contains(&capability) {
                 caps::drop(None, CapSet::Bounding, capability).map_err(failed("bounding"))?;
             }
         }
     }
     caps::clear(None, CapSet::Ambient).map_err(failed("ambient"))?;
-    let keep = kept(&permitted);
+    let keep = kept(&permitted, keep);
     // Effective must stay within permitted, so it shrinks first.
     caps::set(None, CapSet::Effective, &keep).map_err(failed("effective"))?;
     caps::set(None, CapSet::Permitted, &keep).map_err(failed("permitted"))?;
@@ -67,8 +67,8 @@ mod tests {
     #[test]
     fn keeps_only_what_was_held_and_is_needed() {
         let held = HashSet::from([Capability::CAP_NET_ADMIN, Capability::CAP_SYS_ADMIN]);
-        assert_eq!(kept(&held), HashSet::from([Capability::CAP_NET_ADMIN]));
-        assert!(kept(&HashSet::new()).is_empty());
+        assert_eq!(kept(&held, &KEPT), HashSet::from([Capability::CAP_NET_ADMIN]));
+        assert!(kept(&HashSet::new(), &KEPT).is_empty());
     }
 
     #[test]
@@ -76,7 +76,7 @@ mod tests {
         // On a thread of its own: capabilities belong to threads, the other tests keep theirs.
         std::thread::spawn(|| {
             let could = caps::has_cap(None, CapSet::Permitted, Capability::CAP_SETPCAP).unwrap();
-            give_up().unwrap();
+            give_up(&KEPT).unwrap();
             let kept = HashSet::from(KEPT);
             for set in [CapSet::Effective, CapSet::Permitted, CapSet::Inheritable] {
                 assert!(caps::read(None, set).unwrap().is_subset(&kept), "{set:?}");

@@ -248,7 +248,7 @@ pub async fn run(options: Options) -> Result<(), StartError> {
         Some(address) => Some(listen(address).await?),
         None => None,
     };
-    let dropped = privilege::give_up().map_err(anyhow::Error::from)?;
+    let dropped = privilege::give_up(&privilege::KEPT).map_err(anyhow::Error::from)?;
     tracing::debug!(dropped, "capabilities given up");
 
     let (network, views) =

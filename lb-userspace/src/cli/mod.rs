@@ -7,6 +7,7 @@ mod agent;
 mod backend;
 mod config;
 mod decap;
+mod dns;
 mod doctor;
 mod drain;
 pub mod exit;
@@ -72,6 +73,9 @@ enum Command {
     Lock(lock::LockArgs),
     /// Take packets out of IP-in-IP tunnels, on a backend whose kernel has none
     Decap(decap::DecapArgs),
+    /// The authoritative DNS server of a fleet: names to the nodes that are ready
+    #[command(subcommand)]
+    Dns(dns::DnsCommand),
     /// Show what becomes of a packet, step by step, by the maps as they are now
     Explain(explain::Explain),
     /// Check this machine: kernel, privileges, interfaces, ways to backends; and say what to do
@@ -120,6 +124,7 @@ fn run(shell: &Shell, command: &Command) -> anyhow::Result<ExitCode> {
         // The only one that can end with a number which is not ours.
         Command::Lock(args) => return lock::run(shell, args),
         Command::Decap(args) => done(decap::run(shell, args))?,
+        Command::Dns(command) => dns::run(shell, command)?,
         Command::Explain(args) => done(explain::run(shell, args))?,
         Command::Doctor(args) => doctor::run(shell, args)?,
         Command::Completions(args) => done(generate::completions(shell, args, Cli::command()))?,
