@@ -4,6 +4,7 @@
 
 mod craft;
 mod demo;
+mod fleet;
 mod flow;
 mod lab;
 mod oracle;

@@ -1,0 +1,9 @@
+//! `weir dns` on loopback: asked by dig, transferred by BIND and Knot, updating BIND, flooded, killed.
+
+mod ask;
+mod flood;
+mod process;
+mod scene;
+mod secondary;
+mod serve;
+mod update;
