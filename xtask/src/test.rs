@@ -49,6 +49,8 @@ pub enum Tier {
     Oracle,
     /// No connection moves: random sequences and the promises about flows
     Flow,
+    /// DNS: BIND, Knot and dig beside `weir dns`
+    Fleet,
     /// Real sessions through the lab
     Lab,
     /// The demo, and each of its steps broken once
@@ -56,7 +58,7 @@ pub enum Tier {
 }
 
 impl Tier {
-    const ALL: [Self; 10] = [
+    const ALL: [Self; 11] = [
         Self::Fmt,
         Self::Clippy,
         Self::Tidy,
@@ -65,6 +67,7 @@ impl Tier {
         Self::Packet,
         Self::Oracle,
         Self::Flow,
+        Self::Fleet,
         Self::Lab,
         Self::Demo,
     ];
@@ -79,6 +82,7 @@ impl Tier {
             Self::Packet => "packet",
             Self::Oracle => "oracle",
             Self::Flow => "flow",
+            Self::Fleet => "fleet",
             Self::Lab => "lab",
             Self::Demo => "demo",
         }
@@ -87,7 +91,7 @@ impl Tier {
     /// What the kernel and the user's rights must give.
     const fn needs(self) -> &'static [Capability] {
         match self {
-            Self::Fmt | Self::Clippy | Self::Tidy | Self::Unit | Self::Locks => &[],
+            Self::Fmt | Self::Clippy | Self::Tidy | Self::Unit | Self::Locks | Self::Fleet => &[],
             Self::Packet | Self::Oracle => &capability::PROGRAM,
             Self::Flow => &capability::PINNED,
             Self::Lab | Self::Demo => &capability::LAB,
@@ -114,7 +118,9 @@ impl Tier {
             ],
             Self::Packet | Self::Oracle => &[&["test", "-p", "weir-tests", "--", &filter]],
             // These share the machine's two or so cores, and some its namespaces.
-            Self::Flow | Self::Lab | Self::Demo => &[&["test", "-p", "weir-tests", "--", &filter, "--test-threads=1"]],
+            Self::Flow | Self::Fleet | Self::Lab | Self::Demo => {
+                &[&["test", "-p", "weir-tests", "--", &filter, "--test-threads=1"]]
+            }
         };
         commands.iter().map(|words| words.iter().map(|&word| word.to_owned()).collect()).collect()
     }

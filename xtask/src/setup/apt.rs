@@ -14,8 +14,12 @@ use crate::step;
 /// Seconds to wait for another package manager.
 const LOCK_TIMEOUT_S: u32 = 300;
 /// Programs whose packages bring a service along: program, service, its process id file.
-const SERVICES: [(&str, &str, &str); 2] =
-    [("nginx", "nginx", "/run/nginx.pid"), ("redis-server", "redis-server", "/run/redis/redis-server.pid")];
+const SERVICES: [(&str, &str, &str); 4] = [
+    ("nginx", "nginx", "/run/nginx.pid"),
+    ("redis-server", "redis-server", "/run/redis/redis-server.pid"),
+    ("named", "named", "/run/named/named.pid"),
+    ("knotd", "knot", "/run/knot/knot.pid"),
+];
 
 /// The command that installs `packages`.
 pub fn install_command(packages: &[String]) -> Command {
