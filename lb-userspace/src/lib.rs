@@ -13,6 +13,7 @@ pub mod health;
 pub mod model;
 pub mod net;
 pub mod object;
+pub mod orchestrator;
 pub mod plan;
 pub mod store;
 pub mod telemetry;

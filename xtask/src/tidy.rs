@@ -27,6 +27,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
     ("telemetry", &["api", "model"]),
     ("dataplane", &["model", "object", "plan"]),
     ("dns", &["model", "store", "telemetry"]),
+    ("orchestrator", &["api", "dns", "health", "model", "store", "telemetry"]),
     ("agent", &["api", "config", "dataplane", "health", "model", "net", "plan", "store", "telemetry"]),
 ];
 /// Modules that may import every sibling: the command line, and the crate's root.
