@@ -149,9 +149,7 @@ impl Election {
             _ if self.sent.is_some() => None,
             State::Leading { renew_at, .. } => Some(*renew_at),
             State::Following { fresh: false, .. } => None,
-            State::Following { since, .. } => {
-                since.map(|since| (since + self.periods.lease).max(self.abstains_until))
-            }
+            State::Following { since, .. } => since.map(|since| (since + self.periods.lease).max(self.abstains_until)),
         }
     }
 
@@ -313,7 +311,10 @@ mod tests {
     #[test]
     fn acting_ends_seven_seconds_after_the_renewal_was_sent() {
         let mut one = master(20_000);
-        assert_eq!((one.may_act(at(20_050)), one.may_act(at(26_999)), one.may_act(at(27_000))), (Some(1), Some(1), None));
+        assert_eq!(
+            (one.may_act(at(20_050)), one.may_act(at(26_999)), one.may_act(at(27_000))),
+            (Some(1), Some(1), None)
+        );
         assert_eq!(one.want(at(22_999)), None);
         let want = one.want(at(23_000)).unwrap();
         one.sent(want.clone(), at(23_000));

@@ -311,10 +311,7 @@ fn order(intent: &Intent, facts: &Facts, patience: &Patience, action: Action, no
             let needs_address = action == Action::Create && matches!(intent.subject, Subject::Backends(_));
             if needs_address && address.is_none() {
                 let error = "the executor did not print ADDRESS:PORT of what it created".to_owned();
-                return Step::Write(Box::new(Intent {
-                    error: Some(error),
-                    ..with_phase(intent, Phase::Abandon, now)
-                }));
+                return Step::Write(Box::new(Intent { error: Some(error), ..with_phase(intent, Phase::Abandon, now) }));
             }
             Step::Write(Box::new(Intent { address, ..next }))
         }
@@ -401,7 +398,13 @@ mod tests {
             ("an order", nodes(Phase::Create), facts(), 0, "create"),
             ("one at a time", nodes(Phase::Create), Facts { under_way: true, ..facts() }, 0, "wait"),
             ("created", nodes(Phase::Create), said(""), 0, "-> await 0"),
-            ("a backend needs an address", backend(Phase::Create), Facts { executed: Some(Ok(None)), ..facts() }, 0, "-> abandon 0"),
+            (
+                "a backend needs an address",
+                backend(Phase::Create),
+                Facts { executed: Some(Ok(None)), ..facts() },
+                0,
+                "-> abandon 0",
+            ),
             ("and has one", backend(Phase::Create), said("10.0.0.9:80"), 0, "-> await 0"),
             ("a failure is repeated", nodes(Phase::Create), failed(), 0, "-> create 1"),
             ("after a pause", Intent { failures: 2, ..nodes(Phase::Create) }, facts(), 9, "wait"),
@@ -414,7 +417,13 @@ mod tests {
             ("backends are added", placed(Phase::Add), facts(), 0, "edit add"),
             ("the old one waits for a spare", nodes(Phase::Add), Facts { added: true, ..facts() }, 0, "wait"),
             ("then drains", nodes(Phase::Add), Facts { added: true, ..spare() }, 0, "-> drain 0"),
-            ("nothing to remove", intent(Phase::Add, web(), Some("b9"), None), Facts { added: true, ..facts() }, 0, "-> done 0"),
+            (
+                "nothing to remove",
+                intent(Phase::Add, web(), Some("b9"), None),
+                Facts { added: true, ..facts() },
+                0,
+                "-> done 0",
+            ),
             ("a backend is set to drain", backend(Phase::Drain), spare(), 0, "edit drain"),
             ("and drains", backend(Phase::Drain), Facts { drained: true, ..spare() }, 299, "wait"),
             ("long enough", backend(Phase::Drain), Facts { drained: true, ..spare() }, 300, "-> remove 0"),

@@ -95,11 +95,7 @@ pub fn share<'t>(
     worker: &str,
     assignment: &Assignment,
 ) -> BTreeSet<&'t str> {
-    targets
-        .into_iter()
-        .filter(|target| checkers(target, assignment).contains(worker))
-        .map(String::as_str)
-        .collect()
+    targets.into_iter().filter(|target| checkers(target, assignment).contains(worker)).map(String::as_str).collect()
 }
 
 /// The assignment that follows, if `live` workers or the number of vantage points ask for another. Nobody alive changes

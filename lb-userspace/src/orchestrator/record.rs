@@ -119,7 +119,8 @@ impl Record {
                     }
                     Self::Intent(intent)
                 } else if let Some(slot) = key.strip_prefix(DECISION) {
-                    let slot = slot.parse().map_err(|_| RecordError { key: key.to_owned(), why: "no number".into() })?;
+                    let slot =
+                        slot.parse().map_err(|_| RecordError { key: key.to_owned(), why: "no number".into() })?;
                     Self::Decision(slot, read(key, text)?)
                 } else if let Some(target) = key.strip_prefix(HEALTH) {
                     Self::Health(target.to_owned(), read(key, text)?)

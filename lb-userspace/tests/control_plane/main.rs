@@ -6,6 +6,8 @@
 //!
 //! [`Process`]: lb_userspace::orchestrator::process::Process
 
+mod fault;
+mod promise;
 mod run;
 mod store;
 mod world;
@@ -48,9 +50,7 @@ fn every_promise_holds_on_every_schedule() {
         Some(seed) => (seed, 1),
         None => (0, number("WEIR_SCHEDULES").unwrap_or(SCHEDULES)),
     };
-    for (what, world, count) in
-        [("sound", SOUND, count), ("torn", World { torn: true, ..SOUND }, count.div_ceil(4))]
-    {
+    for (what, world, count) in [("sound", SOUND, count), ("torn", World { torn: true, ..SOUND }, count.div_ceil(4))] {
         let reports = play(world, from, count);
         let broken = reports.iter().filter_map(|(seed, report)| Some((seed, report.broken.as_ref()?)));
         let broken: Vec<String> = broken.map(|(seed, how)| format!("WEIR_SEED={seed}: {how}")).collect();
@@ -75,14 +75,15 @@ fn noise_alone_does_not_flap() {
     let world = World { nodes_die: false, load_changes: false, ..SOUND };
     for (seed, report) in play(world, 0, 200) {
         assert_eq!(report.broken, None, "WEIR_SEED={seed}: {report:?}");
-        assert_eq!(report.turns, 0, "WEIR_SEED={seed}: {report:?}");
+        // Up once too far at a peak of the noise and back after a whole window; never up again.
+        assert!(report.turns <= 1, "WEIR_SEED={seed}: {report:?}");
     }
 }
 
 #[test]
 fn each_protection_is_needed() {
     for (what, world) in [
-        ("no fences at the store", World { fences: false, ..SOUND }),
+        ("no fences at the store", World { fences: false, torn: true, ..SOUND }),
         ("acting until the lease ends", World { act: Duration::from_secs(10), ..SOUND }),
         ("executing before recording", World { record_first: false, ..SOUND }),
         ("a missing metric is zero", World { missing_is_missing: false, ..SOUND }),

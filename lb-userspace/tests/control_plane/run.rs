@@ -5,12 +5,11 @@ use std::{
     collections::{BTreeMap, BTreeSet, BinaryHeap},
     net::{IpAddr, SocketAddr},
     sync::Arc,
-    time::Duration,
 };
 
 use lb_userspace::orchestrator::{
     clock::{BootTime, UnixMs},
-    intent::{Action, Executed, Intent, Order, Phase, order_of},
+    intent::{Action, Executed, Order, Phase, order_of},
     master::{Answer, Policy},
     process::{Ask, Process},
     record::{Fence, Outcome, Record, Service, View, Write},
@@ -20,29 +19,51 @@ use rand::{RngExt, SeedableRng, rngs::SmallRng};
 
 use super::{
     store::Store,
-    world::{
-        END_US, FAULTS_END_US, MAX, MIN, Machine, Machines, NODES, ORDER_US_MAX, Orchestrator, PROCESSES, TARGET,
-        TARGETS, World, periods, policy,
-    },
+    world::{END_US, Machine, Machines, NODES, ORDER_US_MAX, Orchestrator, PROCESSES, TARGETS, World, periods, policy},
 };
 
 /// Wall clock at the beginning.
 const UNIX_MS: u64 = 1_800_000_000_000;
-/// What the master cannot know about a node that just died.
-const BLIND_US: u64 = 16_000_000;
 
-enum Event {
+pub enum Event {
     Wake(usize),
     /// A request arrives at the store.
-    Arrive { at: usize, ticket: u64, request: Request },
+    Arrive {
+        at: usize,
+        ticket: u64,
+        request: Request,
+    },
     /// Its answer arrives.
-    Answer { at: usize, ticket: u64, reply: Reply },
+    Answer {
+        at: usize,
+        ticket: u64,
+        reply: Reply,
+    },
     /// An order arrives at the executor.
-    Order { at: usize, start: u32, order: Order },
+    Order {
+        at: usize,
+        start: u32,
+        order: Order,
+    },
     /// What became of it arrives.
-    Executed { at: usize, start: u32, id: String, action: Action, result: Executed },
-    Probed { at: usize, start: u32, node: String, ready: bool },
-    Queried { at: usize, start: u32, rule: String },
+    Executed {
+        at: usize,
+        start: u32,
+        id: String,
+        action: Action,
+        result: Executed,
+    },
+    Probed {
+        at: usize,
+        start: u32,
+        node: String,
+        ready: bool,
+    },
+    Queried {
+        at: usize,
+        start: u32,
+        rule: String,
+    },
     Boot(String),
     Beat(String),
     Second,
@@ -51,12 +72,12 @@ enum Event {
     Healed,
 }
 
-enum Request {
+pub enum Request {
     Read { decisions: bool },
     Write(Write),
 }
 
-enum Reply {
+pub enum Reply {
     View(Option<Box<View>>),
     Outcome(Outcome),
 }
@@ -80,39 +101,39 @@ pub struct Report {
 }
 
 pub struct Run {
-    world: World,
-    policy: Arc<Policy>,
-    random: SmallRng,
-    now_us: u64,
-    order: u64,
-    queue: BinaryHeap<Reverse<(u64, u64, usize)>>,
-    events: Vec<Option<Event>>,
-    free: Vec<usize>,
-    store: Store,
-    store_down_until_us: u64,
-    orchestrators: Vec<Orchestrator>,
-    machines: Machines,
-    targets: BTreeSet<String>,
-    load: f64,
+    pub world: World,
+    pub policy: Arc<Policy>,
+    pub random: SmallRng,
+    pub now_us: u64,
+    pub order: u64,
+    pub queue: BinaryHeap<Reverse<(u64, u64, usize)>>,
+    pub events: Vec<Option<Event>>,
+    pub free: Vec<usize>,
+    pub store: Store,
+    pub store_down_until_us: u64,
+    pub orchestrators: Vec<Orchestrator>,
+    pub machines: Machines,
+    pub targets: BTreeSet<String>,
+    pub load: f64,
     /// The lowest load of each of the last seconds, newest last.
-    loads: Vec<f64>,
-    noise: f64,
-    silent_until_us: u64,
-    silence: Missing,
-    loss: f64,
-    loss_until_us: u64,
-    faults_left: u32,
+    pub loads: Vec<f64>,
+    pub noise: f64,
+    pub silent_until_us: u64,
+    pub silence: Missing,
+    pub loss: f64,
+    pub loss_until_us: u64,
+    pub faults_left: u32,
     /// (id, action) that had their effect.
-    done: BTreeMap<(String, Action), Executed>,
-    recorded: BTreeSet<String>,
-    epochs: BTreeMap<u64, String>,
-    checked_us: BTreeMap<String, u64>,
-    disturbed_us: u64,
-    zone_was: bool,
-    serial: u32,
-    last_way: i32,
-    traced: bool,
-    report: Report,
+    pub done: BTreeMap<(String, Action), Executed>,
+    pub recorded: BTreeSet<String>,
+    pub epochs: BTreeMap<u64, String>,
+    pub checked_us: BTreeMap<String, u64>,
+    pub disturbed_us: u64,
+    pub zone_was: bool,
+    pub serial: u32,
+    pub last_way: i32,
+    pub traced: bool,
+    pub report: Report,
 }
 
 impl Run {
@@ -203,7 +224,7 @@ impl Run {
         self.report
     }
 
-    fn at(&mut self, delay_us: u64, event: Event) {
+    pub(super) fn at(&mut self, delay_us: u64, event: Event) {
         let slot = match self.free.pop() {
             Some(slot) => slot,
             None => {
@@ -216,13 +237,13 @@ impl Run {
         self.queue.push(Reverse((self.now_us + delay_us, self.order, slot)));
     }
 
-    fn broken(&mut self, what: impl Into<String>) {
+    pub(super) fn broken(&mut self, what: impl Into<String>) {
         let what = what.into();
         self.report.broken.get_or_insert_with(|| format!("{:.3} s: {what}", self.now_us as f64 / 1e6));
     }
 
     /// Tells what happens, while one seed is looked at.
-    fn trace(&self, what: impl FnOnce(&Self) -> Option<String>) {
+    pub(super) fn trace(&self, what: impl FnOnce(&Self) -> Option<String>) {
         if self.traced
             && let Some(what) = what(self)
         {
@@ -230,13 +251,15 @@ impl Run {
         }
     }
 
-    fn unix(&self) -> UnixMs {
+    pub(super) fn unix(&self) -> UnixMs {
         UnixMs(UNIX_MS + self.now_us / 1000)
     }
 
     /// Time that a message takes.
     fn delay(&mut self) -> u64 {
         match self.random.random_range(0..100) {
+            // A process that is paused between its last look at the clock and sending is a message that takes so long.
+            0 if self.world.torn => self.random.random_range(500_000..60_000_000),
             0 => self.random.random_range(500_000..6_000_000),
             1..=5 => self.random.random_range(20_000..400_000),
             _ => self.random.random_range(200..8_000),
@@ -248,11 +271,21 @@ impl Run {
     }
 
     fn handle(&mut self, event: Event) {
+        // What concerns a process that is paused waits for it.
+        let whose = match &event {
+            Event::Wake(at)
+            | Event::Answer { at, .. }
+            | Event::Executed { at, .. }
+            | Event::Probed { at, .. }
+            | Event::Queried { at, .. } => Some(*at),
+            _ => None,
+        };
+        let until_us = whose.map_or(0, |at| self.orchestrators[at].paused_until_us);
+        if until_us > self.now_us {
+            return self.at(until_us - self.now_us, event);
+        }
         match event {
             Event::Wake(at) => {
-                if self.later(at, Event::Wake(at)) {
-                    return;
-                }
                 if self.orchestrators[at].wake_us <= self.now_us {
                     self.pump(at);
                 }
@@ -261,10 +294,6 @@ impl Run {
             Event::Answer { at, ticket, reply } => {
                 if self.orchestrators[at].ticket != ticket || self.orchestrators[at].process.is_none() {
                     return;
-                }
-                if self.orchestrators[at].paused_until_us > self.now_us {
-                    let wait = self.orchestrators[at].paused_until_us - self.now_us;
-                    return self.at(wait, Event::Answer { at, ticket, reply });
                 }
                 let (now, unix) = (self.orchestrators[at].clock(self.now_us), self.unix());
                 let one = &mut self.orchestrators[at];
@@ -316,20 +345,10 @@ impl Run {
         }
     }
 
-    /// Puts off what concerns a process that is paused.
-    fn later(&mut self, at: usize, event: Event) -> bool {
-        let until_us = self.orchestrators[at].paused_until_us;
-        if until_us > self.now_us {
-            self.at(until_us - self.now_us, event);
-            return true;
-        }
-        false
-    }
-
     /// Hands an answer to the process, if it is still the one that asked.
     fn tell(&mut self, at: usize, start: u32, tell: impl FnOnce(&mut Process, BootTime)) {
         let one = &mut self.orchestrators[at];
-        if one.starts != start || one.paused_until_us > self.now_us {
+        if one.starts != start {
             return;
         }
         let now = one.clock(self.now_us);
@@ -340,7 +359,7 @@ impl Run {
     }
 
     /// Lets a process say what it wants.
-    fn pump(&mut self, at: usize) {
+    pub(super) fn pump(&mut self, at: usize) {
         let one = &mut self.orchestrators[at];
         let now = one.clock(self.now_us);
         let start = one.starts;
@@ -402,8 +421,8 @@ impl Run {
         };
         self.at(1_000_000, Event::Answer { at, ticket, reply: timeout });
         let one = &self.orchestrators[at];
-        let cut = one.cut_until_us > self.now_us
-            || (one.mute_until_us > self.now_us && matches!(request, Request::Write(_)));
+        let cut =
+            one.cut_until_us > self.now_us || (one.mute_until_us > self.now_us && matches!(request, Request::Write(_)));
         if cut || self.is_lost() {
             return;
         }
@@ -493,49 +512,7 @@ impl Run {
         outcome
     }
 
-    /// Somebody was elected: nobody else may still act, nor have anything under way.
-    fn taken_over(&mut self, at: usize) {
-        let sent_us = self.now_us.saturating_sub(2_000_000);
-        let late = self.orchestrators.iter().enumerate().find(|(other, one)| {
-            let acts = |process: &Process| process.may_act(one.clock(sent_us)).is_some();
-            *other != at && one.process.as_ref().is_some_and(acts)
-        });
-        if let Some((other, _)) = late {
-            self.broken(format!("o{other} could act until its successor o{at} was elected"));
-        }
-    }
-
-    /// A node begins to drain because the load is low.
-    fn removal(&mut self, intent: &Intent) {
-        let victim = intent.removes.clone().unwrap_or_default();
-        let zone = self.zone();
-        let others = self.machines.iter().filter(|(name, one)| {
-            // What died a moment ago nobody can know.
-            let known = one.up_since_us.is_some() || self.now_us < one.died_us + BLIND_US;
-            **name != victim && known && !one.removed && zone.contains(&one.address)
-        });
-        let others = others.count();
-        if others < MIN as usize {
-            self.broken(format!("{victim} drains, which leaves {others} in service, below min"));
-        }
-        let needed = self.loads.iter().rev().take(12).copied().fold(f64::INFINITY, f64::min) / TARGET / 1.25;
-        if needed.ceil() as usize > others {
-            self.broken(format!("{victim} drains, which leaves {others} for a load of {:.0}", self.load));
-        }
-        self.way(-1);
-    }
-
-    fn way(&mut self, way: i32) {
-        if way > 0 {
-            self.report.ups += 1;
-        } else {
-            self.report.downs += 1;
-        }
-        self.report.turns += usize::from(self.last_way != 0 && self.last_way != way);
-        self.last_way = way;
-    }
-
-    fn zone(&self) -> BTreeSet<IpAddr> {
+    pub(super) fn zone(&self) -> BTreeSet<IpAddr> {
         match self.store.get("dns/zone") {
             Some(Record::Zone(zone)) => zone.records.values().flatten().copied().collect(),
             _ => BTreeSet::new(),
@@ -605,185 +582,6 @@ impl Run {
         match serving.count() {
             0 => Err(Missing::Empty),
             count => Ok(self.load / count as f64 * self.random.random_range(1.0 - self.noise..=1.0 + self.noise)),
-        }
-    }
-
-    /// Looks once a second at what has to be so all the time.
-    fn second(&mut self) {
-        self.at(1_000_000, Event::Second);
-        self.loads.push(self.load);
-        if self.zone_was && self.zone().is_empty() && self.now_us > self.disturbed_us + 30_000_000 {
-            self.broken("the zone is empty");
-        }
-        let generation = match self.store.get("orchestrator/assignment") {
-            Some(Record::Assignment(assignment)) => assignment.epoch,
-            _ => 0,
-        };
-        let well: Vec<&Orchestrator> = self.orchestrators.iter().filter(|one| one.is_well(self.now_us)).collect();
-        let store_up = self.now_us >= self.store_down_until_us
-            && self.now_us >= self.loss_until_us
-            && !self.store.is_lagging();
-        if well.is_empty() || !store_up {
-            self.disturbed_us = self.now_us;
-        }
-        let mut late = None;
-        for target in &self.targets {
-            let checked = well.iter().any(|one| {
-                one.share.contains(target)
-                    && one.process.as_ref().is_some_and(|process| process.generation() == generation)
-            });
-            let last = self.checked_us.entry(target.clone()).or_insert(0);
-            if checked {
-                *last = self.now_us;
-            }
-            let unchecked_s = self.now_us.saturating_sub((*last).max(self.disturbed_us)) / 1_000_000;
-            self.report.unchecked_s = self.report.unchecked_s.max(unchecked_s);
-            if unchecked_s > 20 {
-                late = Some(target.clone());
-            }
-        }
-        if let Some(target) = late {
-            self.broken(format!("{target} went unchecked for more than two leases"));
-        }
-    }
-
-    fn fault(&mut self) {
-        if self.now_us > FAULTS_END_US || self.faults_left == 0 {
-            self.store.catch_up();
-            return;
-        }
-        self.faults_left -= 1;
-        let next = self.random.random_range(500_000..35_000_000);
-        self.at(next, Event::Fault);
-        let at = self.random.random_range(0..PROCESSES);
-        let length = self.random.random_range(1_000_000..40_000_000);
-        let until_us = self.now_us + length;
-        let kind = self.random.random_range(0..15);
-        self.trace(|_| Some(format!("fault {kind} at o{at} for {} ms", length / 1000)));
-        match kind {
-            0 | 1 => {
-                self.orchestrators[at].process = None;
-                self.orchestrators[at].share.clear();
-                self.at(length, Event::Restart(at));
-            }
-            2 | 3 => self.orchestrators[at].paused_until_us = until_us,
-            4 => self.orchestrators[at].cut_until_us = until_us,
-            5 => self.orchestrators[at].mute_until_us = until_us,
-            6 => {
-                // The master, whoever it is, is paused.
-                let now_us = self.now_us;
-                for one in &mut self.orchestrators {
-                    let now = one.clock(now_us);
-                    if one.process.as_ref().is_some_and(|process| process.may_act(now).is_some()) {
-                        one.paused_until_us = until_us;
-                    }
-                }
-            }
-            7 => {
-                let now = self.orchestrators[at].clock(self.now_us);
-                if let Some(process) = &mut self.orchestrators[at].process {
-                    process.step_down(now);
-                }
-            }
-            8 => self.store_down_until_us = self.now_us + length / 2,
-            9 => {
-                (self.loss, self.loss_until_us) = (self.random.random_range(0.05..0.5), until_us);
-            }
-            10 => self.store.lag(),
-            11 => {
-                // Sometimes there is no replica at all, and everything is gone.
-                if self.random.random_bool(0.15) {
-                    self.store.wipe();
-                } else {
-                    self.store.fail_over();
-                }
-                self.store_down_until_us = self.now_us + length / 10;
-            }
-            12 => {
-                let longer = self.random.random_range(1..=4);
-                self.silent_until_us = self.now_us + length * longer;
-                let kinds = [Missing::Empty, Missing::Many(2), Missing::NotANumber, Missing::NoAnswer("down".into())];
-                self.silence = kinds[self.random.random_range(0..kinds.len())].clone();
-            }
-            13 if self.world.load_changes => self.load = self.random.random_range(5.0..55.0),
-            14 if self.world.nodes_die => {
-                let alive: Vec<String> = self
-                    .machines
-                    .iter()
-                    .filter(|(_, one)| one.up_since_us.is_some())
-                    .map(|(name, _)| name.clone())
-                    .collect();
-                if let Some(name) = alive.get(self.random.random_range(0..alive.len().max(1))) {
-                    let now_us = self.now_us;
-                    if let Some(machine) = self.machines.get_mut(name) {
-                        machine.up_since_us = None;
-                        machine.died_us = now_us;
-                    }
-                    if self.random.random_bool(0.5) {
-                        self.at(length, Event::Boot(name.clone()));
-                    }
-                }
-            }
-            _ => self.store.revision += 1,
-        }
-        if self.random.random_bool(0.5) {
-            self.store.catch_up();
-        }
-        self.disturbed_us = self.now_us;
-        self.at(length, Event::Healed);
-    }
-
-    /// The faults are long over: everything must be as it should.
-    fn last_look(&mut self) {
-        let now_us = self.now_us;
-        let acting = self.orchestrators.iter().filter(|one| {
-            let now = one.clock(now_us);
-            one.process.as_ref().is_some_and(|process| process.may_act(now).is_some())
-        });
-        let acting = acting.count();
-        if acting != 1 {
-            self.broken(format!("{acting} masters at the end"));
-        }
-        let zone = self.zone();
-        let up: BTreeSet<IpAddr> = self
-            .machines
-            .values()
-            .filter(|one| one.up_since_us.is_some_and(|since| now_us > since + 30_000_000))
-            .map(|one| one.address)
-            .collect();
-        let leaving: Vec<String> = self
-            .store
-            .all()
-            .filter_map(|record| match record {
-                Record::Intent(intent) => intent.leaving().map(str::to_owned),
-                _ => None,
-            })
-            .collect();
-        let missing = self.machines.iter().find(|(name, one)| {
-            up.contains(&one.address) && !zone.contains(&one.address) && !leaving.contains(name)
-        });
-        if let Some((name, _)) = missing {
-            self.broken(format!("{name} runs and is not in DNS at the end"));
-        }
-        let dead = self.machines.iter().find(|(_, one)| {
-            one.up_since_us.is_none() && zone.contains(&one.address) && now_us > one.died_us + 20_000_000
-        });
-        if let Some((name, _)) = dead {
-            self.broken(format!("{name} is dead and in DNS at the end"));
-        }
-        let count = u32::try_from(zone.len()).unwrap_or(u32::MAX);
-        if !(MIN..=MAX).contains(&count) {
-            self.broken(format!("{count} nodes in DNS at the end"));
-        }
-        let stale = self.store.all().find_map(|record| match record {
-            Record::Intent(intent) if !intent.phase.is_over() => {
-                let age = self.unix().since(intent.since);
-                (age > Duration::from_secs(75)).then(|| format!("{} is stuck in {:?}", intent.id, intent.phase))
-            }
-            _ => None,
-        });
-        if let Some(stale) = stale {
-            self.broken(stale);
         }
     }
 }

@@ -6,20 +6,25 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::{IpAddr, SocketAddr},
+    net::IpAddr,
     sync::Arc,
     time::Duration,
 };
 
+mod look;
+mod rules;
+
+use look::{Look, in_zone};
+
 use super::{
     clock::{BootTime, UnixMs},
     decision::{self, Decision},
-    intent::{self, Action, Executed, Facts, Intent, Order, Patience, Phase, Step},
+    intent::{self, Action, Executed, Intent, Order, Patience, Phase, Step},
     placement,
     record::{Expect, Fence, Put, Record, Version, View, Write},
     replace,
-    scale::{self, Inputs, Memory, Missing, Subject, Verdict},
-    watch::{self, Node, Reason, Watch},
+    scale::{self, Memory, Missing, Subject},
+    watch::{self, Node, Watch},
 };
 
 /// What the orchestrator is told to do.
@@ -96,25 +101,6 @@ pub struct Master {
     number: Option<u64>,
     /// Highest number of an id of this start and epoch that is known to be in use.
     ids: u64,
-}
-
-/// Nodes as the master sees them at one look.
-struct Standings {
-    inside: BTreeSet<String>,
-    coming: BTreeSet<String>,
-    addresses: BTreeSet<IpAddr>,
-}
-
-/// One look, and what it has led to so far.
-struct Look<'v> {
-    view: &'v View,
-    watch: &'v Watch,
-    standings: Standings,
-    now: BootTime,
-    unix: UnixMs,
-    /// Number of the last id that was given at this look.
-    ids: u64,
-    plan: Plan,
 }
 
 impl Master {
@@ -225,7 +211,14 @@ impl Master {
     }
 
     /// Decides.
-    pub fn decide(&mut self, view: &View, watch: &Watch, workers: &BTreeSet<String>, now: BootTime, unix: UnixMs) -> Plan {
+    pub fn decide(
+        &mut self,
+        view: &View,
+        watch: &Watch,
+        workers: &BTreeSet<String>,
+        now: BootTime,
+        unix: UnixMs,
+    ) -> Plan {
         self.number.get_or_insert_with(|| decision::next_number(view));
         let (standings, ids) = (self.standings(view, watch, now, unix), self.ids_used(view));
         self.ids = ids;
@@ -277,28 +270,6 @@ impl Master {
         let prefix = format!("{}-{}-", self.epoch, self.word);
         let numbers = view.intents.keys().filter_map(|id| id.strip_prefix(&*prefix)?.parse().ok());
         numbers.max().unwrap_or(0).max(self.ids)
-    }
-
-    fn standings(&self, view: &View, watch: &Watch, now: BootTime, unix: UnixMs) -> Standings {
-        let nodes = || view.intents.values().map(|at| &at.value).filter(|one| one.subject == Subject::Nodes);
-        // A node that was removed may look alive for as long as its last heartbeat does.
-        let removed = nodes()
-            .filter(|one| one.phase == Phase::Done && unix.since(one.since) < self.policy.dead_after)
-            .filter_map(|one| one.removes.as_deref());
-        let leaving: BTreeSet<&str> = nodes().filter_map(Intent::leaving).chain(removed).collect();
-        let mut found =
-            Standings { inside: BTreeSet::new(), coming: BTreeSet::new(), addresses: BTreeSet::new() };
-        for (name, node) in &view.nodes {
-            let inside = in_zone(view, node);
-            let reason = watch.standing(name, node, inside, leaving.contains(name.as_str()), view.revision);
-            if reason == Reason::InService && !node.addresses.is_empty() {
-                found.inside.insert(name.clone());
-                found.addresses.extend(&node.addresses);
-            } else if watch.is_coming(name, reason, self.policy.patience.ready, now) {
-                found.coming.insert(name.clone());
-            }
-        }
-        found
     }
 
     /// Shares the health checks over the living.
@@ -380,87 +351,6 @@ impl Master {
         }
     }
 
-    fn facts(&self, look: &Look<'_>, intent: &Intent, version: Version) -> Facts {
-        let action = if intent.phase == Phase::Create { Action::Create } else { Action::Remove };
-        let key = (intent.id.clone(), action);
-        let mut facts = Facts {
-            // What became of an order belongs to the record on which it rested.
-            executed: self.executed.get(&key).filter(|(at, _)| *at == version).map(|(_, result)| result.clone()),
-            under_way: self.under_way.contains_key(&key),
-            ..Facts::default()
-        };
-        let min = self.min(&intent.subject);
-        let old = intent.removes.as_deref();
-        match &intent.subject {
-            Subject::Nodes => {
-                let standings = &look.standings;
-                let node = |name: Option<&str>| name.and_then(|name| look.view.nodes.get(name));
-                facts.serves = intent.creates.as_ref().is_some_and(|name| standings.inside.contains(name));
-                facts.added = facts.serves && node(intent.creates.as_deref()).is_some_and(|one| in_zone(look.view, one));
-                facts.present = node(old).is_some_and(|one| in_zone(look.view, one));
-                facts.dead = old.is_none_or(|name| look.watch.is_dead(name, self.policy.dead_after));
-                let others = standings.inside.iter().filter(|name| Some(name.as_str()) != old).count();
-                facts.spare = others >= min;
-            }
-            Subject::Backends(name) => {
-                let Some(service) = look.view.services.get(name) else { return facts };
-                let of = |address: Option<&str>| address.and_then(|address| service.backends.get(address));
-                let new = intent.address.as_ref();
-                let awaited = new.and_then(|address| service.awaited.get(address));
-                let checked = of(new.map(String::as_str)).map(|one| &one.target).or(awaited);
-                facts.serves = checked.is_some_and(|target| look.view.is_up(target.as_ref(), false));
-                facts.added = of(new.map(String::as_str)).is_some();
-                facts.present = of(old).is_some();
-                facts.drained = of(old).is_some_and(|one| one.drained);
-                facts.dead = !facts.present;
-                let up = |(address, one): &(&String, &super::record::Backend)| {
-                    Some(address.as_str()) != old && !one.drained && look.view.is_up(one.target.as_ref(), true)
-                };
-                facts.spare = service.backends.iter().filter(up).count() >= min;
-            }
-        }
-        facts
-    }
-
-    /// Fewest that may be in service.
-    fn min(&self, subject: &Subject) -> usize {
-        let rule = self.policy.scaling.iter().find(|rule| rule.subject == *subject);
-        rule.map_or(1, |rule| usize::try_from(rule.min).unwrap_or(usize::MAX))
-    }
-
-    /// Removes created nodes that are dead for good; they count for nothing any more, but still cost.
-    fn sweep(&mut self, look: &mut Look<'_>) {
-        let view = look.view;
-        let Some(rule) = self.policy.scaling.iter().find(|rule| rule.subject == Subject::Nodes) else { return };
-        let rule = scaling_key(rule);
-        if self.policy.dry_run {
-            return;
-        }
-        let nodes = || view.intents.values().map(|at| &at.value).filter(|one| one.subject == Subject::Nodes);
-        let created = nodes().filter(|one| one.phase == Phase::Done).filter_map(|one| one.creates.as_ref());
-        let gone: BTreeSet<&String> = nodes().filter_map(|one| one.removes.as_ref()).collect();
-        let busy: BTreeSet<&String> =
-            nodes().filter(|one| one.phase != Phase::Done).filter_map(|one| one.creates.as_ref()).collect();
-        let dead: BTreeSet<String> = created
-            .chain(view.nodes.keys().filter(|name| self.is_created(name)))
-            .filter(|name| !gone.contains(name) && !busy.contains(name))
-            .filter(|name| look.watch.is_dead(name, self.policy.dead_after))
-            .cloned()
-            .collect();
-        for name in dead {
-            let intent = self.intent(look, &rule, Subject::Nodes, None, Some(name.clone()), Phase::Remove);
-            let values = Values::default().with("node", &name).with("dead_after_s", self.policy.dead_after.as_secs());
-            let outcome = format!("{name} is dead for good: remove it");
-            self.decide_that(look, &rule, outcome, values, vec![intent.id.clone()]);
-            self.put(look, Record::Intent(intent));
-        }
-    }
-
-    /// Whether a name is one that intents give.
-    fn is_created(&self, name: &str) -> bool {
-        name.strip_prefix(&*self.policy.prefix).is_some_and(|rest| rest.starts_with('-'))
-    }
-
     fn intent(
         &self,
         look: &mut Look<'_>,
@@ -488,176 +378,6 @@ impl Master {
         }
     }
 
-    fn scale(&mut self, look: &mut Look<'_>) {
-        let policy = Arc::clone(&self.policy);
-        for rule in &policy.scaling {
-            let key = scaling_key(rule);
-            let Some(Answer::Value(value)) = self.answers.remove(&key) else { continue };
-            let (current, pending, leaving) = self.census(look, &rule.subject);
-            let inputs = Inputs { current, pending, leaving, value };
-            let evaluation = rule.evaluate(self.memories.entry(key.clone()).or_default(), inputs, look.now);
-            let verdict = match &evaluation.verdict {
-                // What has to be removed must not already be on its way, by whatever rule.
-                Verdict::Down(_) if self.is_busy(look.view, &rule.subject) => continue,
-                verdict => verdict.clone(),
-            };
-            let words = verdict.to_string();
-            if matches!(verdict, Verdict::Hold(_)) && !self.is_news(&key, &words) {
-                continue;
-            }
-            self.told.insert(key.clone(), words.clone());
-            let intents = match (&verdict, policy.dry_run) {
-                (Verdict::Hold(_), _) | (_, true) => Vec::new(),
-                (Verdict::Up(by), _) => (0..*by)
-                    .map(|_| self.intent(look, &key, rule.subject.clone(), Some(()), None, Phase::Create))
-                    .collect(),
-                (Verdict::Down(_), _) => {
-                    let Some(victim) = self.victim(look, &rule.subject) else { continue };
-                    vec![self.intent(look, &key, rule.subject.clone(), None, Some(victim), Phase::Drain)]
-                }
-            };
-            let outcome = if policy.dry_run { format!("dry run: {words}") } else { words };
-            let ids = intents.iter().map(|intent| intent.id.clone()).collect();
-            self.decide_that(look, &key, outcome, Values::of(rule, &evaluation), ids);
-            intents.into_iter().for_each(|intent| self.put(look, Record::Intent(intent)));
-        }
-    }
-
-    /// How many are in service, on their way in and on their way out.
-    fn census(&self, look: &Look<'_>, subject: &Subject) -> (u32, u32, u32) {
-        let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
-        let ours = || active(look.view).filter(|one| one.subject == *subject);
-        let leaving: BTreeSet<&str> = ours().filter_map(Intent::leaving).collect();
-        match subject {
-            Subject::Nodes => {
-                let standings = &look.standings;
-                let created = ours().filter(|one| one.is_pending()).filter_map(|one| one.creates.as_ref());
-                let pending: BTreeSet<&String> =
-                    created.chain(&standings.coming).filter(|name| !standings.inside.contains(*name)).collect();
-                (count(standings.inside.len()), count(pending.len()), count(leaving.len()))
-            }
-            Subject::Backends(name) => {
-                let Some(service) = look.view.services.get(name) else { return (0, 0, count(leaving.len())) };
-                let up = |(address, one): &(&String, &super::record::Backend)| {
-                    !leaving.contains(address.as_str())
-                        && !one.drained
-                        && look.view.is_up(one.target.as_ref(), true)
-                };
-                let pending = ours()
-                    .filter(|one| one.is_pending())
-                    .filter(|one| one.address.as_ref().is_none_or(|address| !service.backends.contains_key(address)));
-                (count(service.backends.iter().filter(up).count()), count(pending.count()), count(leaving.len()))
-            }
-        }
-    }
-
-    fn is_busy(&self, view: &View, subject: &Subject) -> bool {
-        active(view).any(|one| one.subject == *subject && (one.removes.is_some() || one.is_pending()))
-    }
-
-    /// Who goes first: what intents created, the youngest of them, then whoever is last by name.
-    fn victim(&self, look: &Look<'_>, subject: &Subject) -> Option<String> {
-        let born = |intent: &Intent| (intent.since, intent.id.clone());
-        let made: BTreeMap<&str, _> = look
-            .view
-            .intents
-            .values()
-            .filter(|at| at.value.subject == *subject && at.value.phase == Phase::Done)
-            .filter_map(|at| {
-                let name = match subject {
-                    Subject::Nodes => at.value.creates.as_deref(),
-                    Subject::Backends(_) => at.value.address.as_deref(),
-                };
-                Some((name?, born(&at.value)))
-            })
-            .collect();
-        let rank = |name: &str| (made.get(name).cloned(), self.is_created(name), name.to_owned());
-        match subject {
-            Subject::Nodes => look.standings.inside.iter().max_by_key(|name| rank(name)).cloned(),
-            Subject::Backends(service) => {
-                let service = look.view.services.get(service)?;
-                let up = service.backends.iter().filter(|(_, one)| !one.drained);
-                up.map(|(address, _)| address).max_by_key(|address| rank(address)).cloned()
-            }
-        }
-    }
-
-    fn replace(&mut self, look: &mut Look<'_>) {
-        let policy = Arc::clone(&self.policy);
-        for rule in &policy.replace {
-            let key = replace_key(rule);
-            let named = match self.answers.remove(&key) {
-                Some(Answer::Instances(Ok(named))) => named,
-                // Nothing said is nothing known: the time neither grows nor is forgotten.
-                Some(Answer::Instances(Err(why))) => {
-                    let words = format!("hold: metric missing, {why}");
-                    if self.is_news(&key, &words) {
-                        self.decide_that(look, &key, words, Values::default(), Vec::new());
-                    }
-                    continue;
-                }
-                _ => continue,
-            };
-            let before = look.view.suspects.get(&rule.name).map(|at| at.value.clone()).unwrap_or_default();
-            let after = replace::update(&before, &named, rule.every, look.unix);
-            if after != before {
-                self.put(look, Record::Suspects(rule.name.clone(), after.clone()));
-            }
-            let Some((instance, held)) = replace::ripest(&after, rule.after) else {
-                self.told.remove(&key);
-                continue;
-            };
-            let Some(old) = self.named(look, &rule.subject, instance) else {
-                let words = format!("{instance} is no part of {}", rule.subject);
-                if self.is_news(&key, &words) {
-                    self.decide_that(look, &key, words, Values::default(), Vec::new());
-                }
-                continue;
-            };
-            let values = Values::default()
-                .with("instance", instance)
-                .with("held_s", held.as_secs())
-                .with("for_s", rule.after.as_secs())
-                .with("named", named.len());
-            if self.is_busy(look.view, &rule.subject) {
-                if self.is_news(&key, "busy") {
-                    let words = format!("{old} is to be replaced, after what is being done is done");
-                    self.decide_that(look, &key, words, values, Vec::new());
-                }
-                continue;
-            }
-            let words = format!("replace {old}");
-            if policy.dry_run {
-                if self.is_news(&key, &words) {
-                    self.decide_that(look, &key, format!("dry run: {words}"), values, Vec::new());
-                }
-                continue;
-            }
-            let intent = self.intent(look, &key, rule.subject.clone(), Some(()), Some(old), Phase::Create);
-            self.told.insert(key.clone(), words.clone());
-            self.decide_that(look, &key, words, values, vec![intent.id.clone()]);
-            self.put(look, Record::Intent(intent));
-        }
-    }
-
-    /// The node or backend that an instance label means.
-    fn named(&self, look: &Look<'_>, subject: &Subject, instance: &str) -> Option<String> {
-        match subject {
-            Subject::Nodes => {
-                let is = |(name, node): &(&String, &Node)| {
-                    replace::means(instance, name)
-                        || node.addresses.iter().any(|ip| replace::means(instance, &SocketAddr::new(*ip, 0).to_string()))
-                        || node.ready_at.is_some_and(|at| replace::means(instance, &at.to_string()))
-                };
-                look.view.nodes.iter().find(is).map(|(name, _)| name.clone())
-            }
-            Subject::Backends(service) => {
-                let service = look.view.services.get(service)?;
-                service.backends.keys().find(|address| replace::means(instance, address)).cloned()
-            }
-        }
-    }
-
     /// Whether `words` are others than those that were told last about `key`; they count as told.
     fn is_news(&mut self, key: &str, words: &str) -> bool {
         if self.told.get(key).is_some_and(|last| last == words) {
@@ -668,21 +388,12 @@ impl Master {
     }
 }
 
-/// Intents that are not over.
-fn active(view: &View) -> impl Iterator<Item = &Intent> {
-    view.intents.values().map(|at| &at.value).filter(|intent| !intent.phase.is_over())
-}
-
 fn node_values(look: &Look<'_>) -> Values {
     let standing = |values: Values, (name, node): (&String, &Node)| {
         let reason = look.watch.standing(name, node, in_zone(look.view, node), false, look.view.revision);
         values.with(name, reason.words())
     };
     look.view.nodes.iter().fold(Values::default(), standing)
-}
-
-fn in_zone(view: &View, node: &Node) -> bool {
-    view.zone.as_ref().is_some_and(|zone| zone.value.has(&node.addresses))
 }
 
 fn scaling_key(rule: &scale::Rule) -> String {
