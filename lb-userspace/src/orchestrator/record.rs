@@ -14,8 +14,9 @@ use super::{
     intent::{Edit, Intent},
     placement::{Assignment, Beat, Health},
     replace::Suspects,
-    watch::{Node, Zone},
+    watch::Node,
 };
+use crate::dns::zone::ZoneObject;
 
 /// Version of a record, given by the store at each write; comparable for equality only.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -34,7 +35,7 @@ pub enum Record {
     /// Who checks.
     Assignment(Assignment),
     /// What DNS answers.
-    Zone(Zone),
+    Zone(ZoneObject),
     /// Something that is being done, by its id.
     Intent(Intent),
     /// Something that was decided, by its place in the ring.
@@ -287,7 +288,7 @@ pub struct View {
     /// The ring of decisions by place, where it was asked for.
     pub decisions: BTreeMap<u64, At<Decision>>,
     /// What DNS answers.
-    pub zone: Option<At<Zone>>,
+    pub zone: Option<At<ZoneObject>>,
     /// Health by target.
     pub health: BTreeMap<String, At<Health>>,
     /// What replacement rules have seen, by rule.

@@ -1,4 +1,4 @@
-//! Which nodes clients may be sent to: heartbeats and probes of ready endpoints in, the records of the zone out.
+//! Which nodes clients may be sent to: heartbeats and probes of ready endpoints in, where each node stands out.
 //!
 //! Pure. Rules:
 //!
@@ -6,7 +6,8 @@
 //!   follows the first at once, so that this is within one probe cycle), or lets its own lease pass without a heartbeat.
 //! - A node enters when none of that is so, [`PROBE_RISE`] probes in a row succeeded and it has applied the present revision.
 //!   Lagging behind a revision keeps a node out, but takes none out: else each change of the configuration would.
-//! - A name never loses its last address. What was there last stays, and the decision says so.
+//!
+//! What becomes of the zone then is [`crate::dns::publish`]'s to say; a name never loses its last address.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -43,38 +44,6 @@ pub struct Node {
     pub ready: bool,
     /// Says that it wants no new connections.
     pub draining: bool,
-}
-
-/// What DNS answers: one object, replaced whole.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Zone {
-    /// Serial of its SOA record.
-    pub serial: u32,
-    /// Addresses by name.
-    pub records: BTreeMap<String, BTreeSet<IpAddr>>,
-}
-
-impl Zone {
-    /// Whether some name has some of `addresses`.
-    pub fn has(&self, addresses: &BTreeSet<IpAddr>) -> bool {
-        self.records.values().any(|set| !set.is_disjoint(addresses))
-    }
-}
-
-/// The serial that follows `last`: max(last + 1, unix time), so that it grows even over the loss of the last one. Serials
-/// wrap (RFC 1982); 0 is left out, as some secondaries take it for "none".
-pub fn next_serial(last: Option<u32>, unix_s: u64) -> u32 {
-    // The low 32 bits are what a serial can hold; the comparison is that of RFC 1982.
-    let time = (unix_s & u64::from(u32::MAX)) as u32;
-    let next = match last {
-        None => time,
-        Some(last) => {
-            let after = last.wrapping_add(1);
-            let ahead = time.wrapping_sub(after) < 1 << 31;
-            if ahead { time } else { after }
-        }
-    };
-    next.max(1)
 }
 
 /// Why a node is where it is.
@@ -229,38 +198,6 @@ impl Watch {
     }
 }
 
-/// The records that follow from the addresses `in_service`, for each of `names`; what would be empty stays as it was in
-/// `last`, and is left out where it never was.
-pub fn records(
-    names: &BTreeSet<String>,
-    in_service: &BTreeSet<IpAddr>,
-    last: Option<&Zone>,
-) -> BTreeMap<String, BTreeSet<IpAddr>> {
-    let mut records = BTreeMap::new();
-    for name in names {
-        let kept = last.and_then(|zone| zone.records.get(name));
-        let set = if in_service.is_empty() { kept.cloned().unwrap_or_default() } else { in_service.clone() };
-        if !set.is_empty() {
-            records.insert(name.clone(), set);
-        }
-    }
-    records
-}
-
-/// The zone that replaces `last`, if it differs.
-pub fn next_zone(
-    names: &BTreeSet<String>,
-    in_service: &BTreeSet<IpAddr>,
-    last: Option<&Zone>,
-    unix_s: u64,
-) -> Option<Zone> {
-    let records = records(names, in_service, last);
-    if records.is_empty() || last.is_some_and(|zone| zone.records == records) {
-        return None;
-    }
-    Some(Zone { serial: next_serial(last.map(|zone| zone.serial), unix_s), records })
-}
-
 #[cfg(test)]
 mod tests {
     use super::{super::clock::PERIODS, *};
@@ -348,34 +285,5 @@ mod tests {
         // Death right after a good probe: out within probe + 2 * timeout, under 5 s.
         assert_eq!(watch.standing("n1", &nodes["n1"], true, false, 7), Reason::ProbeFailed);
         assert!(watch.due(&nodes, at(4999)).is_empty(), "a dead node is probed at the usual pace");
-    }
-
-    #[test]
-    fn serials_grow() {
-        for (last, unix_s, want) in [
-            (None, 1_800_000_000, 1_800_000_000),
-            (Some(5), 1_800_000_000, 1_800_000_000),
-            (Some(1_800_000_000), 1_800_000_000, 1_800_000_001),
-            (Some(1_800_000_009), 1_800_000_000, 1_800_000_010),
-            (None, 0, 1),
-            (Some(u32::MAX), 4_294_967_295, 1),
-            (Some(u32::MAX - 1), u64::from(u32::MAX) + 6, 5),
-        ] {
-            assert_eq!(next_serial(last, unix_s), want, "{last:?} {unix_s}");
-        }
-    }
-
-    #[test]
-    fn no_name_loses_its_last_address() {
-        let address = |last: u8| IpAddr::from([192, 0, 2, last]);
-        let names: BTreeSet<String> = ["lb".to_owned()].into();
-        let zone = next_zone(&names, &[address(1), address(2)].into(), None, 100).unwrap();
-        assert_eq!(zone.serial, 100);
-        assert_eq!(next_zone(&names, &[address(2), address(1)].into(), Some(&zone), 200), None);
-        assert_eq!(next_zone(&names, &BTreeSet::new(), Some(&zone), 200), None, "the last good set stays");
-        assert_eq!(next_zone(&names, &BTreeSet::new(), None, 200), None, "nothing is no zone");
-        let next = next_zone(&names, &[address(2)].into(), Some(&zone), 50).unwrap();
-        assert_eq!((next.serial, next.records["lb"].len()), (101, 1));
-        assert!(next.has(&[address(2)].into()) && !next.has(&[address(1)].into()));
     }
 }

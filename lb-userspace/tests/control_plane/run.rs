@@ -487,7 +487,7 @@ impl Run {
                 }
             }
             Record::Zone(zone) => {
-                if zone.records.values().any(BTreeSet::is_empty) || zone.records.is_empty() {
+                if zone.records.values().any(Vec::is_empty) || zone.records.is_empty() {
                     self.broken("an empty zone");
                 }
                 if self.serial != 0 && zone.serial.wrapping_sub(self.serial) >= 1 << 31 {

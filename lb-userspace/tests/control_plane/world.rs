@@ -7,13 +7,16 @@ use std::{
     time::Duration,
 };
 
-use lb_userspace::orchestrator::{
+use lb_userspace::{
+    dns::{publish::ZoneSpec, zone::SoaObject},
+    orchestrator::{
     clock::{BootTime, PERIODS, Periods},
     intent::Patience,
-    master::Policy,
+    master::{Policy, ZonePolicy},
     process::Process,
     scale::{Rule, Subject},
     watch::Node,
+},
 };
 
 /// What may happen, and which protections stand.
@@ -69,7 +72,16 @@ pub const TARGETS: usize = 6;
 /// The policy that all orchestrators have.
 pub fn policy() -> Policy {
     Policy {
-        names: ["lb".to_owned()].into(),
+        zone: Some(ZonePolicy {
+            spec: ZoneSpec {
+                origin: "example".into(),
+                ttl_s: 10,
+                soa: SoaObject::new("ns1.example.net", "hostmaster.example.net"),
+                ns: vec!["ns1.example.net".into()],
+                fixed: BTreeMap::new(),
+            },
+            names: ["lb".to_owned()].into(),
+        }),
         vantage_points: 1,
         scaling: vec![Rule {
             name: "nodes".into(),

@@ -19,7 +19,8 @@ use crate::orchestrator::{
 pub(super) struct Standings {
     pub inside: BTreeSet<String>,
     pub coming: BTreeSet<String>,
-    pub addresses: BTreeSet<IpAddr>,
+    /// Where each node stands.
+    pub reasons: BTreeMap<String, Reason>,
 }
 
 /// One look, and what it has led to so far.
@@ -42,13 +43,13 @@ impl Master {
             .filter(|one| one.phase == Phase::Done && unix.since(one.since) < self.policy.dead_after)
             .filter_map(|one| one.removes.as_deref());
         let leaving: BTreeSet<&str> = nodes().filter_map(Intent::leaving).chain(removed).collect();
-        let mut found = Standings { inside: BTreeSet::new(), coming: BTreeSet::new(), addresses: BTreeSet::new() };
+        let mut found = Standings { inside: BTreeSet::new(), coming: BTreeSet::new(), reasons: BTreeMap::new() };
         for (name, node) in &view.nodes {
             let inside = in_zone(view, node);
             let reason = watch.standing(name, node, inside, leaving.contains(name.as_str()), view.revision);
+            found.reasons.insert(name.clone(), reason);
             if reason == Reason::InService && !node.addresses.is_empty() {
                 found.inside.insert(name.clone());
-                found.addresses.extend(&node.addresses);
             } else if watch.is_coming(name, reason, self.policy.patience.ready, now) {
                 found.coming.insert(name.clone());
             }
@@ -195,5 +196,6 @@ pub(super) fn active(view: &View) -> impl Iterator<Item = &Intent> {
 }
 
 pub(super) fn in_zone(view: &View, node: &Node) -> bool {
-    view.zone.as_ref().is_some_and(|zone| zone.value.has(&node.addresses))
+    let has = |list: &Vec<IpAddr>| list.iter().any(|address| node.addresses.contains(address));
+    view.zone.as_ref().is_some_and(|zone| zone.value.records.values().any(has))
 }

@@ -14,7 +14,7 @@ use std::{
 mod look;
 mod rules;
 
-use look::{Look, in_zone};
+use look::Look;
 
 use super::{
     clock::{BootTime, UnixMs},
@@ -24,14 +24,24 @@ use super::{
     record::{Expect, Fence, Put, Record, Version, View, Write},
     replace,
     scale::{self, Memory, Missing, Subject},
-    watch::{self, Node, Watch},
+    watch::{Reason, Watch},
 };
+use crate::dns::publish::{self, Candidate, Held, ZoneSpec};
+
+/// The zone of the fleet.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ZonePolicy {
+    /// What is in it besides the nodes.
+    pub spec: ZoneSpec,
+    /// Names, relative to the origin, under which it gives out the nodes.
+    pub names: BTreeSet<String>,
+}
 
 /// What the orchestrator is told to do.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Policy {
-    /// Names under which DNS gives out the nodes.
-    pub names: BTreeSet<String>,
+    /// The zone of the fleet; `None`: DNS is somebody else's.
+    pub zone: Option<ZonePolicy>,
     /// Workers that must agree before a target is down; at least 1.
     pub vantage_points: u32,
     /// Scaling rules; at most one for each subject.
@@ -289,23 +299,45 @@ impl Master {
 
     /// Says in DNS which nodes are in service.
     fn publish(&mut self, look: &mut Look<'_>) {
+        let policy = Arc::clone(&self.policy);
+        let Some(zone) = &policy.zone else { return };
         let last = look.view.zone.as_ref().map(|at| &at.value);
-        if look.standings.addresses.is_empty() && last.is_some_and(|zone| !zone.records.is_empty()) {
-            if self.is_news("dns", "kept") {
-                let outcome = "no node is in service: the last addresses stay".to_owned();
-                let values = node_values(look);
-                self.decide_that(look, "dns", outcome, values, Vec::new());
-            }
-            return;
+        let candidates: Vec<Candidate> = look
+            .standings
+            .reasons
+            .iter()
+            .filter_map(|(name, reason)| Some((look.view.nodes.get(name)?, *reason)))
+            .flat_map(|(node, reason)| {
+                let (ready, draining) = (reason == Reason::InService, reason == Reason::Draining);
+                // Draining nodes still forward: better than none at all.
+                let ready = ready || (draining && node.ready);
+                node.addresses.iter().map(move |address| Candidate { address: *address, ready, draining })
+            })
+            .collect();
+        let names = zone.names.iter().map(|name| (name.clone(), candidates.clone())).collect();
+        let published = publish::publish(&zone.spec, &names, last, look.unix.0 / 1000);
+        let kept: Vec<String> = published
+            .held
+            .iter()
+            .filter(|(_, _, held)| *held != Held::Absent)
+            .map(|(name, family, held)| format!("{name} {family:?} {held:?}"))
+            .collect();
+        if kept.is_empty() {
+            self.told.remove("dns");
+        } else if self.is_news("dns", &kept.join(", ")) {
+            let values = node_values(look).with("held", kept.join(", "));
+            self.decide_that(look, "dns", "no node is in service: addresses stay".to_owned(), values, Vec::new());
         }
-        self.told.remove("dns");
-        let unix_s = look.unix.0 / 1000;
-        if let Some(zone) = watch::next_zone(&self.policy.names, &look.standings.addresses, last, unix_s) {
-            let addresses = look.standings.addresses.iter().map(IpAddr::to_string).collect::<Vec<_>>().join(" ");
-            let outcome = format!("serial {}: {addresses}", zone.serial);
-            let values = node_values(look);
+        let known = |name: &String| published.zone.records.contains_key(name);
+        // A zone without any node would tell resolvers that there is no such name.
+        if published.changed && (last.is_some() || zone.names.iter().any(known)) {
+            let outcome = format!("serial {}", published.zone.serial);
+            let values = zone.names.iter().fold(node_values(look), |values, name| {
+                let list = published.zone.records.get(name).into_iter().flatten();
+                values.with(name, list.map(IpAddr::to_string).collect::<Vec<_>>().join(" "))
+            });
             self.decide_that(look, "dns", outcome, values, Vec::new());
-            self.put(look, Record::Zone(zone));
+            self.put(look, Record::Zone(published.zone));
         }
     }
 
@@ -389,11 +421,7 @@ impl Master {
 }
 
 fn node_values(look: &Look<'_>) -> Values {
-    let standing = |values: Values, (name, node): (&String, &Node)| {
-        let reason = look.watch.standing(name, node, in_zone(look.view, node), false, look.view.revision);
-        values.with(name, reason.words())
-    };
-    look.view.nodes.iter().fold(Values::default(), standing)
+    look.standings.reasons.iter().fold(Values::default(), |values, (name, reason)| values.with(name, reason.words()))
 }
 
 fn scaling_key(rule: &scale::Rule) -> String {
