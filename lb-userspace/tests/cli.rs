@@ -378,3 +378,36 @@ fn explain_says_what_it_needs() {
     assert_eq!(out.status.code(), Some(1));
     assert!(text(&out.stderr).contains("cannot open /nonexistent.pcap"));
 }
+
+#[test]
+fn an_import_can_be_used_as_it_is() {
+    let nowhere = Path::new("/nonexistent/api.sock");
+    let folder = tempfile::tempdir().expect("a folder");
+    let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/import");
+    let import = |from: &str, file: &str, more: &[&str]| {
+        let path = sources.join(file);
+        let path = path.to_str().expect("UTF-8");
+        weir(nowhere, &[&["config", "import", "--from", from, path], more].concat())
+    };
+    let out = import("keepalived", "web.keepalived", &[]);
+    assert_eq!(out.status.code(), Some(0), "{}", text(&out.stderr));
+    assert!(
+        text(&out.stderr).contains("web.keepalived:26: `sorry_server` has no counterpart"),
+        "{}",
+        text(&out.stderr)
+    );
+    let file = folder.path().join("weir.toml");
+    fs::write(&file, &out.stdout).expect("a file");
+    assert_eq!(weir(nowhere, &["config", "check", file.to_str().expect("UTF-8")]).status.code(), Some(0));
+
+    let out = import("ipvsadm", "saved.ipvsadm", &[]);
+    assert_eq!(out.status.code(), Some(3), "an interface is missing");
+    assert!(text(&out.stderr).contains("`[node]` has no `interfaces`"), "{}", text(&out.stderr));
+    let out = import("ipvsadm", "saved.ipvsadm", &["--interface", "eth0", "-o", "json"]);
+    assert_eq!(out.status.code(), Some(0), "{}", text(&out.stderr));
+    let report: serde_json::Value = serde_json::from_slice(&out.stdout).expect("JSON");
+    assert_eq!((&report["valid"], &report["notes"][0]["line"]), (&true.into(), &3.into()));
+    let out = import("ipvsadm", "names.ipvsadm", &[]);
+    assert_eq!(out.status.code(), Some(1));
+    assert!(text(&out.stderr).contains("hint: names of hosts and ports are not resolved: `ipvsadm -Sn`"));
+}

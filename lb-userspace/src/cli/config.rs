@@ -1,4 +1,4 @@
-//! `weir config check|show|diff|apply`.
+//! `weir config check|show|diff|apply`; `import` has its own file.
 
 use std::{
     io::Read,
@@ -11,6 +11,7 @@ use serde::Serialize;
 
 use super::{
     exit::{Exit, Failure},
+    import,
     shell::{Format, Shell, json},
     table::{Tone, tinted},
 };
@@ -36,6 +37,8 @@ pub enum ConfigCommand {
     Diff(Text),
     /// Apply a configuration: it is validated whole, then replaces the agent's file, then takes effect
     Apply(Text),
+    /// Turn the configuration of another load balancer into one for weir, on standard output; needs no agent
+    Import(import::Import),
 }
 
 /// Which configuration.
@@ -49,6 +52,7 @@ pub struct Text {
 pub fn run(shell: &Shell, command: &ConfigCommand) -> anyhow::Result<Exit> {
     match command {
         ConfigCommand::Check { file } => return check(shell, file),
+        ConfigCommand::Import(args) => return import::run(shell, args),
         ConfigCommand::Show => {
             let config = shell.ask(async |client| client.config().await)?;
             shell.show(&config, |config| {

@@ -15,6 +15,7 @@ mod explain;
 mod flow;
 mod generate;
 mod health;
+mod import;
 mod lock;
 mod plan;
 #[cfg(test)]

@@ -139,7 +139,7 @@ const WORDS: &[Word] = &[
     ("forward", "masq", "LVS", "is \"nat\""),
     ("forward", "fullnat", "LVS", "has no counterpart yet: \"nat\" rewrites the destination only"),
     ("forward", "gue", "LVS", "has no counterpart yet: \"ipip\" tunnels"),
-    ("algo", "mh", "IPVS", "is \"maglev\""),
+    ("algo", "mh", "IPVS", "is \"maglev\", and \"source_hash\" without `mh-port`"),
     ("algo", "sh", "IPVS", "is \"source_hash\""),
     ("algo", "dh", "IPVS", "has no counterpart: the destination is the VIP; \"maglev\" hashes addresses and ports"),
     ("algo", "rr", "IPVS", "is \"round_robin\""),

@@ -16,6 +16,7 @@ pub mod flows;
 mod foreign;
 #[cfg(test)]
 mod golden;
+pub mod import;
 pub mod limits;
 #[cfg(test)]
 pub(crate) mod needs_tests;

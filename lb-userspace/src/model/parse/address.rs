@@ -54,7 +54,7 @@ fn spelling_hint(text: &str) -> String {
 }
 
 /// Why an address can be neither VIP nor backend: its kind, and a hint.
-fn unusable(address: IpAddr) -> Option<(&'static str, &'static str)> {
+pub(in crate::model) fn unusable(address: IpAddr) -> Option<(&'static str, &'static str)> {
     let elsewhere = "use an address that other machines can reach";
     match address {
         IpAddr::V4(v4) if v4.octets()[0] == 0 => Some(("an unspecified address", elsewhere)),

@@ -98,7 +98,7 @@ pub(super) fn read(section: &Section<'_>, findings: &mut Findings) -> Draft {
 }
 
 /// Why a path cannot be requested (RFC 9112 section 3.2.1, RFC 3986 section 3.3), and what to do.
-fn path_refused(path: &str) -> Option<(&'static str, &'static str)> {
+pub(in crate::model) fn path_refused(path: &str) -> Option<(&'static str, &'static str)> {
     let allowed = |b: u8| b.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=:@/?%".contains(&b);
     if !path.starts_with('/') {
         Some((
@@ -117,7 +117,7 @@ fn path_refused(path: &str) -> Option<(&'static str, &'static str)> {
 }
 
 /// Why a host cannot be sent as a header.
-fn host_refused(host: &str) -> Option<&'static str> {
+pub(in crate::model) fn host_refused(host: &str) -> Option<&'static str> {
     let allowed = |b: u8| b.is_ascii_alphanumeric() || b"-._:[]".contains(&b);
     if host.is_empty() {
         Some("is empty")

@@ -26,8 +26,12 @@ use super::{
     foreign,
     schema::Table,
 };
+pub(super) use address::unusable;
+pub(super) use health::{host_refused, path_refused};
 pub use incremental::Incremental;
+pub(super) use node::interface_refused;
 use reader::Section;
+pub(super) use reader::shown;
 
 /// What a check found about a file of the agent, or one that holds a `C`.
 #[derive(Clone, Debug, PartialEq)]
@@ -101,8 +105,14 @@ fn configuration(text: &str, findings: &mut Findings) -> Option<Config> {
     if !errors.is_empty() {
         if let Some((program, line)) = foreign::recognise(text) {
             let message = format!("this looks like a configuration of {program}, weir reads TOML");
-            let hint = "start from the commented example that ships with weir, and run `weir config check` on it: it knows \
-                        the names of keepalived, HAProxy and ipvsadm and says what they are called here";
+            let hint = match program {
+                "keepalived" => "`weir config import --from keepalived FILE` makes one for weir of it",
+                "ipvsadm" => "`weir config import --from ipvsadm FILE` makes one for weir of it",
+                _ => {
+                    "start from the commented example that ships with weir, and run `weir config check` on it: it knows the names \
+                     of keepalived, HAProxy and ipvsadm and says what they are called here"
+                }
+            };
             findings.push(Diagnostic::new(Code::ForeignFormat, line, message).hint(hint));
             return None;
         }

@@ -206,7 +206,7 @@ fn interfaces(section: &Section<'_>, findings: &mut Findings) -> Option<Vec<Stri
 }
 
 /// Why the kernel refuses a name for an interface (`dev_valid_name`).
-fn interface_refused(name: &str) -> Option<&'static str> {
+pub(in crate::model) fn interface_refused(name: &str) -> Option<&'static str> {
     match name {
         "" => Some("it is empty"),
         "." | ".." => Some("it means a folder"),

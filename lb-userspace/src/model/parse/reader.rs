@@ -318,7 +318,7 @@ fn unknown_hint(table: Table, name: &str) -> String {
 }
 
 /// At most 60 characters of text from the file, control characters escaped.
-pub(super) fn shown(text: &str) -> String {
+pub(in crate::model) fn shown(text: &str) -> String {
     let mut out = String::new();
     for c in text.chars().take(60) {
         if c.is_control() {
