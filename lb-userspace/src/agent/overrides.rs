@@ -367,7 +367,7 @@ mod tests {
     use std::{os::unix::fs::PermissionsExt as _, path::PathBuf};
 
     use super::*;
-    use crate::model::{Algo, Announce, Flows, Forward, Limits, Node, Protocol, Track, XdpMode};
+    use crate::model::{Algo, Announce, Flows, Forward, Limits, Node, Protocol, StoreConfig, Track, XdpMode};
 
     fn backend(last: u8, weight: u16, admin_state: AdminState) -> Backend {
         Backend { address: [10, 0, 0, last].into(), port: 80, weight, max_connections: 0, admin_state }
@@ -393,8 +393,9 @@ mod tests {
         let algo = Algo::Maglev { ring_size: 251 };
         let forward = Forward::Ipip;
         let flows = Flows::defaults(Protocol::Tcp, algo.kind());
-        let services = vec![Service { name: "web".into(), key, forward, algo, flows, health_check: None, backends }];
-        Config { node, services }
+        let services =
+            vec![Service { name: "web".into(), key, pool: None, forward, algo, flows, health_check: None, backends }];
+        Config { node, store: StoreConfig::File, pools: Vec::new(), services }
     }
 
     fn id(config: &Config, i: usize) -> BackendId {

@@ -114,13 +114,17 @@ pub fn consider(
 
 /// The refusal of changes that an apply cannot make.
 fn fixed(diff: &ConfigDiff) -> Option<Refused> {
-    let fields: Vec<_> = diff.node.iter().filter(|change| change.needs != Needs::Apply).collect();
+    let of = |table: &'static str| move |change| (table, change);
+    let fields = diff.node.iter().map(of("node")).chain(diff.store.iter().map(of("store")));
+    let fields: Vec<_> = fields.filter(|(_, change)| change.needs != Needs::Apply).collect();
     if fields.is_empty() {
         return None;
     }
     let shown = |value: &Option<String>| value.clone().unwrap_or_else(|| "unset".into());
-    let list: Vec<String> =
-        fields.iter().map(|f| format!("node.{} ({} to {})", f.field, shown(&f.from), shown(&f.to))).collect();
+    let list: Vec<String> = fields
+        .iter()
+        .map(|(table, f)| format!("{table}.{} ({} to {})", f.field, shown(&f.from), shown(&f.to)))
+        .collect();
     let message = format!("cannot change while the agent runs: {}", list.join(", "));
     let remedy = match diff.needs() {
         Needs::Reload => {

@@ -92,6 +92,13 @@ fn configuration(
     })?;
     let file_name = store.path().display().to_string();
     match reload::check(incremental, &file_name, &text.text, host_name) {
+        Ok((config, _)) if !config.store.is_file() => {
+            let kind = config.store.kind();
+            let error = anyhow!(
+                "{file_name}: the agent reads its services from this file, not from a store of kind \"{kind}\""
+            );
+            Err(error.context("nothing was started").into())
+        }
         Ok((config, warnings)) => {
             warnings.iter().for_each(|w| tracing::warn!("{}", w.rendered));
             Ok((config, text))

@@ -5,7 +5,10 @@ use crate::{
         Backend, Connections, Drain, DrainPhase, Forward, HealthCheckSettings, HealthState, NextHop, Service, Share,
         SlotStates, backend_name,
     },
-    model::{self, AdminState, Algo, Announce, Config, Flows, Limits, Node, Protocol, ServiceKey, XdpMode, algo::Kind},
+    model::{
+        self, AdminState, Algo, Announce, Config, Flows, Limits, Node, Protocol, ServiceKey, StoreConfig, XdpMode,
+        algo::Kind,
+    },
 };
 
 /// The time at which the samples were taken.
@@ -118,8 +121,11 @@ pub fn config(forward: model::Forward) -> Config {
             state_dir: "/var/lib/weir".into(),
             seed_file: None,
         },
+        store: StoreConfig::File,
+        pools: Vec::new(),
         services: vec![model::Service {
             name: "web".into(),
+            pool: None,
             key: ServiceKey { vip: [203, 0, 113, 1].into(), port: 80, protocol: Protocol::Tcp },
             forward,
             algo: Algo::Maglev { ring_size: 65537 },

@@ -218,7 +218,7 @@ fn render(target: &str, help: &Help) -> String {
 
 /// What the node itself needs: nothing, unless replies pass through it.
 fn on_node(config: &Config, service: &model::Service) -> Vec<Step> {
-    let alone = Config { node: config.node.clone(), services: vec![service.clone()] };
+    let alone = Config { services: vec![service.clone()], ..config.clone() };
     let needs = forwarding::needs(&alone);
     if needs.is_empty() {
         return Vec::new();

@@ -90,6 +90,14 @@ codes! {
     LimitServices "limit-services" Error "More services than the limits allow.";
     LimitBackends "limit-backends" Error "More backends than the limits allow.";
     LimitRings "limit-rings" Error "The rings do not fit the arena.";
+    BadUrl "bad-url" Error "The text is not an address of a store.";
+    StoreKey "store-key" Error "The key does not belong to that kind of store.";
+    StoreInsecure "store-insecure" Error "The store would be open to a network, or be reached over one, without protection.";
+    StoreServices "store-services" Error "Services or pools stand in the file although a store holds them.";
+    ObjectName "object-name" Error "An object of the store holds something else than its name says.";
+    PoolUnknown "pool-unknown" Error "A VIP names a pool that does not exist.";
+    PoolOverlap "pool-overlap" Error "An address of a pool is also something else.";
+    PoolStore "pool-store" Error "There is no store from which an address of a pool could be leased.";
     NoServices "no-services" Warning "The configuration has no service.";
     NoBackends "no-backends" Warning "A service has no backend.";
     WeightIgnored "weight-ignored" Warning "The algorithm does not heed weights that differ.";

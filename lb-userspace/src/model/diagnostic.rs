@@ -4,7 +4,7 @@
 //! Owns: positions (byte range to line and column) and rendering. Refuses to know: what the findings are about.
 //! Invariant: rendering never panics, whatever the ranges are; it costs time by findings, not findings times file.
 
-use std::{fmt::Write as _, ops::Range};
+use std::{borrow::Cow, fmt::Write as _, ops::Range};
 
 use annotate_snippets::{AnnotationKind, Group, Level, Origin, Renderer, Snippet, renderer::DecorStyle};
 use serde::Serialize;
@@ -71,6 +71,11 @@ impl Diagnostic {
         self.related.iter_mut().for_each(|related| shift(&mut related.span, by));
     }
 
+    /// Whether it is an error.
+    pub fn is_error(&self) -> bool {
+        self.severity() == Severity::Error
+    }
+
     /// Whether the configuration is refused for it.
     pub fn severity(&self) -> Severity {
         self.code.severity()
@@ -127,6 +132,37 @@ impl<'t> Lines<'t> {
     }
 }
 
+/// The texts that findings point into. Places count through all of them; each has a name, and lines of its own.
+pub struct Sources<'t> {
+    /// Name, place of its first byte, and text; by place.
+    texts: Vec<(&'t str, usize, Lines<'t>)>,
+}
+
+impl<'t> Sources<'t> {
+    /// Texts in the order of their places, which do not overlap.
+    pub fn new(texts: impl IntoIterator<Item = (&'t str, usize, &'t str)>) -> Self {
+        Self { texts: texts.into_iter().map(|(name, start, text)| (name, start, Lines::new(text))).collect() }
+    }
+
+    /// One text.
+    pub fn one(name: &'t str, text: &'t str) -> Self {
+        Self::new([(name, 0, text)])
+    }
+
+    /// Which text holds the place `at`, and where in it.
+    fn find(&self, at: usize) -> Option<(usize, usize)> {
+        let index = self.texts.partition_point(|(_, start, _)| *start <= at).checked_sub(1)?;
+        let (_, start, _) = self.texts.get(index)?;
+        Some((index, at - start))
+    }
+
+    /// Name of the text that holds `at`, and line and column there, both from 1.
+    fn position(&self, at: usize) -> (&'t str, (usize, usize)) {
+        let found = self.find(at).and_then(|(index, within)| Some((self.texts.get(index)?, within)));
+        found.map_or(("", (1, 1)), |((name, _, lines), within)| (*name, lines.position(within)))
+    }
+}
+
 /// A finding with positions instead of byte ranges, ready for JSON.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Entry {
@@ -155,6 +191,9 @@ pub struct Entry {
 /// [`Related`] with positions.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct RelatedEntry {
+    /// Name of its text, where that is another one than the finding's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub file: Option<String>,
     /// Line, from 1.
     pub line: usize,
     /// Column in characters, from 1.
@@ -163,21 +202,24 @@ pub struct RelatedEntry {
     pub message: String,
 }
 
-/// The findings with their positions, in the same order.
+/// The findings with their positions in one text, in the same order.
 pub fn entries(diagnostics: &[Diagnostic], file_name: &str, text: &str) -> Vec<Entry> {
     // A large file without findings costs nothing.
-    if diagnostics.is_empty() {
-        return Vec::new();
-    }
-    let lines = Lines::new(text);
+    if diagnostics.is_empty() { Vec::new() } else { entries_in(diagnostics, &Sources::one(file_name, text)) }
+}
+
+/// The findings with their positions, in the same order.
+pub fn entries_in(diagnostics: &[Diagnostic], sources: &Sources<'_>) -> Vec<Entry> {
     let entry = |d: &Diagnostic| {
-        let ((line, column), (end_line, end_column)) = (lines.position(d.span.start), lines.position(d.span.end));
+        let (file, (line, column)) = sources.position(d.span.start);
+        let (_, (end_line, end_column)) = sources.position(d.span.end);
         let related = |r: &Related| {
-            let (line, column) = lines.position(r.span.start);
-            RelatedEntry { line, column, message: r.message.clone() }
+            let (other, (line, column)) = sources.position(r.span.start);
+            let file = (other != file).then(|| other.to_owned());
+            RelatedEntry { file, line, column, message: r.message.clone() }
         };
         Entry {
-            file: file_name.to_owned(),
+            file: file.to_owned(),
             line,
             column,
             end_line,
@@ -192,17 +234,21 @@ pub fn entries(diagnostics: &[Diagnostic], file_name: &str, text: &str) -> Vec<E
     diagnostics.iter().map(entry).collect()
 }
 
-/// The findings for people: message, file, line, column, source with carets, hint. `colour` adds ANSI sequences.
+/// The findings in one text for people: message, file, line, column, source with carets, hint. `colour` adds ANSI sequences.
 /// Empty for no findings; else ends with a line end and has an empty line between findings.
 pub fn render(diagnostics: &[Diagnostic], file_name: &str, text: &str, colour: bool) -> String {
-    let lines = Lines::new(text);
+    if diagnostics.is_empty() { String::new() } else { render_in(diagnostics, &Sources::one(file_name, text), colour) }
+}
+
+/// The same for findings in several texts.
+pub fn render_in(diagnostics: &[Diagnostic], sources: &Sources<'_>, colour: bool) -> String {
     let renderer = if colour { Renderer::styled() } else { Renderer::plain() }.decor_style(DecorStyle::Ascii);
     let mut out = String::new();
     for (i, diagnostic) in diagnostics.iter().enumerate() {
         if i > 0 {
             out.push('\n');
         }
-        let rendered = renderer.render(&[group(diagnostic, file_name, &lines)]);
+        let rendered = renderer.render(&[group(diagnostic, sources)]);
         // A line of spaces behind the gutter helps nobody and makes golden files fragile.
         for line in rendered.lines() {
             let _ = writeln!(out, "{}", line.trim_end());
@@ -213,17 +259,21 @@ pub fn render(diagnostics: &[Diagnostic], file_name: &str, text: &str, colour: b
 
 /// Part of one line or of several: where it starts in the text and which marks it carries.
 struct Excerpt<'d> {
+    /// Which text.
+    source: usize,
     lines: Range<usize>,
     marks: Vec<(Span, AnnotationKind, Option<&'d str>)>,
 }
 
-fn group<'a>(diagnostic: &'a Diagnostic, file_name: &'a str, lines: &Lines<'a>) -> Group<'a> {
+fn group<'a>(diagnostic: &'a Diagnostic, sources: &Sources<'a>) -> Group<'a> {
     let level = match diagnostic.severity() {
         Severity::Error => Level::ERROR,
         Severity::Warning => Level::WARNING,
     };
     let mut group = Group::with_title(level.primary_title(&*diagnostic.message).id(diagnostic.code.as_str()));
-    for excerpt in excerpts(diagnostic, lines) {
+    for excerpt in excerpts(diagnostic, sources) {
+        let Some((file_name, _, lines)) = sources.texts.get(excerpt.source) else { continue };
+        let file_name = *file_name;
         let start = lines.range(excerpt.lines.start).start;
         let end = lines.range(excerpt.lines.end.saturating_sub(1)).end;
         let Some(source) = lines.text.get(start..end) else { continue };
@@ -238,7 +288,7 @@ fn group<'a>(diagnostic: &'a Diagnostic, file_name: &'a str, lines: &Lines<'a>) 
             let shift = |at: usize| at.saturating_sub(start).min(source.len());
             kind.span(shift(span.start)..shift(span.end)).label(label)
         });
-        let snippet = Snippet::source(source).line_start(excerpt.lines.start + 1).path(file_name);
+        let snippet = Snippet::source(masked(source)).line_start(excerpt.lines.start + 1).path(file_name);
         group = group.element(snippet.annotations(annotations));
     }
     match &diagnostic.hint {
@@ -247,26 +297,45 @@ fn group<'a>(diagnostic: &'a Diagnostic, file_name: &'a str, lines: &Lines<'a>) 
     }
 }
 
-/// The places of a finding, near ones joined; the primary one first.
-fn excerpts<'d>(diagnostic: &'d Diagnostic, lines: &Lines<'_>) -> Vec<Excerpt<'d>> {
+/// The text without what stands between `://` and `@`, which may be a password; every other byte keeps its place.
+fn masked(source: &str) -> Cow<'_, str> {
+    let mut out = Cow::Borrowed(source);
+    for (at, mark) in source.match_indices("://") {
+        let start = at + mark.len();
+        let rest = source.get(start..).unwrap_or_default();
+        let end = rest.find(['"', '\'', '\n', ' ']).unwrap_or(rest.len());
+        if let Some(length) = rest.get(..end).and_then(|word| word.rfind('@')) {
+            out.to_mut().replace_range(start..start + length, &"*".repeat(length));
+        }
+    }
+    out
+}
+
+/// The places of a finding, near ones of one text joined; the primary one first.
+fn excerpts<'d>(diagnostic: &'d Diagnostic, sources: &Sources<'_>) -> Vec<Excerpt<'d>> {
     let places = std::iter::once((&diagnostic.span, AnnotationKind::Primary, None))
         .chain(diagnostic.related.iter().map(|r| (&r.span, AnnotationKind::Context, Some(&*r.message))));
     let mut excerpts: Vec<Excerpt<'d>> = Vec::new();
     for (span, kind, label) in places {
-        let start = lines.clamp(span.start);
+        let Some((source, from)) = sources.find(span.start) else { continue };
+        let Some((_, _, lines)) = sources.texts.get(source) else { continue };
+        let start = lines.clamp(from);
         let line = lines.index(start);
         // A range over several lines (a table, an array) is marked by its first line.
-        let end = lines.clamp(span.end).clamp(start, lines.range(line).end.max(start));
+        let end = from.saturating_add(span.end.saturating_sub(span.start));
+        let end = lines.clamp(end).clamp(start, lines.range(line).end.max(start));
         let mark = (start..end, kind, label);
         let near = |e: &&mut Excerpt<'d>| {
-            line + EXCERPT_GAP_LINES >= e.lines.start && line <= e.lines.end.saturating_add(EXCERPT_GAP_LINES)
+            e.source == source
+                && line + EXCERPT_GAP_LINES >= e.lines.start
+                && line <= e.lines.end.saturating_add(EXCERPT_GAP_LINES)
         };
         match excerpts.iter_mut().find(near) {
             Some(excerpt) => {
                 excerpt.lines = excerpt.lines.start.min(line)..excerpt.lines.end.max(line + 1);
                 excerpt.marks.push(mark);
             }
-            None => excerpts.push(Excerpt { lines: line..line + 1, marks: vec![mark] }),
+            None => excerpts.push(Excerpt { source, lines: line..line + 1, marks: vec![mark] }),
         }
     }
     excerpts
@@ -303,6 +372,20 @@ mod tests {
         let text = format!("a = \"{}\"\n", "x".repeat(5000));
         let shown = render(&[Diagnostic::new(Code::BadName, 4..10, "long")], "f.toml", &text, false);
         assert!(shown.len() < 200 && shown.contains("f.toml:1:5"), "{shown}");
+    }
+
+    #[test]
+    fn a_password_in_an_address_is_not_shown() {
+        let table = [
+            ("url = \"redis://op:hünter@h:1\" # x@y", "url = \"redis://**********@h:1\" # x@y"),
+            ("a://b c@d ://@", "a://b c@d ://@"),
+            ("x", "x"),
+        ];
+        for (text, shown) in table {
+            assert_eq!(masked(text), shown);
+        }
+        let text = "url = \"http://op:secret@h\"\n";
+        assert!(!render(&[Diagnostic::new(Code::BadUrl, 6..20, "m")], "f", text, true).contains("secret"));
     }
 
     proptest! {

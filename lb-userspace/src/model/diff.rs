@@ -8,8 +8,8 @@ use std::{collections::HashMap, fmt, net::IpAddr};
 use serde::Serialize;
 
 use super::{
-    Algo, Backend, BackendRef, Config, HealthCheck, Node, Probe, Service, ServiceKey, XdpMode, duration, forward_word,
-    on_marked_down_word,
+    Algo, Backend, BackendRef, Config, HealthCheck, Node, Pool, Probe, Service, ServiceKey, StoreConfig, XdpMode,
+    duration, emit, forward_word, on_marked_down_word, schema,
 };
 
 /// The difference between two configurations.
@@ -17,6 +17,10 @@ use super::{
 pub struct ConfigDiff {
     /// Fields of `[node]`.
     pub node: Vec<FieldChange>,
+    /// Fields of `[store]`.
+    pub store: Vec<FieldChange>,
+    /// Pools that appear, disappear or have other addresses.
+    pub pools: Vec<PoolChange>,
     /// Services that only the old one has, in its order.
     pub services_removed: Vec<ServiceSummary>,
     /// Services that only the new one has, in its order.
@@ -48,6 +52,17 @@ pub struct FieldChange {
     pub to: Option<String>,
     /// What it needs.
     pub needs: Needs,
+}
+
+/// A pool that differs; `None` is "there is none".
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct PoolChange {
+    /// Its name.
+    pub name: String,
+    /// Old prefix.
+    pub from: Option<String>,
+    /// New prefix.
+    pub to: Option<String>,
 }
 
 /// A service that appears or disappears.
@@ -110,6 +125,8 @@ pub fn diff(old: &Config, new: &Config) -> ConfigDiff {
     let after: HashMap<ServiceKey, &Service> = new.services.iter().map(|service| (service.key, service)).collect();
     ConfigDiff {
         node: node(&old.node, &new.node),
+        store: store(&old.store, &new.store),
+        pools: pools(&old.pools, &new.pools),
         services_removed: old.services.iter().filter(|s| !after.contains_key(&s.key)).map(summary).collect(),
         services_added: new.services.iter().filter(|s| !before.contains_key(&s.key)).map(summary).collect(),
         services_changed: new.services.iter().filter_map(|s| service(before.get(&s.key)?, s)).collect(),
@@ -165,6 +182,31 @@ fn node(old: &Node, new: &Node) -> Vec<FieldChange> {
     fields.0
 }
 
+/// A store is opened when the agent starts.
+fn store(old: &StoreConfig, new: &StoreConfig) -> Vec<FieldChange> {
+    let mut fields = Fields(Vec::new());
+    let (old, new) = (emit::store_settings(old), emit::store_settings(new));
+    for key in schema::keys(schema::Table::Store) {
+        let value = |settings: &[(&str, String)]| -> Option<String> {
+            let (_, value) = settings.iter().find(|(name, _)| *name == key.name)?;
+            Some(value.trim_matches('"').to_owned())
+        };
+        fields.compare(key.name, Needs::AgentRestart, value(&old), value(&new));
+    }
+    fields.0
+}
+
+fn pools(old: &[Pool], new: &[Pool]) -> Vec<PoolChange> {
+    let prefix = |pools: &[Pool], name: &str| pools.iter().find(|p| p.name == name).map(|p| p.prefix.to_string());
+    let gone = old.iter().filter(|pool| !new.iter().any(|other| other.name == pool.name));
+    let all = gone.chain(new).map(|pool| PoolChange {
+        name: pool.name.clone(),
+        from: prefix(old, &pool.name),
+        to: prefix(new, &pool.name),
+    });
+    all.filter(|change| change.from != change.to).collect()
+}
+
 fn summary(service: &Service) -> ServiceSummary {
     ServiceSummary {
         name: service.name.clone(),
@@ -182,6 +224,7 @@ fn service(old: &Service, new: &Service) -> Option<ServiceChange> {
     }
     let mut fields = Fields(Vec::new());
     fields.compare("name", Needs::Apply, old.name.clone(), new.name.clone());
+    fields.compare("vip", Needs::Apply, emit::vip(old), emit::vip(new));
     fields.compare("forward", Needs::Apply, forward_word(old.forward).to_owned(), forward_word(new.forward).to_owned());
     algo(old.algo, new.algo, &mut fields);
     flows(old, new, &mut fields);
@@ -288,6 +331,8 @@ impl ConfigDiff {
     /// Whether the two configurations mean the same.
     pub fn is_empty(&self) -> bool {
         self.node.is_empty()
+            && self.store.is_empty()
+            && self.pools.is_empty()
             && self.services_removed.is_empty()
             && self.services_added.is_empty()
             && self.services_changed.is_empty()
@@ -295,7 +340,7 @@ impl ConfigDiff {
 
     /// The most that any of the changes needs.
     pub fn needs(&self) -> Needs {
-        self.node.iter().map(|change| change.needs).max().unwrap_or(Needs::Apply)
+        self.node.iter().chain(&self.store).map(|change| change.needs).max().unwrap_or(Needs::Apply)
     }
 
     /// The changes, a sentence each without full stop: `service web: backend 10.0.0.14:80 added, weight 2`.
@@ -303,6 +348,16 @@ impl ConfigDiff {
         let mut out = Vec::new();
         for change in &self.node {
             out.push(format!("node: {} {}{}", change.field, change.values(), needs_words(change.needs)));
+        }
+        for change in &self.store {
+            out.push(format!("store: {} {}{}", change.field, change.values(), needs_words(change.needs)));
+        }
+        for PoolChange { name, from, to } in &self.pools {
+            out.push(match (from, to) {
+                (None, Some(to)) => format!("pool {name}: added, {to}"),
+                (Some(from), Some(to)) => format!("pool {name}: prefix {from} -> {to}"),
+                (_, None) => format!("pool {name}: removed"),
+            });
         }
         for (services, verb) in [(&self.services_removed, "removed"), (&self.services_added, "added")] {
             for s in services {

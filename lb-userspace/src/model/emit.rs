@@ -1,15 +1,29 @@
 //! A configuration as text: every key, defaults included, in the order of [`super::schema::KEYS`].
 //!
-//! Invariant: what is emitted checks without errors and parses back to the same [`Config`].
+//! Invariant: what is emitted checks without errors and parses back to the same [`Config`], unless a store holds its services: then
+//! it is what a node runs, and not a file.
 
-use std::fmt::Write as _;
+use std::{fmt::Write as _, path::PathBuf};
 
-use super::{Config, HealthCheck, Node, Probe, Service, duration, forward_word, on_marked_down_word};
+use super::{
+    Config, HealthCheck, Node, Probe, Service, StoreConfig, duration, forward_word, on_marked_down_word,
+    schema::{self, Table},
+    store::{POOL_PREFIX, RedisServers},
+};
 
 /// The canonical TOML of a configuration.
 pub fn emit(config: &Config) -> String {
     let mut out = String::new();
     node(&mut out, &config.node);
+    if !config.store.is_file() {
+        out.push_str("\n[store]\n");
+        store_settings(&config.store).iter().for_each(|(key, value)| set(&mut out, key, value));
+    }
+    for pool in &config.pools {
+        out.push_str("\n[[pool]]\n");
+        set(&mut out, "name", &quoted(&pool.name));
+        set(&mut out, "prefix", &quoted(&pool.prefix.to_string()));
+    }
     for service in &config.services {
         self::service(&mut out, service, &settings(service));
     }
@@ -47,11 +61,53 @@ fn node(out: &mut String, node: &Node) {
     }
 }
 
+/// The keys of `[store]` that are set, with their values in TOML.
+pub(super) fn store_settings(store: &StoreConfig) -> Vec<(&'static str, String)> {
+    let text = |path: &PathBuf| quoted(&path.to_string_lossy());
+    let mut settings = vec![("kind", quoted(store.kind()))];
+    let mut file = |key, path: &Option<PathBuf>| settings.extend(path.as_ref().map(|path| (key, text(path))));
+    let (tls, insecure) = match store {
+        StoreConfig::File => return settings,
+        StoreConfig::Embedded(embedded) => {
+            file("path", &Some(embedded.path.clone()));
+            file("token_file", &embedded.token_file);
+            settings.extend(embedded.listen.map(|listen| ("listen", quoted(&listen.to_string()))));
+            (&embedded.tls, embedded.insecure)
+        }
+        StoreConfig::Remote(remote) => {
+            file("token_file", &remote.token_file);
+            settings.push(("url", quoted(&remote.url.to_string())));
+            (&remote.tls, remote.insecure)
+        }
+        StoreConfig::Redis(redis) => {
+            file("password_file", &redis.password_file);
+            settings.extend(redis.user.as_ref().map(|user| ("user", quoted(user))));
+            match &redis.servers {
+                RedisServers::One(url) => settings.push(("url", quoted(&url.to_string()))),
+                RedisServers::Sentinels { urls, master_name } => {
+                    let urls: Vec<String> = urls.iter().map(|url| quoted(&url.to_string())).collect();
+                    settings.push(("sentinels", format!("[{}]", urls.join(", "))));
+                    settings.push(("master_name", quoted(master_name)));
+                }
+            }
+            (&redis.tls, redis.insecure)
+        }
+    };
+    let mut file = |key, path: &Option<PathBuf>| settings.extend(path.as_ref().map(|path| (key, text(path))));
+    file("ca_file", &tls.ca_file);
+    file("cert_file", &tls.cert_file);
+    file("key_file", &tls.key_file);
+    settings.push(("insecure", insecure.to_string()));
+    let place = |key: &str| schema::keys(Table::Store).position(|known| known.name == key);
+    settings.sort_by_key(|(key, _)| place(key));
+    settings
+}
+
 /// `[[service]]` with these keys about algorithm and flows, which need not be the service's own.
 pub(super) fn service(out: &mut String, service: &Service, settings: &[(&'static str, String)]) {
     out.push_str("\n[[service]]\n");
     set(out, "name", &quoted(&service.name));
-    set(out, "vip", &quoted(&service.key.vip.to_string()));
+    set(out, "vip", &quoted(&vip(service)));
     match service.key.port {
         0 => set(out, "port", "\"all\""),
         port => set(out, "port", &port.to_string()),
@@ -74,6 +130,11 @@ pub(super) fn service(out: &mut String, service: &Service, settings: &[(&'static
         set(out, "max_connections", &backend.max_connections.to_string());
         set(out, "admin_state", &quoted(&backend.admin_state.to_string()));
     }
+}
+
+/// The VIP as the file has it.
+pub(super) fn vip(service: &Service) -> String {
+    service.pool.as_ref().map_or_else(|| service.key.vip.to_string(), |pool| format!("{POOL_PREFIX}{pool}"))
 }
 
 /// The keys of `[[service]]` about algorithm and flows, with their values in TOML.

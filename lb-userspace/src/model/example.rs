@@ -26,6 +26,9 @@ fn opened(line: &str) -> Option<schema::Table> {
         "[node.limits]" => schema::Table::Limits,
         "[node.metrics]" => schema::Table::Metrics,
         "[node.api]" => schema::Table::Api,
+        "[store]" => schema::Table::Store,
+        // A pool means nothing without a store.
+        "# [[pool]]" => schema::Table::Pool,
         "[[service]]" => schema::Table::Service,
         "[service.health_check]" => schema::Table::HealthCheck,
         "[[service.backends]]" => schema::Table::Backend,
@@ -36,7 +39,7 @@ fn opened(line: &str) -> Option<schema::Table> {
 #[test]
 fn it_shows_every_key_in_its_table() {
     use schema::Table;
-    let mut shown = vec![(Table::Root, "node"), (Table::Root, "service")];
+    let mut shown = ["node", "store", "pool", "service"].map(|key| (Table::Root, key)).to_vec();
     let mut table = Table::Root;
     for line in TEXT.lines() {
         if let Some(opened) = opened(line) {
@@ -79,10 +82,17 @@ fn it_explains_every_algorithm() {
 #[test]
 fn its_defaults_are_the_defaults() {
     // Examples of keys that have no fixed default, or that exclude another.
-    let examples = ["# name = ", "# interface = ", "# seed_file = ", "# group = ", "# host = ", "# port = "];
-    let uncomment = |line: &str| {
-        let shows = line.starts_with("# ") && shown_key(line).is_some();
-        if shows && !examples.iter().any(|example| line.starts_with(example)) {
+    let examples =
+        ["# name = ", "# interface = ", "# seed_file = ", "# group = ", "# host = ", "# port = ", "# prefix = "];
+    // Keys of a store belong to kinds that are not the default.
+    let of_store: Vec<&str> =
+        schema::keys(schema::Table::Store).map(|key| key.name).filter(|name| *name != "kind").collect();
+    let mut table = schema::Table::Root;
+    let mut uncomment = |line: &str| {
+        table = opened(line).unwrap_or(table);
+        let key = shown_key(line).filter(|_| line.starts_with("# "));
+        let foreign = table == schema::Table::Store && key.is_some_and(|key| of_store.contains(&key));
+        if key.is_some() && !foreign && !examples.iter().any(|example| line.starts_with(example)) {
             line[2..].to_owned()
         } else {
             line.to_owned()

@@ -28,8 +28,10 @@ mod sample;
 pub mod schema;
 pub mod seed;
 pub mod set;
+pub mod store;
 
 use std::{
+    collections::BTreeMap,
     fmt,
     net::{IpAddr, SocketAddr},
     path::PathBuf,
@@ -45,14 +47,19 @@ pub use emit::emit;
 pub use flows::{Flows, OnMarkedDown, Track, UdpFlows, on_marked_down_word};
 pub use lb_core::abi::service::Forward;
 pub use limits::{BACKENDS_MAX_RANGE, FLOWS_MAX_RANGE, Limits, RING_SLOTS_MAX_RANGE, SERVICES_MAX_RANGE};
-pub use parse::{Checked, Incremental, check};
+pub use parse::{Checked, Document, Incremental, check};
 pub use reference::{BackendRef, BackendRefError, NAME_BYTES_MAX, is_name};
+pub use store::{Pool, StoreConfig};
 
 /// A validated configuration.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
     /// `[node]`.
     pub node: Node,
+    /// `[store]`.
+    pub store: StoreConfig,
+    /// `[[pool]]`; names are unique, and no two have an address in common.
+    pub pools: Vec<Pool>,
     /// `[[service]]`, in file order; (vip, port, protocol) is unique, and so is the name.
     pub services: Vec<Service>,
 }
@@ -67,6 +74,22 @@ impl Config {
             self.node.name = host_name.chars().filter(allowed).take(NAME_BYTES_MAX).collect();
         }
         self
+    }
+
+    /// The same as this node serves it: with the address that it leased (`leases`, by name of the pool) in place of each pool, and without
+    /// the services of pools from which it has none yet. Their names are the second part.
+    #[must_use]
+    pub fn leased(mut self, leases: &BTreeMap<String, IpAddr>) -> (Self, Vec<String>) {
+        let mut waiting = Vec::new();
+        self.services.retain_mut(|service| {
+            let Some(pool) = &service.pool else { return true };
+            match leases.get(pool) {
+                Some(address) => service.key.vip = *address,
+                None => waiting.push(service.name.clone()),
+            }
+            leases.contains_key(pool)
+        });
+        (self, waiting)
     }
 }
 
@@ -120,6 +143,11 @@ pub enum Announce {
     /// The network routes the VIPs to the node.
     None,
 }
+
+/// Kind of the objects that hold a service each: `service/NAME`.
+pub const SERVICE_OBJECT: &str = "service";
+/// Kind of the objects that hold a pool each: `pool/NAME`.
+pub const POOL_OBJECT: &str = "pool";
 
 /// Backends of one service, at most.
 pub const SERVICE_BACKENDS_MAX: usize = 4096;
@@ -212,6 +240,9 @@ pub struct Service {
     pub name: String,
     /// VIP, port and protocol.
     pub key: ServiceKey,
+    /// Pool from which each node leases its VIP; the one in `key` is the pool's first address, until [`Config::leased`] put the
+    /// node's own there.
+    pub pool: Option<String>,
     /// Forwarding mode.
     pub forward: Forward,
     /// How a backend is chosen.

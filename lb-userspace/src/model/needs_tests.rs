@@ -14,6 +14,10 @@ use super::{
 enum Change {
     /// One field of `[node]`.
     Node(&'static str, Needs),
+    /// A field of `[store]`, which is opened when the agent starts.
+    Store(&'static str),
+    /// A pool is another one; an apply is enough.
+    Pool,
     /// A field of a service; an apply is enough.
     Service(&'static str),
     /// The service is another one.
@@ -25,7 +29,7 @@ enum Change {
     /// A table, whose keys have their own cases, or a key whose change the case of another one shows.
     Table,
 }
-use Change::{Backend, BackendReplaced, Node, Service, ServiceReplaced};
+use Change::{Backend, BackendReplaced, Node, Service, ServiceReplaced, Store};
 use Needs::{AgentRestart, Apply, Reload};
 
 /// Table, key, value before and after (nothing is "not given"), and what the change is.
@@ -67,6 +71,23 @@ const CASES: &[Case] = &[
     (Table::Metrics, "listen", "", "\"none\"", Node("metrics.listen", AgentRestart)),
     (Table::Api, "socket", "", "\"/run/weir/b.sock\"", Node("api.socket", AgentRestart)),
     (Table::Api, "group", "", "\"adm\"", Node("api.group", AgentRestart)),
+    (Table::Root, "store", "", "", Change::Table),
+    (Table::Root, "pool", "", "", Change::Table),
+    (Table::Store, "kind", "", "\"embedded\"", Change::Table),
+    (Table::Store, "path", "", "\"/srv/store.redb\"", Store("path")),
+    (Table::Store, "listen", "", "\"127.0.0.1:9651\"", Store("listen")),
+    (Table::Store, "url", "\"redis://127.0.0.1\"", "\"redis://127.0.0.1:6380\"", Store("url")),
+    (Table::Store, "sentinels", "[\"redis://[::1]:1\"]", "[\"redis://[::1]:2\"]", Store("sentinels")),
+    (Table::Store, "master_name", "\"a\"", "\"b\"", Store("master_name")),
+    (Table::Store, "user", "\"a\"", "\"b\"", Store("user")),
+    (Table::Store, "password_file", "", "\"/etc/weir/password\"", Store("password_file")),
+    (Table::Store, "token_file", "", "\"/etc/weir/token\"", Store("token_file")),
+    (Table::Store, "ca_file", "", "\"/etc/weir/ca.pem\"", Store("ca_file")),
+    (Table::Store, "cert_file", "\"/a\"", "\"/b\"", Store("cert_file")),
+    (Table::Store, "key_file", "\"/a\"", "\"/b\"", Store("key_file")),
+    (Table::Store, "insecure", "", "true", Store("insecure")),
+    (Table::Pool, "name", "\"a\"", "\"b\"", Change::Pool),
+    (Table::Pool, "prefix", "", "\"198.51.100.0/29\"", Change::Pool),
     (Table::Service, "name", "\"a\"", "\"b\"", Service("name")),
     (Table::Service, "vip", "\"192.0.2.1\"", "\"192.0.2.2\"", ServiceReplaced),
     (Table::Service, "port", "80", "81", ServiceReplaced),
@@ -121,8 +142,35 @@ fn text(table: Table, key: &str, value: &str) -> String {
     };
     let algo = if let Table::AlgoConfig(kind) = table { kind } else { Kind::Maglev };
     let block = |of, least: &[(&str, &str)]| lines(of, least).join("\n");
+    if table == Table::Store {
+        let least: &[(&str, &str)] = match key {
+            "kind" => &[],
+            "path" => &[("kind", "\"embedded\"")],
+            "listen" => &[("kind", "\"embedded\""), ("path", "\"/a\"")],
+            "token_file" => &[("kind", "\"embedded\""), ("url", "\"http://[::1]:1\"")],
+            "sentinels" | "master_name" => {
+                &[("kind", "\"redis\""), ("sentinels", "[\"redis://[::1]:1\"]"), ("master_name", "\"m\"")]
+            }
+            "user" => &[("kind", "\"redis\""), ("url", "\"redis://[::1]\""), ("password_file", "\"/p\"")],
+            "cert_file" => &[("kind", "\"redis\""), ("url", "\"redis://[::1]\""), ("key_file", "\"/k\"")],
+            "key_file" => &[("kind", "\"redis\""), ("url", "\"redis://[::1]\""), ("cert_file", "\"/c\"")],
+            _ => &[("kind", "\"redis\""), ("url", "\"redis://[::1]\"")],
+        };
+        // Services stand in the store then.
+        return format!("[node]\nname = \"n\"\ninterface = \"eth0\"\n[store]\n{}\n", block(Table::Store, least));
+    }
+    let pool = match table {
+        Table::Pool => {
+            let least = [("name", "\"a\""), ("prefix", "\"198.51.100.0/28\"")];
+            format!(
+                "[[pool]]\n{}\n",
+                if value.is_empty() { lines(Table::Root, &least).join("\n") } else { block(Table::Pool, &least) }
+            )
+        }
+        _ => String::new(),
+    };
     format!(
-        "[node]\n{}\n[node.limits]\n{}\n[node.metrics]\n{}\n[node.api]\n{}\n[[service]]\n{}\nalgo_config = {{ {} }}\n\
+        "[node]\n{}\n[node.limits]\n{}\n[node.metrics]\n{}\n[node.api]\n{}\n{pool}[[service]]\n{}\nalgo_config = {{ {} }}\n\
          [service.health_check]\n{}\n[[service.backends]]\n{}\n",
         block(Table::Node, &[("name", "\"n\""), ("interfaces", "[\"eth0\"]")]),
         block(Table::Limits, &[]),
@@ -144,10 +192,18 @@ fn text(table: Table, key: &str, value: &str) -> String {
     )
 }
 
+fn needs_of(change: &Change) -> Needs {
+    match change {
+        Node(_, needs) => *needs,
+        Store(_) => AgentRestart,
+        _ => Apply,
+    }
+}
+
 /// Texts before and after each change that is one, and what it needs.
 pub(crate) fn changes() -> impl Iterator<Item = (String, String, Needs)> {
     CASES.iter().filter(|(.., change)| !matches!(change, Change::Table)).map(|(table, key, from, to, change)| {
-        let needs = if let Node(_, needs) = change { *needs } else { Apply };
+        let needs = needs_of(change);
         (text(*table, key, from), text(*table, key, to), needs)
     })
 }
@@ -160,6 +216,8 @@ fn config(text: &str) -> Config {
 /// What a difference of one key consists of.
 fn seen(diff: &ConfigDiff) -> Vec<Change> {
     let mut seen: Vec<Change> = diff.node.iter().map(|f| Node(f.field, f.needs)).collect();
+    seen.extend(diff.store.iter().map(|f| Store(f.field)));
+    seen.extend(diff.pools.first().map(|_| Change::Pool));
     seen.extend(diff.services_removed.iter().zip(&diff.services_added).map(|_| ServiceReplaced));
     for service in &diff.services_changed {
         seen.extend(service.fields.iter().map(|f| Service(f.field)));
@@ -195,7 +253,7 @@ fn a_change_of_one_key_is_told_with_what_it_needs() {
             Service("health_check.type") => assert!(seen.contains(change), "{key}: {seen:?}"),
             _ => assert_eq!(seen, [*change], "{key} of {table}"),
         }
-        let needs = if let Node(_, needs) = change { *needs } else { Apply };
+        let needs = needs_of(change);
         assert_eq!(diff.needs(), needs, "{key} of {table}");
     }
 }
@@ -204,13 +262,13 @@ fn a_change_of_one_key_is_told_with_what_it_needs() {
 #[test]
 fn the_example_says_what_each_key_needs() {
     let text = include_str!("../../assets/weir.toml");
-    for (table, key, ..) in CASES.iter().filter(|(.., change)| matches!(change, Node(..))) {
+    for (table, key, ..) in CASES.iter().filter(|(.., change)| matches!(change, Node(..) | Store(_))) {
         let shows = |line: &str| line.trim_start_matches("# ").split_once(" = ").is_some_and(|(name, _)| name == *key);
         let paragraph = text.split("\n\n").find(|paragraph| paragraph.lines().any(shows));
         let paragraph = paragraph.unwrap_or_else(|| panic!("{key} of {table} is not shown"));
         for (mark, needs) in [("(R)", AgentRestart), ("(U)", Reload)] {
             let needed = CASES.iter().any(|(t, k, .., change)| {
-                (t, k) == (table, key) && matches!(change, Node(_, needed) if *needed == needs)
+                (t, k) == (table, key) && matches!(change, Node(..) | Store(_)) && needs_of(change) == needs
             });
             assert_eq!(paragraph.contains(mark), needed, "{mark} at {key} of {table}");
         }

@@ -1,18 +1,22 @@
 //! Random valid configurations for property tests.
 
-use std::{collections::HashSet, net::IpAddr, time::Duration};
+use std::{collections::HashSet, net::IpAddr, path::PathBuf, time::Duration};
 
-use ipnet::{Ipv4Net, Ipv6Net};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use proptest::{collection::vec, option, prelude::*, sample::select};
 
 use super::{
     AdminState, Algo, Announce, Backend, Config, Flows, Forward, HealthCheck, Limits, MAX_CONNECTIONS_MAX, Node,
-    OnMarkedDown, Probe, Protocol, Service, ServiceKey, Track, XdpMode, algo,
+    OnMarkedDown, Pool, Probe, Protocol, Service, ServiceKey, StoreConfig, Track, XdpMode, algo,
+    store::{EmbeddedStore, RedisServers, RedisStore, RemoteStore, Scheme, StoreUrl, TlsFiles},
 };
 
 /// A valid configuration with up to five services.
 pub fn config() -> impl Strategy<Value = Config> {
-    (node(), vec(service(), 0..5)).prop_map(|(node, mut services)| {
+    (node(), store(), vec(service(), 0..5)).prop_map(|(node, store, mut services)| {
+        if !store.is_file() {
+            services.clear();
+        }
         let mut keys = HashSet::new();
         let mut replies = HashSet::new();
         services.retain(|service| keys.insert(service.key));
@@ -25,7 +29,47 @@ pub fn config() -> impl Strategy<Value = Config> {
                 places.insert((b.address, b.port)) && (!nat || replies.insert((b.address, service.key.protocol)))
             });
         }
-        Config { node, services }
+        // Of a file without services; the pools' addresses are nobody else's.
+        let pool =
+            |n: u8| Pool { name: format!("pool-{n}"), prefix: IpNet::new_assert([203, 0, 113, n * 16].into(), 28) };
+        let pools = if store.is_file() { (0..services.len() as u8).map(pool).collect() } else { Vec::new() };
+        Config { node, store, pools, services }
+    })
+}
+
+fn store() -> impl Strategy<Value = StoreConfig> {
+    let file = || option::of(path().prop_map(PathBuf::from));
+    let tls = (file(), option::of((path(), path()))).prop_map(|(ca_file, own)| {
+        let (cert_file, key_file) = own.map(|(cert, key)| (cert.into(), key.into())).unzip();
+        TlsFiles { ca_file, cert_file, key_file }
+    });
+    let url = |schemes: [Scheme; 2]| {
+        let host = prop_oneof![Just("localhost".to_owned()), Just("2001:db8::1".to_owned()), "[a-z][a-z0-9.-]{0,20}"];
+        (select(schemes.to_vec()), host, 1..=u16::MAX, 0u32..16).prop_map(|(scheme, host, port, database)| {
+            let database = if scheme.is_redis() { database } else { 0 };
+            StoreUrl::Tcp { scheme, host, port, database }
+        })
+    };
+    let rest = (path(), file(), tls, url([Scheme::Http, Scheme::Https]), url([Scheme::Redis, Scheme::Rediss]));
+    (0..5u8, rest).prop_map(|(kind, (path, file, tls, http, redis))| match kind {
+        0 => StoreConfig::Embedded(EmbeddedStore {
+            path: path.into(),
+            listen: Some(([192, 0, 2, 1], 9651).into()),
+            token_file: file,
+            tls,
+            insecure: true,
+        }),
+        1 => StoreConfig::Remote(RemoteStore { url: http, token_file: file, tls, insecure: true }),
+        2 => {
+            let servers = RedisServers::One(redis);
+            StoreConfig::Redis(RedisStore { servers, user: None, password_file: file, tls, insecure: true })
+        }
+        3 => {
+            let servers = RedisServers::Sentinels { urls: vec![redis.clone(), redis], master_name: "m".into() };
+            let (user, password_file) = (Some("weir".to_owned()), Some(path.into()));
+            StoreConfig::Redis(RedisStore { servers, user, password_file, tls, insecure: true })
+        }
+        _ => StoreConfig::File,
     })
 }
 
@@ -108,6 +152,7 @@ fn service() -> impl Strategy<Value = Service> {
         Service {
             name,
             key: ServiceKey { vip: address(key.0, true, key.1), port, protocol },
+            pool: None,
             forward,
             algo,
             flows,

@@ -20,6 +20,10 @@ pub enum Table {
     Metrics,
     /// `[node.api]`.
     Api,
+    /// `[store]`.
+    Store,
+    /// `[[pool]]`.
+    Pool,
     /// `[[service]]`.
     Service,
     /// `algo_config` of an algorithm.
@@ -65,6 +69,8 @@ impl fmt::Display for Table {
             Self::Limits => "`[node.limits]`",
             Self::Metrics => "`[node.metrics]`",
             Self::Api => "`[node.api]`",
+            Self::Store => "`[store]`",
+            Self::Pool => "`[[pool]]`",
             Self::Service => "`[[service]]`",
             Self::HealthCheck => "`[service.health_check]`",
             Self::Backend => "`[[service.backends]]`",
@@ -100,6 +106,8 @@ const RING_SIZE: &str = "a prime number from 251 to 655373";
 /// Every key, by table, in the order in which [`super::emit`] writes them.
 pub const KEYS: &[Key] = &[
     key(Table::Root, "node", "a table, `[node]`", "required"),
+    key(Table::Root, "store", "a table, `[store]`", "the services stand in this file"),
+    key(Table::Root, "pool", "an array of tables, `[[pool]]`", "none"),
     key(Table::Root, "service", "an array of tables, `[[service]]`", "none"),
     key(Table::Node, "name", "1 to 64 letters, digits, `-`, `_` and `.`", "the host name"),
     key(Table::Node, "interfaces", "an array of 1 to 16 interface names", "required"),
@@ -121,8 +129,23 @@ pub const KEYS: &[Key] = &[
     key(Table::Metrics, "listen", "an address with a port, or \"none\"", "\"127.0.0.1:9650\""),
     key(Table::Api, "socket", "an absolute path of at most 107 bytes", "\"/run/weir/api.sock\""),
     key(Table::Api, "group", "a group name", "none: only the owner"),
+    key(Table::Store, "kind", "\"file\", \"embedded\" or \"redis\"", "\"file\""),
+    key(Table::Store, "path", "an absolute path", "\"/var/lib/weir/store.redb\""),
+    key(Table::Store, "listen", "an address with a port", "none: only this machine uses the database"),
+    key(Table::Store, "url", "an address, as in \"rediss://redis.example.com:6379\"", "required for a store elsewhere"),
+    key(Table::Store, "sentinels", "an array of 1 to 16 addresses", "none: `url` is the server"),
+    key(Table::Store, "master_name", "the sentinels' name of the master", "required with sentinels"),
+    key(Table::Store, "user", "a user of Redis", "the default user"),
+    key(Table::Store, "password_file", "an absolute path", "none: no password is sent"),
+    key(Table::Store, "token_file", "an absolute path", "none: no token is sent or asked for"),
+    key(Table::Store, "ca_file", "an absolute path", "the system's authorities; for listen none"),
+    key(Table::Store, "cert_file", "an absolute path", "none: no certificate is shown"),
+    key(Table::Store, "key_file", "an absolute path", "none: see cert_file"),
+    key(Table::Store, "insecure", "true or false", "false"),
+    key(Table::Pool, "name", "1 to 64 letters, digits, `-`, `_` and `.`", "required"),
+    key(Table::Pool, "prefix", "an IPv4 or IPv6 prefix", "required"),
     key(Table::Service, "name", "1 to 64 letters, digits, `-`, `_` and `.`", "required"),
-    key(Table::Service, "vip", "an IPv4 or IPv6 address", "required"),
+    key(Table::Service, "vip", "an IPv4 or IPv6 address, or pool:NAME", "required"),
     key(Table::Service, "port", "a number from 1 to 65535, or \"all\"", "required"),
     key(Table::Service, "protocol", "\"tcp\" or \"udp\"", "\"tcp\""),
     key(Table::Service, "forward", "\"dsr\", \"ipip\" or \"nat\"", "required"),

@@ -104,8 +104,11 @@ pub fn parse(service: &Service, settings: &str) -> Result<Service, SetError> {
         key => (key, value),
     }));
     let mut text = String::new();
-    emit::service(&mut text, service, &settings);
-    parse::service(&text).map_err(|mut findings| {
+    // By itself a service has no pool; none of the settings looks at the VIP.
+    let alone = Service { pool: None, ..service.clone() };
+    emit::service(&mut text, &alone, &settings);
+    let set = parse::service(&text).map(|set| Service { pool: service.pool.clone(), ..set });
+    set.map_err(|mut findings| {
         findings.retain(|finding| finding.severity() == Severity::Error);
         SetError::Refused(findings)
     })

@@ -3,15 +3,22 @@
 
 use std::{collections::HashMap, net::IpAddr};
 
+use ipnet::IpNet;
+
 use super::{
     super::{Announce, Limits, limits::bytes_shown},
-    Code, Diagnostic, Findings, Forward, Protocol, Span, node,
+    At, Code, Diagnostic, Findings, Forward, Protocol, Span, node,
     service::Draft,
+    store, within,
 };
 
-/// Checks the services against each other and against the node's limits.
-pub(super) fn check(node: Option<&node::Draft>, services: &[&Draft], findings: &mut Findings) {
-    unique(services, findings);
+/// Pools by name.
+type Pools = HashMap<String, At<IpNet>>;
+
+/// Checks the services against each other, against the pools and against the node's limits.
+pub(super) fn check(node: Option<&node::Draft>, pools: &Pools, services: &[&Draft], findings: &mut Findings) {
+    unique(services, pools, findings);
+    pooled(services, pools, findings);
     vips(services, findings);
     replies(services, findings);
     if let Some(node) = node {
@@ -21,7 +28,7 @@ pub(super) fn check(node: Option<&node::Draft>, services: &[&Draft], findings: &
 }
 
 /// Names and (VIP, port, protocol) are unique.
-fn unique(services: &[&Draft], findings: &mut Findings) {
+fn unique(services: &[&Draft], pools: &Pools, findings: &mut Findings) {
     let mut names: HashMap<&str, &Span> = HashMap::new();
     let mut keys = HashMap::new();
     for &service in services {
@@ -39,10 +46,16 @@ fn unique(services: &[&Draft], findings: &mut Findings) {
                 }
             }
         }
-        let (Some(key), Some(vip)) = (service.key(), &service.vip) else { continue };
+        let (Some(key), Some(vip)) = (service.key(pools), service.vip(pools)) else { continue };
         match keys.get(&key) {
             Some(first) => {
-                let message = format!("two services answer on {key}");
+                let message = match &service.pool {
+                    Some(pool) => {
+                        let port = if key.port == 0 { "all ports".to_owned() } else { format!("port {}", key.port) };
+                        format!("two services answer on {port}/{} of the pool `{}`", key.protocol, pool.value)
+                    }
+                    None => format!("two services answer on {key}"),
+                };
                 let finding = Diagnostic::new(Code::DuplicateService, vip.span.clone(), message)
                     .related(Span::clone(first), "first here")
                     .hint("put the backends into one service, or give one another VIP, port or protocol");
@@ -52,6 +65,57 @@ fn unique(services: &[&Draft], findings: &mut Findings) {
                 keys.insert(key, vip.span.clone());
             }
         }
+    }
+}
+
+/// VIPs come from pools that exist, and what a node may lease is nothing else.
+fn pooled(services: &[&Draft], pools: &Pools, findings: &mut Findings) {
+    for &service in services {
+        if let Some(pool) = &service.pool {
+            match pools.get(&pool.value) {
+                Some(prefix) => {
+                    let first = At { value: prefix.value.network(), span: pool.span.clone() };
+                    service.backends.iter().for_each(|backend| within::family_of(service, &first, backend, findings));
+                }
+                None => {
+                    let message = format!("there is no pool `{}`", super::shown(&pool.value));
+                    let hint = match pools.len() {
+                        0 => "a pool starts with `[[pool]]` and has `name` and `prefix`".to_owned(),
+                        _ => {
+                            let mut names: Vec<&str> = pools.keys().map(String::as_str).collect();
+                            names.sort_unstable();
+                            names.truncate(8);
+                            format!("there are {}", super::super::schema::list(names))
+                        }
+                    };
+                    findings.push(Diagnostic::new(Code::PoolUnknown, pool.span.clone(), message).hint(hint));
+                }
+            }
+        }
+        if pools.is_empty() {
+            continue;
+        }
+        let backends = service.backends.iter().filter_map(|backend| backend.address.as_ref());
+        for (address, what) in
+            service.vip.iter().map(|vip| (vip, "the VIP")).chain(backends.map(|b| (b, "the backend")))
+        {
+            let Some((name, prefix)) = store::pool_of(pools, address.value) else { continue };
+            let message = format!("{what} {} is an address of the pool `{name}`", address.value);
+            let finding = Diagnostic::new(Code::PoolOverlap, address.span.clone(), message)
+                .related(prefix.span.clone(), "the pool")
+                .hint("a node may lease it at any time: give the pool addresses that nothing else has");
+            findings.push(finding);
+        }
+    }
+}
+
+/// Addresses of pools are leased from the store that the nodes share.
+pub(super) fn leases(store: &store::Draft, services: &[&Draft], findings: &mut Findings) {
+    let Some(pool) = services.iter().find_map(|service| service.pool.as_ref()) else { return };
+    if store.is_file == Some(true) {
+        let finding = Diagnostic::new(Code::PoolStore, pool.span.clone(), "an address of a pool is leased from a store, and there is none")
+            .hint("with `kind = \"redis\"` or `\"embedded\"` in `[store]` nodes lease one each; a single node has its VIP written out");
+        findings.push(finding);
     }
 }
 

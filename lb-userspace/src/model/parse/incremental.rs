@@ -8,13 +8,16 @@
 //! checked before; where that is not certain (a syntax error, a service written in another way, a table of `[node]` between
 //! services, more findings than are kept), the whole text is read at once.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, sync::Arc};
 
 use toml::de::{DeTable, DeValue};
 
 use super::{
-    Checked, Config, Diagnostic, Findings, Section, Table, checked, cross, finish, node_of, service::Draft, service_of,
-    whole,
+    Checked, Config, Diagnostic, Findings, Parts, Section, Table, checked,
+    document::{self, Document},
+    node_of, pools_of,
+    service::Draft,
+    service_of, store_of, whole,
 };
 
 /// What a service starts with, where the text is cut.
@@ -25,6 +28,8 @@ const HEADER: &str = "[[service]]";
 pub struct Incremental {
     /// By their text.
     known: HashMap<String, Known>,
+    /// Objects of a store, by their text.
+    objects: HashMap<Arc<str>, document::Known>,
 }
 
 /// A service that was read.
@@ -46,6 +51,11 @@ impl Incremental {
         }
     }
 
+    /// Checks the text of a node's file and the objects of its store.
+    pub fn document(&mut self, document: &Document) -> Checked {
+        document::check(document, &mut self.objects)
+    }
+
     /// The configuration, unless there are errors; `None` if the parts of the text do not stand by themselves. What was known
     /// of parts that this text still has stays known in either case.
     fn by_parts(&mut self, text: &str, findings: &mut Findings) -> Option<Option<Config>> {
@@ -53,6 +63,11 @@ impl Incremental {
         let (first, ends) = (cuts.first()?, cuts.iter().skip(1).copied().chain([text.len()]));
         let preamble = DeTable::parse(text.get(..*first)?).ok()?;
         if preamble.get_ref().contains_key("service") {
+            return None;
+        }
+        let root = Section::root(preamble.get_ref(), text, &mut Findings::default());
+        if store_of(&root, &mut Findings::default()).is_file == Some(false) {
+            // That there are services is the finding.
             return None;
         }
         let mut parts: Vec<(String, Known, bool)> = Vec::with_capacity(cuts.len());
@@ -75,11 +90,10 @@ impl Incremental {
         }
 
         let root = Section::root(preamble.get_ref(), text, findings);
-        let node = node_of(&root, findings);
+        let (node, store, pools) = (node_of(&root, findings), store_of(&root, findings), pools_of(&root, findings));
         parts.iter().flat_map(|(_, known, _)| &known.findings).for_each(|found| findings.push(found.clone()));
-        let drafts: Vec<&Draft> = parts.iter().map(|(_, known, _)| &known.draft).collect();
-        cross::check(node.as_ref(), &drafts, findings);
-        let config = finish(node, &drafts);
+        let drafts = parts.iter().map(|(_, known, _)| &known.draft).collect();
+        let config = Parts { node, store, pools: pools.iter().collect(), services: drafts }.finish(findings);
         self.known = parts.into_iter().map(|(text, known, _)| (text, known)).collect();
         Some(config)
     }

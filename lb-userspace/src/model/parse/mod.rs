@@ -10,13 +10,17 @@ mod address;
 mod algo;
 mod cross;
 pub mod dns;
+pub mod document;
 mod flows;
 mod health;
 mod incremental;
 mod node;
 mod reader;
 mod service;
+mod store;
 mod within;
+
+use std::collections::HashMap;
 
 use toml::de::DeTable;
 
@@ -27,6 +31,7 @@ use super::{
     schema::Table,
 };
 pub(super) use address::unusable;
+pub use document::{Document, Object, ObjectKind};
 pub(super) use health::{host_refused, path_refused};
 pub use incremental::Incremental;
 pub(super) use node::interface_refused;
@@ -103,55 +108,92 @@ fn checked<C>(file_name: &str, config: Option<C>, findings: Findings) -> Checked
 fn configuration(text: &str, findings: &mut Findings) -> Option<Config> {
     let (document, errors) = DeTable::parse_recoverable(text);
     if !errors.is_empty() {
-        if let Some((program, line)) = foreign::recognise(text) {
-            let message = format!("this looks like a configuration of {program}, weir reads TOML");
-            let hint = match program {
-                "keepalived" => "`weir config import --from keepalived FILE` makes one for weir of it",
-                "ipvsadm" => "`weir config import --from ipvsadm FILE` makes one for weir of it",
-                _ => {
-                    "start from the commented example that ships with weir, and run `weir config check` on it: it knows the names \
-                     of keepalived, HAProxy and ipvsadm and says what they are called here"
-                }
-            };
-            findings.push(Diagnostic::new(Code::ForeignFormat, line, message).hint(hint));
-            return None;
-        }
-        let lines = diagnostic::Lines::new(text);
-        let broken = reader::syntax(text, &lines, &errors, findings);
-        let mut further = Findings::default();
-        document_of(&document, text, &mut further);
-        // The recovered tree is a guess around the broken lines: keep what is certain elsewhere.
-        let line = |at: usize| lines.position(at).0;
-        let certain = |d: &Diagnostic| {
-            !matches!(d.code, Code::MissingKey | Code::NoServices | Code::NoBackends)
-                && !(line(d.span.start)..=line(d.span.end)).any(|line| broken.contains(&line))
-        };
-        further.list.into_iter().filter(certain).for_each(|d| findings.push(d));
+        broken(&document, &errors, text, findings);
         return None;
     }
     document_of(&document, text, findings)
 }
 
+/// Reports what is wrong with a text that is not TOML.
+fn broken(document: &toml::Spanned<DeTable<'_>>, errors: &[toml::de::Error], text: &str, findings: &mut Findings) {
+    if let Some((program, line)) = foreign::recognise(text) {
+        let message = format!("this looks like a configuration of {program}, weir reads TOML");
+        let hint = match program {
+            "keepalived" => "`weir config import --from keepalived FILE` makes one for weir of it",
+            "ipvsadm" => "`weir config import --from ipvsadm FILE` makes one for weir of it",
+            _ => {
+                "start from the commented example that ships with weir, and run `weir config check` on it: it knows the names \
+                     of keepalived, HAProxy and ipvsadm and says what they are called here"
+            }
+        };
+        findings.push(Diagnostic::new(Code::ForeignFormat, line, message).hint(hint));
+        return;
+    }
+    let lines = diagnostic::Lines::new(text);
+    let broken = reader::syntax(text, &lines, errors, findings);
+    let mut further = Findings::default();
+    document_of(document, text, &mut further);
+    // The recovered tree is a guess around the broken lines: keep what is certain elsewhere.
+    let line = |at: usize| lines.position(at).0;
+    let certain = |d: &Diagnostic| {
+        !matches!(d.code, Code::MissingKey | Code::NoServices | Code::NoBackends)
+            && !(line(d.span.start)..=line(d.span.end)).any(|line| broken.contains(&line))
+    };
+    further.list.into_iter().filter(certain).for_each(|d| findings.push(d));
+}
+
 fn document_of(document: &toml::Spanned<DeTable<'_>>, text: &str, findings: &mut Findings) -> Option<Config> {
     let root = Section::root(document.get_ref(), text, findings);
     let node = node_of(&root, findings);
+    let store = store_of(&root, findings);
+    let pools = pools_of(&root, findings);
     let mut services = Vec::new();
     for section in root.tables("service", Table::Service, findings) {
         services.push(service_of(&section, findings));
     }
-    if services.is_empty() && root.is_empty("service") {
+    in_store(&root, &store, findings);
+    if services.is_empty() && root.is_empty("service") && store.is_file != Some(false) {
         let finding = Diagnostic::new(Code::NoServices, root.span.clone(), "the configuration has no service")
             .hint("every packet passes to the kernel; a service starts with `[[service]]`");
         findings.push(finding);
     }
-    let services: Vec<_> = services.iter().collect();
-    cross::check(node.as_ref(), &services, findings);
-    finish(node, &services)
+    let parts = Parts { node, store, pools: pools.iter().collect(), services: services.iter().collect() };
+    parts.finish(findings)
 }
 
 fn node_of(root: &Section<'_>, findings: &mut Findings) -> Option<node::Draft> {
     root.require(&["node"], findings);
     root.table("node", Table::Node, findings).and_then(|section| node::read(&section, findings))
+}
+
+fn store_of(root: &Section<'_>, findings: &mut Findings) -> store::Draft {
+    if root.get("store").is_none() {
+        return store::Draft::absent();
+    }
+    match root.table("store", Table::Store, findings) {
+        Some(section) => store::read(&section, findings),
+        None => store::Draft::refused(),
+    }
+}
+
+fn pools_of(root: &Section<'_>, findings: &mut Findings) -> Vec<store::PoolDraft> {
+    let sections = root.tables("pool", Table::Pool, findings);
+    sections.iter().map(|section| store::pool(section, findings)).collect()
+}
+
+/// Services and pools stand in one place: in the file, or in the store.
+fn in_store(root: &Section<'_>, store: &store::Draft, findings: &mut Findings) {
+    if store.is_file != Some(false) {
+        return;
+    }
+    for (key, what) in [("service", "services"), ("pool", "pools")] {
+        let Some(span) = root.key_span(key).filter(|_| !root.is_empty(key)) else { continue };
+        let finding =
+            Diagnostic::new(Code::StoreServices, span, format!("{what} stand in the store, not in this file"))
+                .related(store.span.clone(), "the store")
+                .hint("`weir config apply FILE` writes those of a file into the store; then remove them here");
+        findings.push(finding);
+    }
 }
 
 fn service_of(section: &Section<'_>, findings: &mut Findings) -> service::Draft {
@@ -160,10 +202,24 @@ fn service_of(section: &Section<'_>, findings: &mut Findings) -> service::Draft 
     draft
 }
 
-/// The configuration, if nothing in its parts was refused.
-fn finish(node: Option<node::Draft>, services: &[&service::Draft]) -> Option<Config> {
-    let services = services.iter().map(|draft| draft.service()).collect::<Option<_>>()?;
-    Some(Config { node: node?.into_node()?, services })
+/// The tables of a configuration, each read by itself.
+struct Parts<'p> {
+    node: Option<node::Draft>,
+    store: store::Draft,
+    pools: Vec<&'p store::PoolDraft>,
+    services: Vec<&'p service::Draft>,
+}
+
+impl Parts<'_> {
+    /// Checks what they must agree on. The configuration, if nothing in it was refused.
+    fn finish(self, findings: &mut Findings) -> Option<Config> {
+        let pools = store::pools(&self.pools, findings);
+        cross::check(self.node.as_ref(), &pools, &self.services, findings);
+        cross::leases(&self.store, &self.services, findings);
+        let services = self.services.iter().map(|draft| draft.service(&pools)).collect::<Option<_>>()?;
+        let pools = self.pools.iter().map(|draft| draft.pool()).collect::<Option<_>>()?;
+        Some(Config { node: self.node?.into_node()?, store: self.store.into_store()?, pools, services })
+    }
 }
 
 /// Checks a text that holds one `[[service]]` and nothing else. Everything that was found, if there is an error in it.
@@ -177,8 +233,9 @@ pub(super) fn service(text: &str) -> Result<Service, Vec<Diagnostic>> {
         services.push(service_of(&section, &mut findings));
     }
     let services: Vec<_> = services.iter().collect();
-    cross::check(None, &services, &mut findings);
-    let service = services.last().and_then(|draft| draft.service());
+    let pools = HashMap::new();
+    cross::check(None, &pools, &services, &mut findings);
+    let service = services.last().and_then(|draft| draft.service(&pools));
     service.filter(|_| findings.errors == 0).ok_or(findings.list)
 }
 

@@ -17,7 +17,7 @@ use super::{
 /// Longest path of a Unix socket: `sun_path` has 108 bytes, one of them the final zero (unix(7)).
 const SOCKET_PATH_BYTES_MAX: usize = 107;
 /// Longest path otherwise (`PATH_MAX` of Linux, less the final zero).
-const PATH_BYTES_MAX: usize = 4095;
+pub(super) const PATH_BYTES_MAX: usize = 4095;
 /// Longest name of an interface (`IFNAMSIZ` of Linux, less the final zero).
 const INTERFACE_BYTES_MAX: usize = 15;
 

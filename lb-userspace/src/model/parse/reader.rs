@@ -81,6 +81,17 @@ impl<'d> Section<'d> {
         }
     }
 
+    /// The truth under `name`.
+    pub fn boolean(&self, name: &str, findings: &mut Findings) -> Option<bool> {
+        let value = self.get(name)?;
+        if let DeValue::Boolean(truth) = value.get_ref() {
+            return Some(*truth);
+        }
+        let quoted = value.get_ref().as_str().filter(|text| matches!(*text, "true" | "false")).map(str::to_owned);
+        findings.push(self.wrong_type(name, value, quoted));
+        None
+    }
+
     /// The number under `name`, within `range`.
     pub fn integer(&self, name: &str, range: RangeInclusive<u32>, findings: &mut Findings) -> Option<At<u32>> {
         let value = self.get(name)?;
@@ -235,7 +246,7 @@ impl<'d> Section<'d> {
     fn is_text(&self, name: &str) -> bool {
         let takes = self.takes(name);
         !takes.contains('"')
-            && !["a number", "a prime", "a table", "an array"].iter().any(|start| takes.starts_with(start))
+            && !["a number", "a prime", "a table", "an array", "true"].iter().any(|start| takes.starts_with(start))
     }
 }
 

@@ -1,11 +1,15 @@
 //! `[[service]]` with its backends, each by itself.
 
-use std::net::IpAddr;
+use std::{collections::HashMap, net::IpAddr};
 
+use ipnet::IpNet;
 use toml::de::DeValue;
 
 use super::{
-    super::{AdminState, Backend, Flows, MAX_CONNECTIONS_MAX, Service, ServiceKey, WEIGHT_MAX, diagnostic::shift},
+    super::{
+        AdminState, Backend, Flows, MAX_CONNECTIONS_MAX, Service, ServiceKey, WEIGHT_MAX, diagnostic::shift,
+        store::POOL_PREFIX,
+    },
     At, Code, Diagnostic, Findings, Forward, Protocol, Span, Table, address, algo, flows, health,
     node::name,
     reader::Section,
@@ -17,6 +21,8 @@ pub(super) struct Draft {
     pub span: Span,
     pub name: Option<At<String>>,
     pub vip: Option<At<IpAddr>>,
+    /// Name of the pool that the VIP comes from, instead of `vip`.
+    pub pool: Option<At<String>>,
     /// 0 for all.
     pub port: Option<At<u16>>,
     pub protocol: Option<Protocol>,
@@ -52,10 +58,22 @@ pub(super) struct Weight {
 }
 
 impl Draft {
-    /// VIP, port and protocol, if all three could be read.
-    pub fn key(&self) -> Option<ServiceKey> {
-        let (vip, port) = (self.vip.as_ref()?.value, self.port.as_ref()?.value);
+    /// VIP, port and protocol, if all three could be read. A pool is stood for by its first address.
+    pub fn key(&self, pools: &HashMap<String, At<IpNet>>) -> Option<ServiceKey> {
+        let (vip, port) = (self.vip(pools)?.value, self.port.as_ref()?.value);
         Some(ServiceKey { vip, port, protocol: self.protocol? })
+    }
+
+    /// The VIP, or the first address of its pool, and where it is set.
+    pub fn vip(&self, pools: &HashMap<String, At<IpNet>>) -> Option<At<IpAddr>> {
+        match (&self.vip, &self.pool) {
+            (Some(vip), _) => Some(vip.clone()),
+            (None, Some(pool)) => {
+                let prefix = pools.get(&pool.value)?;
+                Some(At { value: prefix.value.network(), span: pool.span.clone() })
+            }
+            (None, None) => None,
+        }
     }
 
     /// How findings call it.
@@ -76,7 +94,7 @@ impl Draft {
     }
 
     /// The service, if nothing in it was refused.
-    pub fn service(&self) -> Option<Service> {
+    pub fn service(&self, pools: &HashMap<String, At<IpNet>>) -> Option<Service> {
         let mut backends = Vec::with_capacity(self.backends.len());
         for backend in &self.backends {
             backends.push(Backend {
@@ -88,7 +106,8 @@ impl Draft {
             });
         }
         Some(Service {
-            key: self.key()?,
+            key: self.key(pools)?,
+            pool: self.pool.as_ref().map(|pool| pool.value.clone()),
             name: self.name.as_ref()?.value.clone(),
             forward: self.forward.as_ref()?.value,
             algo: self.algo.algo()?,
@@ -103,13 +122,26 @@ impl Draft {
 
     /// Moves every place by `by` bytes, which wrap around.
     pub fn shift(&mut self, by: usize) {
-        let Self { span, name, vip, port, protocol: _, forward, algo, flows: _, health, backends, no_backends: _ } =
-            self;
+        let Self {
+            span,
+            name,
+            vip,
+            pool,
+            port,
+            protocol: _,
+            forward,
+            algo,
+            flows: _,
+            health,
+            backends,
+            no_backends: _,
+        } = self;
         algo.shift(by);
         let own = [
             Some(span),
             name.as_mut().map(|at| &mut at.span),
             vip.as_mut().map(|at| &mut at.span),
+            pool.as_mut().map(|at| &mut at.span),
             port.as_mut().map(|at| &mut at.span),
             forward.as_mut().map(|at| &mut at.span),
             health.as_mut().map(|check| &mut check.span),
@@ -145,10 +177,12 @@ pub(super) fn read(section: &Section<'_>, findings: &mut Findings) -> Draft {
     let algo = algo::read(section, findings);
     let backends: Vec<BackendDraft> = backends.iter().map(|section| backend(section, findings)).collect();
     algo::weights(&algo, &backends, findings);
+    let pool = pool(section);
     Draft {
         span: section.span.clone(),
         name: name(section, findings),
-        vip: address::read(section, "vip", findings),
+        vip: if pool.is_none() { address::read(section, "vip", findings) } else { None },
+        pool,
         port: service_port(section, findings),
         protocol,
         forward: section.word("forward", &modes, findings),
@@ -158,6 +192,13 @@ pub(super) fn read(section: &Section<'_>, findings: &mut Findings) -> Draft {
         no_backends: section.is_empty("backends"),
         backends,
     }
+}
+
+/// The pool that `vip` names, whether there is one or not.
+fn pool(section: &Section<'_>) -> Option<At<String>> {
+    let value = section.get("vip")?;
+    let name = value.get_ref().as_str()?.strip_prefix(POOL_PREFIX)?;
+    Some(At { value: name.to_owned(), span: value.span() })
 }
 
 /// `port` of a service: 0 for "all".

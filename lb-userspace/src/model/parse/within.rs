@@ -5,7 +5,7 @@ use std::{collections::HashMap, net::IpAddr};
 
 use super::{
     super::{SERVICE_BACKENDS_MAX, prime},
-    Code, Diagnostic, Findings, Forward, Span,
+    At, Code, Diagnostic, Findings, Forward, Span,
     cross::at,
     service::{BackendDraft, Draft},
 };
@@ -53,9 +53,16 @@ fn backends(service: &Draft, findings: &mut Findings) {
     }
 }
 
-/// `dsr` and `nat` keep the family of the packet.
+/// [`family_of`] for a VIP that the service itself names.
 fn family(service: &Draft, backend: &BackendDraft, findings: &mut Findings) {
-    let (Some(vip), Some(forward), Some(address)) = (&service.vip, &service.forward, &backend.address) else { return };
+    if let Some(vip) = &service.vip {
+        family_of(service, vip, backend, findings);
+    }
+}
+
+/// `dsr` and `nat` keep the family of the packet.
+pub(super) fn family_of(service: &Draft, vip: &At<IpAddr>, backend: &BackendDraft, findings: &mut Findings) {
+    let (Some(forward), Some(address)) = (&service.forward, &backend.address) else { return };
     let mode = match forward.value {
         Forward::Dsr => "dsr",
         Forward::Nat => "nat",
