@@ -34,7 +34,7 @@ use crate::{
     model::{self, Announce, BackendRef, Config, Incremental, Service},
     net::{forwarding::Unmet, sysctl},
     plan,
-    store::{FileStore, StoreError, Text, Watch},
+    store::{FileError, FileStore, Text, Watch},
     telemetry::metrics::{Metrics, ReloadOutcome, Snapshot},
 };
 use axum::http::StatusCode;
@@ -102,7 +102,7 @@ enum Cause {
 
 /// Why a reload or an apply did not happen.
 pub(super) enum ReloadError {
-    Store(StoreError),
+    Store(FileError),
     Refused(reload::Refused),
     Publish(PublishError),
 }
@@ -113,8 +113,8 @@ impl From<PublishError> for ReloadError {
     }
 }
 
-impl From<StoreError> for ReloadError {
-    fn from(error: StoreError) -> Self {
+impl From<FileError> for ReloadError {
+    fn from(error: FileError) -> Self {
         Self::Store(error)
     }
 }

@@ -44,7 +44,7 @@ impl std::fmt::Debug for Text {
 
 /// Why the file cannot be read, written or watched.
 #[derive(Debug, thiserror::Error)]
-pub enum StoreError {
+pub enum FileError {
     /// It cannot be opened or read.
     #[error("cannot read {}: {cause}", .path.display())]
     Read {
@@ -107,41 +107,41 @@ impl FileStore {
     /// The whole text.
     ///
     /// # Errors
-    /// [`StoreError::Read`], [`StoreError::TooLarge`], [`StoreError::NotText`].
-    pub fn read(&self) -> Result<Text, StoreError> {
+    /// [`FileError::Read`], [`FileError::TooLarge`], [`FileError::NotText`].
+    pub fn read(&self) -> Result<Text, FileError> {
         let path = || self.path.clone();
-        let file = File::open(&self.path).map_err(|cause| StoreError::Read { path: path(), cause })?;
+        let file = File::open(&self.path).map_err(|cause| FileError::Read { path: path(), cause })?;
         let mut bytes = Vec::new();
         file.take(FILE_BYTES_MAX + 1)
             .read_to_end(&mut bytes)
-            .map_err(|cause| StoreError::Read { path: path(), cause })?;
+            .map_err(|cause| FileError::Read { path: path(), cause })?;
         if bytes.len() as u64 > FILE_BYTES_MAX {
-            return Err(StoreError::TooLarge { path: path() });
+            return Err(FileError::TooLarge { path: path() });
         }
         String::from_utf8(bytes)
             .map(Text::new)
-            .map_err(|e| StoreError::NotText { path: path(), at: e.utf8_error().valid_up_to() })
+            .map_err(|e| FileError::NotText { path: path(), at: e.utf8_error().valid_up_to() })
     }
 
     /// Replaces the whole text: a reader sees the old or the new one, never a part, also after a crash. Owner, group and
     /// mode stay as they were; a symbolic link stays one.
     ///
     /// # Errors
-    /// [`StoreError::Write`]; the file is unchanged then.
-    pub fn replace(&self, text: &str) -> Result<(), StoreError> {
+    /// [`FileError::Write`]; the file is unchanged then.
+    pub fn replace(&self, text: &str) -> Result<(), FileError> {
         let target = fs::canonicalize(&self.path).unwrap_or_else(|_| self.path.clone());
-        replace_file(&target, text.as_bytes(), None).map_err(|cause| StoreError::Write { path: target, cause })
+        replace_file(&target, text.as_bytes(), None).map_err(|cause| FileError::Write { path: target, cause })
     }
 
     /// News that the file may have changed. Lives as long as the returned [`Watch`].
     ///
     /// # Errors
-    /// [`StoreError::Watch`].
-    pub fn watch(&self) -> Result<Watch, StoreError> {
+    /// [`FileError::Watch`].
+    pub fn watch(&self) -> Result<Watch, FileError> {
         let (sender, changed) = mpsc::channel(1);
         let failed = |path: &Path| {
             let path = path.to_owned();
-            move |cause| StoreError::Watch { path, cause }
+            move |cause| FileError::Watch { path, cause }
         };
         let file = self.path.clone();
         let mut watcher = notify::recommended_watcher(move |event: notify::Result<Event>| {
@@ -267,7 +267,7 @@ mod tests {
     fn replaces_whole_and_keeps_mode() {
         let folder = tempfile::tempdir().unwrap();
         let store = FileStore::new(folder.path().join("weir.toml"));
-        assert!(matches!(store.read(), Err(StoreError::Read { .. })));
+        assert!(matches!(store.read(), Err(FileError::Read { .. })));
         store.replace("a = 1\n").unwrap();
         fs::set_permissions(store.path(), fs::Permissions::from_mode(0o604)).unwrap();
         store.replace("a = 2\n").unwrap();
@@ -281,9 +281,9 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let store = FileStore::new(folder.path().join("weir.toml"));
         fs::write(store.path(), b"ab\xff").unwrap();
-        assert!(matches!(store.read(), Err(StoreError::NotText { at: 2, .. })));
+        assert!(matches!(store.read(), Err(FileError::NotText { at: 2, .. })));
         File::create(store.path()).unwrap().set_len(FILE_BYTES_MAX + 1).unwrap();
-        assert!(matches!(store.read(), Err(StoreError::TooLarge { .. })));
+        assert!(matches!(store.read(), Err(FileError::TooLarge { .. })));
     }
 
     #[test]
@@ -292,7 +292,7 @@ mod tests {
         let target = folder.path().join("weir.toml");
         fs::create_dir(&target).unwrap();
         fs::write(target.join("inside"), "x").unwrap();
-        assert!(matches!(FileStore::new(&target).replace("a"), Err(StoreError::Write { .. })));
+        assert!(matches!(FileStore::new(&target).replace("a"), Err(FileError::Write { .. })));
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
     }
 

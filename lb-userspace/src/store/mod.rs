@@ -1,8 +1,24 @@
-//! Where the configuration lives: here a file on the node, watched.
+//! Where the configuration lives: a file on the node, watched; or a store that many nodes share.
 //!
-//! Owns: bytes and the news that they may have changed. Refuses to know: what the text means.
+//! Owns: bytes, their revisions and the news that they changed. Refuses to know: what the texts mean; who writes brings the
+//! step that validates.
+//!
+//! A store holds *objects* (the configuration, under one revision) and *records* (health, leases, reports: small values
+//! outside the revision). `object` says what is stored, `access` what can be asked of any store, `follow` how a reader
+//! stays true to it although news get lost, `write` how a writer changes it. `state` is a store's content as data; the
+//! places are `memory`.
 
+pub mod access;
+pub mod batch;
+pub mod feed;
 pub mod file;
+pub mod follow;
+pub mod memory;
+pub mod node;
 pub mod object;
+pub mod state;
+pub mod write;
 
-pub use file::{FileStore, StoreError, Text, Watch};
+pub use access::{Notice, Snapshot, Store, StoreError, Written};
+pub use file::{FileError, FileStore, Text, Watch};
+pub use object::{Change, Edit, Key, Objects, Revision};

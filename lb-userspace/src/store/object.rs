@@ -31,7 +31,8 @@ pub const HISTORY_MAX: usize = 1_000;
 pub const HISTORY_BYTES_MAX: usize = 64 << 20;
 
 /// A text that breaks a rule of the store's forms.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum FormError {
     /// No key.
     #[error(

@@ -1,0 +1,105 @@
+//! What nodes report about themselves, and who is alive.
+//!
+//! Owns: the records `node/NAME`. Invariant: a node whose report is older than its own lease is not alive, by the store's
+//! clock alone; its last report is still shown, for a week.
+
+use serde::{Deserialize, Serialize};
+
+use super::{
+    access::{LIST_MAX, Put, RECORDS_MAX, Record, Store, StoreError},
+    object::{Key, Revision},
+};
+
+/// How long a node that fell silent is remembered.
+pub const FORGET_MS: u64 = 7 * 24 * 3_600_000;
+/// Kind of the records.
+const KIND: &str = "node/";
+
+/// What became of a revision on a node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Outcome {
+    /// The maps hold it.
+    Applied,
+    /// It was refused, and the revision before stays.
+    Refused(String),
+}
+
+/// A node's report.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeReport {
+    /// Its name.
+    pub node: String,
+    /// For how long the report counts.
+    pub lease_ms: u64,
+    /// The newest revision that it has read; `None` before the first.
+    pub revision: Option<Revision>,
+    /// What became of that one.
+    pub outcome: Outcome,
+    /// The newest revision that its maps hold.
+    pub applied: Option<Revision>,
+    /// Release of weir.
+    pub version: String,
+    /// Addresses that DNS may publish.
+    pub addresses: Vec<std::net::IpAddr>,
+    /// Whether it forwards.
+    pub ready: bool,
+    /// Whether it is being taken out.
+    pub draining: bool,
+}
+
+/// A node as the store knows it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeStatus {
+    /// Its last report.
+    pub report: NodeReport,
+    /// Age of that report, by the store's clock.
+    pub age_ms: u64,
+    /// Whether the report still counts.
+    pub live: bool,
+}
+
+impl dyn Store {
+    /// Writes `report`.
+    ///
+    /// # Errors
+    /// The store's; [`StoreError::Form`] for a name that is none.
+    pub async fn report(&self, report: &NodeReport) -> Result<(), StoreError> {
+        let key = Key::new(&format!("{KIND}{}", report.node))?;
+        let text = serde_json::to_string(report).map_err(|e| StoreError::Broken(e.to_string()))?;
+        self.record_put(Put::new(key, text).ttl_ms(FORGET_MS)).await.map(|_| ())
+    }
+
+    /// All nodes that reported within [`FORGET_MS`], by name. Reports that a newer release wrote in another form are left
+    /// out.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn nodes(&self) -> Result<Vec<NodeStatus>, StoreError> {
+        let records = self.record_all(KIND).await?;
+        Ok(records.iter().filter_map(status).collect())
+    }
+
+    /// All records whose keys begin with `prefix`, in the order of keys, read page by page.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn record_all(&self, prefix: &str) -> Result<Vec<Record>, StoreError> {
+        let mut records: Vec<Record> = Vec::new();
+        for _ in 0..RECORDS_MAX.div_ceil(LIST_MAX) {
+            let after = records.last().map(|record| record.key.clone());
+            let page = self.record_list(prefix.to_owned(), after, LIST_MAX).await?;
+            let last = page.len() < LIST_MAX;
+            records.extend(page);
+            if last {
+                break;
+            }
+        }
+        Ok(records)
+    }
+}
+
+fn status(record: &Record) -> Option<NodeStatus> {
+    let report: NodeReport = serde_json::from_str(&record.value).ok()?;
+    Some(NodeStatus { live: record.age_ms <= report.lease_ms, age_ms: record.age_ms, report })
+}

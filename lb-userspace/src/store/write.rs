@@ -1,0 +1,207 @@
+//! How a writer changes a store: read, decide, compare and set, and again if somebody else was faster.
+//!
+//! Owns: retries, authorship, and finding out what became of a write whose answer was lost. Refuses to know: what the
+//! edits mean; the caller's step sees all objects and validates them.
+//!
+//! Invariants: a change is made at most once, however often it is sent, because its revision names it; what the caller's
+//! step saw is what the change replaces.
+
+use std::{sync::Arc, time::Duration};
+
+use super::{
+    access::{Commit, Snapshot, Store, StoreError, Written},
+    memory::now_ms,
+    object::{Change, Digest, Edit, Key, Objects, Revision, RevisionName},
+};
+
+/// Attempts of one write, against other writers and against a store that does not answer.
+const ATTEMPTS_MAX: u32 = 12;
+/// First pause between attempts; doubles up to [`PAUSE_MAX`].
+const PAUSE_MIN: Duration = Duration::from_millis(10);
+/// Longest pause between attempts.
+const PAUSE_MAX: Duration = Duration::from_millis(500);
+
+/// What is said about a change, and on which revision it insists.
+#[derive(Clone, Debug, Default)]
+pub struct Intent {
+    /// The revision at which the store must stand; else any.
+    pub expect: Option<RevisionName>,
+    /// Who.
+    pub author: String,
+    /// Why; may be empty.
+    pub message: String,
+}
+
+/// One edit as a writer gives it: the new text, or `None` to remove the object.
+pub type NewText = (Key, Option<Arc<str>>);
+
+/// What came of a write.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Outcome {
+    /// The store holds the change.
+    Changed(Written, Box<Change>),
+    /// The objects were so already; the store stands here.
+    Unchanged(Option<Revision>),
+}
+
+impl Outcome {
+    /// The revision that holds what was to be written; `None` if nothing was ever written.
+    pub fn revision(&self) -> Option<Revision> {
+        match self {
+            Self::Changed(written, _) => Some(written.revision),
+            Self::Unchanged(revision) => *revision,
+        }
+    }
+}
+
+/// Why nothing was written.
+#[derive(Debug, thiserror::Error)]
+pub enum WriteError<E> {
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The caller's step.
+    #[error("{0}")]
+    Refused(E),
+}
+
+impl dyn Store {
+    /// Writes `edits` if `validate` accepts all objects as they would be then.
+    ///
+    /// # Errors
+    /// [`StoreError::Conflict`] if `intent` insists on another revision than the store's; the store's; the step's own.
+    pub async fn write<E>(
+        &self,
+        intent: &Intent,
+        edits: &[NewText],
+        mut validate: impl FnMut(&Objects) -> Result<(), E>,
+    ) -> Result<Outcome, WriteError<E>> {
+        self.update(intent, |objects| {
+            let mut after = objects.clone();
+            for (key, text) in edits {
+                match text {
+                    Some(text) => after.insert(key.clone(), Arc::clone(text)),
+                    None => after.remove(key),
+                };
+            }
+            validate(&after).map(|()| edits.to_vec())
+        })
+        .await
+    }
+
+    /// Changes the store by what `decide` makes of the objects that it holds. Where another writer is faster, `decide` is
+    /// asked again, unless `intent` insists on a revision. It validates what it decides.
+    ///
+    /// # Errors
+    /// As [`Self::write`]. [`StoreError::Uncertain`] if it is not known whether the change was made.
+    pub async fn update<E>(
+        &self,
+        intent: &Intent,
+        mut decide: impl FnMut(&Objects) -> Result<Vec<NewText>, E>,
+    ) -> Result<Outcome, WriteError<E>> {
+        let mut pause = PAUSE_MIN;
+        let mut conflict = None;
+        for _ in 0..ATTEMPTS_MAX {
+            let (have, origin, objects) = match self.snapshot().await? {
+                Some(Snapshot { origin, revision, objects }) => (Some(revision), origin, objects),
+                None => (None, random_digest()?, Objects::new()),
+            };
+            let met = match (&intent.expect, &have) {
+                (None, _) => true,
+                (Some(name), Some(have)) => name.names(have),
+                (Some(name), None) => name.number == 0 && name.digest.is_empty(),
+            };
+            if !met {
+                return Err(StoreError::Conflict { have }.into());
+            }
+            let edits: Vec<Edit> = decide(&objects)
+                .map_err(WriteError::Refused)?
+                .into_iter()
+                .map(|(key, after)| Edit { before: objects.get(&key).cloned(), key, after })
+                .filter(|edit| edit.before != edit.after)
+                .collect();
+            if edits.is_empty() {
+                return Ok(Outcome::Unchanged(have));
+            }
+            let previous = have.unwrap_or(Revision::origin(origin));
+            let change = Change::new(previous, &intent.author, now_ms(), &intent.message, edits);
+            let commit = Commit { expect: have, origin, change: change.clone(), reseed: None };
+            match self.commit_surely(commit).await {
+                Ok(written) => return Ok(Outcome::Changed(written, Box::new(change))),
+                Err(error @ StoreError::Conflict { .. }) if intent.expect.is_none() => conflict = Some(error),
+                Err(error) => return Err(error.into()),
+            }
+            pause = sleep(pause).await;
+        }
+        Err(conflict.unwrap_or_else(|| StoreError::Unavailable("too many writers".into())).into())
+    }
+
+    /// Puts `copy`, a node's last good state, back into a store that lost it. Everything that the store holds now is
+    /// replaced. Readers at `copy`'s revision go on without a gap.
+    ///
+    /// # Errors
+    /// [`StoreError::Refused`] if the store has not lost anything of `copy`; [`StoreError::Conflict`] if somebody writes
+    /// at the same time.
+    pub async fn restore(&self, copy: &Snapshot, author: &str, message: &str) -> Result<Written, StoreError> {
+        let present = self.snapshot().await?;
+        if let Some(present) = &present
+            && present.origin == copy.origin
+            && present.revision.number >= copy.revision.number
+        {
+            return Err(StoreError::Refused(format!(
+                "it stands at {} and has lost nothing of {}; `weir config rollback` goes back to an earlier revision",
+                present.revision, copy.revision
+            )));
+        }
+        let change = Change::new(copy.revision, author, now_ms(), message, Vec::new());
+        let expect = present.map(|present| present.revision);
+        let commit = Commit { expect, origin: copy.origin, change, reseed: Some(copy.objects.clone()) };
+        self.commit_surely(commit).await
+    }
+
+    /// Commits, and where the answer is lost finds out: sent twice, a change is made once, because the second one does not
+    /// meet the revision that it expects.
+    async fn commit_surely(&self, commit: Commit) -> Result<Written, StoreError> {
+        let revision = commit.change.revision;
+        let mut pause = PAUSE_MIN;
+        let mut uncertain: Option<StoreError> = None;
+        for _ in 0..ATTEMPTS_MAX {
+            match self.commit(commit.clone()).await {
+                Err(StoreError::Conflict { have }) if uncertain.is_some() => {
+                    if have == Some(revision) || self.holds(commit.change.previous, revision).await? {
+                        // Whether a replica has it was in the answer that was lost.
+                        return Ok(Written { revision, replicated: false });
+                    }
+                    return Err(StoreError::Conflict { have });
+                }
+                Err(error @ StoreError::Uncertain(_)) => uncertain = Some(error),
+                // Once a request is out, one that could not be sent says nothing about it.
+                Err(StoreError::Unavailable(_)) if uncertain.is_some() => {}
+                answer => return answer,
+            }
+            pause = sleep(pause).await;
+        }
+        Err(uncertain.unwrap_or_else(|| StoreError::Unavailable("no answer".into())))
+    }
+
+    /// Whether the kept changes lead from `previous` to `revision`.
+    async fn holds(&self, previous: Revision, revision: Revision) -> Result<bool, StoreError> {
+        let since = self.since(previous).await.map_err(|error| StoreError::Uncertain(error.to_string()))?;
+        Ok(since.changes.first().is_some_and(|change| change.revision == revision))
+    }
+}
+
+async fn sleep(pause: Duration) -> Duration {
+    // Between half and all of it, so that two writers do not meet again.
+    let mut random = [0; 1];
+    // Without randomness the pause is as long as it may be.
+    let part = getrandom::fill(&mut random).map_or(255, |()| random.first().copied().unwrap_or(255));
+    tokio::time::sleep(pause / 2 + pause.mul_f64(f64::from(part) / 510.0)).await;
+    (pause * 2).min(PAUSE_MAX)
+}
+
+fn random_digest() -> Result<Digest, StoreError> {
+    let mut bytes = [0; 32];
+    getrandom::fill(&mut bytes).map_err(|e| StoreError::Refused(format!("no randomness for a new store: {e}")))?;
+    Ok(Digest::new(bytes))
+}
