@@ -49,6 +49,8 @@ pub use lb_core::abi::service::Forward;
 pub use limits::{BACKENDS_MAX_RANGE, FLOWS_MAX_RANGE, Limits, RING_SLOTS_MAX_RANGE, SERVICES_MAX_RANGE};
 pub use parse::{Checked, Document, Incremental, check};
 pub use reference::{BackendRef, BackendRefError, NAME_BYTES_MAX, is_name};
+#[cfg(test)]
+pub(crate) use sample::config as sample_config;
 pub use store::{Pool, StoreConfig};
 
 /// A validated configuration.

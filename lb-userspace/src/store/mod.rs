@@ -10,12 +10,16 @@
 
 pub mod access;
 pub mod batch;
+pub mod copy;
+pub mod document;
+pub mod edit;
 pub mod feed;
 pub mod file;
 pub mod follow;
 pub mod memory;
 pub mod node;
 pub mod object;
+pub mod past;
 pub mod state;
 pub mod write;
 
