@@ -105,7 +105,7 @@ pub enum RedisServers {
     },
 }
 
-/// Address of a store: `redis://10.0.0.5:6379/2`, `https://store.example.com:9651`, `unix:/run/redis.sock`.
+/// Address of a store: `redis://10.0.0.5:6379/2`, `https://store.example.com:9651`, `unix:/run/weir/store.sock`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum StoreUrl {
     /// A Unix socket.
@@ -137,13 +137,9 @@ pub enum Scheme {
 }
 
 impl Scheme {
-    /// The words with their default ports.
-    const ALL: [(&'static str, Self, Option<u16>); 4] = [
-        ("http", Self::Http, None),
-        ("https", Self::Https, None),
-        ("redis", Self::Redis, Some(6379)),
-        ("rediss", Self::Rediss, Some(6379)),
-    ];
+    /// The words.
+    const ALL: [(&'static str, Self); 4] =
+        [("http", Self::Http), ("https", Self::Https), ("redis", Self::Redis), ("rediss", Self::Rediss)];
 
     /// Whether it is encrypted.
     pub const fn is_tls(self) -> bool {
@@ -180,14 +176,27 @@ impl FromStr for StoreUrl {
     type Err = StoreUrlError;
 
     fn from_str(text: &str) -> Result<Self, StoreUrlError> {
+        Self::parse(text, Self::REDIS_PORT)
+    }
+}
+
+impl StoreUrl {
+    /// Where Redis listens unless told otherwise.
+    pub const REDIS_PORT: u16 = 6379;
+
+    /// The address that `text` says; `redis_port` is the port where Redis is spoken and none is given.
+    ///
+    /// # Errors
+    /// [`StoreUrlError`].
+    pub fn parse(text: &str, redis_port: u16) -> Result<Self, StoreUrlError> {
         if let Some(path) = text.strip_prefix("unix:") {
             let path = path.strip_prefix("//").unwrap_or(path);
             let good = path.starts_with('/') && path.len() <= 107 && !path.chars().any(char::is_control);
             return if good { Ok(Self::Unix(path.into())) } else { Err(StoreUrlError::Scheme) };
         }
         let (word, rest) = text.split_once("://").ok_or(StoreUrlError::Scheme)?;
-        let known = Scheme::ALL.into_iter().find(|(name, ..)| *name == word);
-        let (_, scheme, default_port) = known.ok_or(StoreUrlError::Scheme)?;
+        let known = Scheme::ALL.into_iter().find(|(name, _)| *name == word);
+        let (_, scheme) = known.ok_or(StoreUrlError::Scheme)?;
         if rest.contains('@') {
             return Err(StoreUrlError::Secret);
         }
@@ -213,7 +222,8 @@ impl FromStr for StoreUrl {
             (host, port)
         };
         let port = match port.strip_prefix(':') {
-            None if port.is_empty() => default_port.ok_or(StoreUrlError::Port)?,
+            None if port.is_empty() && scheme.is_redis() => redis_port,
+            None if port.is_empty() => return Err(StoreUrlError::Port),
             None => return Err(StoreUrlError::Host),
             Some(port) if port.bytes().all(|b| b.is_ascii_digit()) => {
                 port.parse().ok().filter(|port| *port > 0).ok_or(StoreUrlError::Port)?
@@ -229,7 +239,7 @@ impl fmt::Display for StoreUrl {
         match self {
             Self::Unix(path) => write!(f, "unix:{}", path.display()),
             Self::Tcp { scheme, host, port, database } => {
-                let word = Scheme::ALL.into_iter().find(|(_, known, _)| known == scheme).map_or("", |(word, ..)| word);
+                let word = Scheme::ALL.into_iter().find(|(_, known)| known == scheme).map_or("", |(word, _)| word);
                 if host.contains(':') {
                     write!(f, "{word}://[{host}]:{port}")
                 } else {

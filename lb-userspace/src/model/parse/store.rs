@@ -16,6 +16,8 @@ use super::{
 
 /// Default of `path`.
 const PATH: &str = "/var/lib/weir/store.redb";
+/// Where a sentinel listens unless told otherwise.
+const SENTINEL_PORT: u16 = 26_379;
 /// Sentinels of one master, at most.
 const SENTINELS_MAX: usize = 16;
 
@@ -255,7 +257,7 @@ fn sentinels(section: &Section<'_>, findings: &mut Findings) -> Option<Servers> 
     }
     let mut urls = Vec::with_capacity(list.value.len());
     for At { value, span } in list.value {
-        match parsed(value, true) {
+        match parsed(value, Some(SENTINEL_PORT)) {
             Ok(url) => urls.push(At { value: url, span }),
             Err((why, hint)) => findings.push(bad_url("sentinels", value, span, &why, hint)),
         }
@@ -288,7 +290,7 @@ fn name_of(section: &Section<'_>, findings: &mut Findings) -> Option<String> {
 
 fn url(section: &Section<'_>, redis: bool, findings: &mut Findings) -> Option<At<StoreUrl>> {
     let At { value, span } = section.string("url", findings)?;
-    match parsed(value, redis) {
+    match parsed(value, redis.then_some(StoreUrl::REDIS_PORT)) {
         Ok(url) => Some(At { value: url, span }),
         Err((why, hint)) => {
             findings.push(bad_url("url", value, span, &why, hint));
@@ -297,18 +299,21 @@ fn url(section: &Section<'_>, redis: bool, findings: &mut Findings) -> Option<At
     }
 }
 
-fn parsed(text: &str, redis: bool) -> Result<StoreUrl, (String, &'static str)> {
+/// The address of a store of one kind; `redis_port` is the default port where it is Redis.
+fn parsed(text: &str, redis_port: Option<u16>) -> Result<StoreUrl, (String, &'static str)> {
+    let redis = redis_port.is_some();
     let hint = if redis {
-        "write \"rediss://redis.example.com:6379\" (TLS), \"redis://127.0.0.1:6379\" or \"unix:/run/redis/redis.sock\""
+        "write \"rediss://redis.example.com:6379\" (TLS) or \"redis://127.0.0.1:6379\""
     } else {
         "write \"https://store.example.com:9651\", \"http://127.0.0.1:9651\" or \"unix:/run/weir/api.sock\""
     };
-    let url: StoreUrl = text.parse().map_err(|error: StoreUrlError| match error {
+    let url = StoreUrl::parse(text, redis_port.unwrap_or(StoreUrl::REDIS_PORT)).map_err(|error| match error {
         StoreUrlError::Secret if redis => (error.to_string(), "write `user` and `password_file` instead"),
         StoreUrlError::Secret => (error.to_string(), "write `token_file` instead"),
         error => (error.to_string(), hint),
     })?;
     match &url {
+        StoreUrl::Unix(_) if redis => Err(("Redis is reached over TCP".to_owned(), hint)),
         StoreUrl::Tcp { scheme, .. } if scheme.is_redis() != redis => {
             Err(("the store of that kind speaks another protocol".to_owned(), hint))
         }
