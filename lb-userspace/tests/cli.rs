@@ -411,3 +411,53 @@ fn an_import_can_be_used_as_it_is() {
     assert_eq!(out.status.code(), Some(1));
     assert!(text(&out.stderr).contains("hint: names of hosts and ports are not resolved: `ipvsadm -Sn`"));
 }
+
+#[test]
+fn what_needs_a_store_says_so_where_there_is_none() {
+    let nowhere = Path::new("/nonexistent/api.sock");
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("weir.toml");
+    let path = file.to_str().expect("UTF-8");
+    fs::write(&file, CONFIG).expect("a file");
+    for (command, instead) in [
+        (&["service", "create", "shop", "vip=192.0.2.1", "port=80", "forward=dsr"][..], "edit the file"),
+        (&["service", "delete", "web"], "edit the file"),
+        (&["backend", "add", "web/10.0.0.13"], "edit the file"),
+        (&["backend", "remove", "web/10.0.0.11:80"], "edit the file"),
+        (&["config", "export"], "about the file"),
+        (&["config", "history"], "about the file"),
+        (&["config", "show", "42"], "about the file"),
+        (&["config", "rollback", "42"], "about the file"),
+        (&["config", "restore"], "about the file"),
+        (&["node", "list"], "`weir status`"),
+    ] {
+        let out = weir(nowhere, &[command, &["--config", path]].concat());
+        assert_eq!(out.status.code(), Some(5), "{command:?}: {}", text(&out.stderr));
+        let error = text(&out.stderr);
+        assert!(error.contains("stand in its file") && error.contains(instead), "{command:?}: {error}");
+    }
+    for command in [
+        &["service", "set", "web", "algo=maglev", "--dry-run"][..],
+        &["backend", "drain", "web/10.0.0.11:80", "--expect-rev", "4"],
+        &["backend", "weight", "web/10.0.0.11:80", "3", "-m", "why"],
+        &["config", "apply", path, "--wait"],
+    ] {
+        let out = weir(nowhere, &[command, &["--config", path]].concat());
+        assert_eq!(out.status.code(), Some(2), "{command:?}: {}", text(&out.stderr));
+        assert!(text(&out.stderr).contains("needs a store"), "{}", text(&out.stderr));
+    }
+    // Without a store the agent is asked, as ever.
+    let out = weir(nowhere, &["service", "set", "web", "algo=maglev", "--config", path]);
+    assert_eq!(out.status.code(), Some(4), "{}", text(&out.stderr));
+
+    let store =
+        "[node]\ninterface = \"eth0\"\n[store]\nkind = \"redis\"\nurl = \"redis://op:hunter2@redis.example.com\"\n";
+    fs::write(&file, store).expect("a file");
+    let out = weir(nowhere, &["node", "list", "--config", path]);
+    let error = text(&out.stderr);
+    assert_eq!(out.status.code(), Some(3), "{error}");
+    assert!(error.contains("user and password do not stand in it") && !error.contains("hunter2"), "{error}");
+    let out = weir(nowhere, &["node", "list", "--config", "/nonexistent/weir.toml"]);
+    assert_eq!(out.status.code(), Some(1));
+    assert!(text(&out.stderr).contains("cannot open /nonexistent/weir.toml"));
+}

@@ -44,7 +44,10 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use crate::model::{Checked, code, diagnostic};
+use crate::model::{
+    Checked, code,
+    diagnostic::{self, Sources},
+};
 
 pub use config::{Applied, ApplyOutcome, ApplyRequest, ConfigDiff, ConfigText, DiffRequest};
 pub use flows::{
@@ -140,9 +143,17 @@ pub struct Diagnostic {
 
 /// The findings of a check; `text` is the text that was checked.
 pub fn diagnostics<C>(checked: &Checked<C>, text: &str) -> Vec<Diagnostic> {
+    // A large file without findings costs nothing.
+    if checked.diagnostics.is_empty() {
+        return Vec::new();
+    }
+    diagnostics_in(checked, &Sources::one(&checked.file_name, text))
+}
+
+/// The same for a check of several texts.
+pub fn diagnostics_in<C>(checked: &Checked<C>, sources: &Sources<'_>) -> Vec<Diagnostic> {
     let number = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
-    checked
-        .entries(text)
+    diagnostic::entries_in(&checked.diagnostics, sources)
         .into_iter()
         .zip(&checked.diagnostics)
         .map(|(entry, finding)| Diagnostic {
@@ -155,7 +166,7 @@ pub fn diagnostics<C>(checked: &Checked<C>, text: &str) -> Vec<Diagnostic> {
             hint: entry.hint,
             line: number(entry.line),
             column: number(entry.column),
-            rendered: diagnostic::render(slice::from_ref(finding), &entry.file, text, false).trim_end().to_owned(),
+            rendered: diagnostic::render_in(slice::from_ref(finding), sources, false).trim_end().to_owned(),
             file: entry.file,
         })
         .collect()

@@ -1,4 +1,5 @@
-//! `weir backend list|drain|ready|maint|weight|reset` and the way to name a backend; `drain` and `setup-help` have their own files.
+//! `weir backend list|add|remove|drain|ready|maint|weight|reset` and the way to name a backend; `drain` and `setup-help` have their own
+//! files. With a store, what an administrator says about a backend stands in its service's object; else in the agent's overrides.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -10,12 +11,14 @@ use super::{
     service::active,
     setup_help,
     shell::{Shell, Watch, now_unix_s},
+    store::{self, Place, Shared, WriteArgs},
     table::{Cell, Column, Tone, table},
     unit,
 };
 use crate::{
     api::{AdminChange, Backend, Drain, DrainPhase, HealthState, NextHop, backend_name},
     model::{AdminState, WEIGHT_MAX},
+    store::edit::{self, BackendChange, NewBackend},
 };
 
 /// `weir backend`.
@@ -28,20 +31,41 @@ pub enum BackendCommand {
         #[command(flatten)]
         watch: Watch,
     },
-    /// Give a backend no new connections once the change was announced; those that it has go on
+    /// Give a backend no new connections once the change was announced; those that it has go on. Where services stand in a file,
+    /// --wait waits until the drain is over
     Drain(DrainArgs),
     /// Let a backend take traffic according to its weight and health
-    Ready(Target),
+    Ready(TargetArgs),
     /// Take a backend out at once: no traffic, no health checks
-    Maint(Target),
-    /// Override a backend's weight until `weir backend reset` or until the configuration changes it
+    Maint(TargetArgs),
+    /// Change a backend's weight: in the store; or on this node, until `weir backend reset` or until the file changes it
     Weight {
         #[command(flatten)]
         target: Target,
         /// New weight; 0 gives the backend no new connections
         #[arg(value_parser = clap::value_parser!(u16).range(0..=i64::from(WEIGHT_MAX)))]
         weight: u16,
+        #[command(flatten)]
+        write: WriteArgs,
     },
+    /// Add a backend to a service of the store
+    Add {
+        #[command(flatten)]
+        target: Target,
+        /// Its share of new flows relative to the others, 0 to 1000 [default: 1]
+        #[arg(long, value_parser = clap::value_parser!(u16).range(0..=i64::from(WEIGHT_MAX)))]
+        weight: Option<u16>,
+        /// Connections that it takes at most
+        #[arg(long, value_name = "N")]
+        max_connections: Option<u32>,
+        /// Add it without traffic: `weir backend ready` lets it take some
+        #[arg(long)]
+        maint: bool,
+        #[command(flatten)]
+        write: WriteArgs,
+    },
+    /// Remove a backend from a service of the store; connections that it has are drained
+    Remove(TargetArgs),
     /// Forget overrides: administrative state and weight are the configuration's again
     Reset(Target),
     /// Print the commands that a backend's host needs for the service's forwarding mode
@@ -54,6 +78,15 @@ pub struct Target {
     /// Service and backend: `web/10.0.0.11:80`, `web/[fd00::11]:80`; the port may be left out where it is clear
     #[arg(value_name = "SERVICE/BACKEND")]
     target: String,
+}
+
+/// Which backend, and how the store is changed.
+#[derive(Args, Clone, Debug)]
+pub struct TargetArgs {
+    #[command(flatten)]
+    target: Target,
+    #[command(flatten)]
+    write: WriteArgs,
 }
 
 /// Runs `weir backend ...`.
@@ -69,10 +102,28 @@ pub fn run(shell: &Shell, command: &BackendCommand) -> anyhow::Result<Exit> {
             |backends, _| list(backends, now_unix_s(), shell.colour),
         ),
         BackendCommand::Drain(args) => return drain::run(shell, args),
-        BackendCommand::Ready(target) => change(shell, target, state(AdminState::Ready)),
-        BackendCommand::Maint(target) => change(shell, target, state(AdminState::Maint)),
-        BackendCommand::Weight { target, weight } => {
-            change(shell, target, AdminChange { weight: Some(*weight), ..AdminChange::default() })
+        BackendCommand::Ready(args) => return admin(shell, &args.target, &args.write, state(AdminState::Ready)),
+        BackendCommand::Maint(args) => return admin(shell, &args.target, &args.write, state(AdminState::Maint)),
+        BackendCommand::Weight { target, weight, write } => {
+            return admin(shell, target, write, AdminChange { weight: Some(*weight), ..AdminChange::default() });
+        }
+        BackendCommand::Add { target, weight, max_connections, maint, write } => {
+            let target = target.in_store()?;
+            let admin_state = maint.then_some(AdminState::Maint);
+            let change = BackendChange { weight: *weight, max_connections: *max_connections, admin_state };
+            let new = NewBackend { address: target.address, port: target.port, change };
+            let shared = store::place(&write.store)?.store(IN_THE_FILE)?;
+            return store::change(shell, &shared, write, &format!("backend add {target}"), |objects| {
+                edit::add_backend(objects, &target.service, &new)
+            });
+        }
+        BackendCommand::Remove(args) => {
+            let target = args.target.in_store()?;
+            let shared = store::place(&args.write.store)?.store(IN_THE_FILE)?;
+            let subject = format!("backend remove {target}");
+            return store::change(shell, &shared, &args.write, &subject, |objects| {
+                edit::remove_backend(objects, &target)
+            });
         }
         BackendCommand::Reset(target) => change(shell, target, AdminChange { reset: true, ..AdminChange::default() }),
         BackendCommand::SetupHelp(args) => setup_help::run(shell, args),
@@ -80,7 +131,53 @@ pub fn run(shell: &Shell, command: &BackendCommand) -> anyhow::Result<Exit> {
     Ok(Exit::Ok)
 }
 
+/// What there is to do where backends stand in a file.
+const IN_THE_FILE: &str = "edit the file, then `weir config apply`";
+
+/// Changes what an administrator says about a backend, where that stands.
+fn admin(shell: &Shell, target: &Target, write: &WriteArgs, wanted: AdminChange) -> anyhow::Result<Exit> {
+    match store::place(&write.store)? {
+        Place::Store(shared) => in_store(shell, &shared, target, write, wanted),
+        Place::File => {
+            write.refuse_without_store("")?;
+            change(shell, target, wanted)?;
+            Ok(Exit::Ok)
+        }
+    }
+}
+
+/// Writes state or weight into the service's object.
+pub fn in_store(
+    shell: &Shell,
+    shared: &Shared,
+    target: &Target,
+    write: &WriteArgs,
+    wanted: AdminChange,
+) -> anyhow::Result<Exit> {
+    let target = target.in_store()?;
+    let AdminChange { admin_state, weight, .. } = wanted;
+    let subject = match (admin_state, weight) {
+        (Some(state), _) => format!("backend {state} {target}"),
+        (None, weight) => format!("backend weight {target} {}", weight.unwrap_or_default()),
+    };
+    let change = BackendChange { weight, max_connections: None, admin_state };
+    store::change(shell, shared, write, &subject, |objects| edit::change_backend(objects, &target, change))
+}
+
 impl Target {
+    /// The same as the store names it.
+    fn in_store(&self) -> Result<edit::Target, Failure> {
+        let (service, which) = parse(&self.target)?;
+        let (address, port) = match which {
+            Which::Exact(name) => match name.parse::<SocketAddr>() {
+                Ok(at) => (at.ip(), Some(at.port())),
+                Err(_) => return Err(Failure::new(Exit::Usage, format!("{name:?} is not address:port"))),
+            },
+            Which::Address(address) => (address, None),
+        };
+        Ok(edit::Target { service, address, port })
+    }
+
     /// Names of service and backend; asks the agent where the port was left out.
     pub fn resolve(&self, shell: &Shell) -> anyhow::Result<(String, String)> {
         named(shell, &self.target)

@@ -1,4 +1,4 @@
-//! `weir config check|show|diff|apply`; `import` has its own file.
+//! `weir config check|show|diff|apply`; `import` has its own file, and what concerns the past of a store is in `store/history`.
 
 use std::{
     io::Read,
@@ -13,11 +13,16 @@ use super::{
     exit::{Exit, Failure},
     import,
     shell::{Format, Shell, json},
-    table::{Tone, tinted},
+    store::{self, Place, StoreArgs, WriteArgs},
+    table::{Tone, printable, tinted},
 };
 use crate::{
     api::{self, Applied, ApplyOutcome, ApplyRequest, ConfigDiff, Diagnostic, DiffRequest},
-    model::{self, Config, code::Severity},
+    model::{self, Checked, Config, code::Severity, parse::document},
+    store::{
+        document::{replace, split},
+        object::RevisionName,
+    },
 };
 
 /// Bytes of a configuration that are read; the agent takes no more either.
@@ -31,12 +36,32 @@ pub enum ConfigCommand {
         /// The file, or `-` for standard input
         file: PathBuf,
     },
-    /// Print the configuration in force in its canonical form
-    Show,
+    /// Print the configuration in force in its canonical form; or, of a store, the change that led to a revision
+    Show {
+        /// A revision of the store: `42`, `42-1a2b3c4d`
+        #[arg(value_name = "REV")]
+        revision: Option<RevisionName>,
+        #[command(flatten)]
+        store: StoreArgs,
+    },
     /// Show what `weir config apply` would change
     Diff(Text),
-    /// Apply a configuration: it is validated whole, then replaces the agent's file, then takes effect
-    Apply(Text),
+    /// Apply a configuration: it is validated whole, then replaces the agent's file, or the services of the store, then takes effect
+    Apply(Apply),
+    /// Print services and pools of the store as a file that `weir config apply` takes
+    Export(StoreArgs),
+    /// List the changes of the store, the newest first
+    History {
+        /// How many
+        #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+        limit: u32,
+        #[command(flatten)]
+        store: StoreArgs,
+    },
+    /// Bring the services of an earlier revision of the store back, as a new revision
+    Rollback(store::Rollback),
+    /// Put a node's last good copy back into a store that lost what it held
+    Restore(store::Restore),
     /// Turn the configuration of another load balancer into one for weir, on standard output; needs no agent
     Import(import::Import),
 }
@@ -48,12 +73,37 @@ pub struct Text {
     file: Option<PathBuf>,
 }
 
+/// `weir config apply`.
+#[derive(Args, Clone, Debug)]
+pub struct Apply {
+    #[command(flatten)]
+    text: Text,
+    /// With a store: keep its services that the file does not have
+    #[arg(long)]
+    merge: bool,
+    #[command(flatten)]
+    write: WriteArgs,
+}
+
 /// Runs `weir config ...`.
 pub fn run(shell: &Shell, command: &ConfigCommand) -> anyhow::Result<Exit> {
     match command {
         ConfigCommand::Check { file } => return check(shell, file),
         ConfigCommand::Import(args) => return import::run(shell, args),
-        ConfigCommand::Show => {
+        ConfigCommand::Show { revision: Some(revision), store } => {
+            store::show(shell, &store::place(store)?.store(OF_A_FILE)?, revision)?;
+        }
+        ConfigCommand::Export(args) => store::export(shell, &store::place(args)?.store(OF_A_FILE)?)?,
+        ConfigCommand::History { limit, store } => {
+            store::history(shell, &store::place(store)?.store(OF_A_FILE)?, *limit as usize)?;
+        }
+        ConfigCommand::Rollback(args) => {
+            return store::rollback(shell, &store::place(&args.write.store)?.store(OF_A_FILE)?, args);
+        }
+        ConfigCommand::Restore(args) => {
+            return store::restore(shell, &store::place(&args.write.store)?.store(OF_A_FILE)?, args);
+        }
+        ConfigCommand::Show { revision: None, .. } => {
             let config = shell.ask(async |client| client.config().await)?;
             shell.show(&config, |config| {
                 format!("# revision {} of {}\n{}", config.revision, config.file, config.text)
@@ -65,14 +115,38 @@ pub fn run(shell: &Shell, command: &ConfigCommand) -> anyhow::Result<Exit> {
             let answer = shell.ask(async |client| client.config_diff(&request).await)?;
             shell.show(&answer, |answer| diff(answer, shell.colour))?;
         }
-        ConfigCommand::Apply(text) => {
-            let (text, file) = text.read()?.unzip();
+        ConfigCommand::Apply(args) => {
+            if let Place::Store(shared) = store::place(&args.write.store)? {
+                return apply(shell, &shared, args);
+            }
+            args.write.refuse_without_store("")?;
+            let (text, file) = args.text.read()?.unzip();
             let request = ApplyRequest { text, file };
             let answer = shell.ask(async |client| client.config_apply(&request).await)?;
             shell.show(&answer, applied)?;
         }
     }
     Ok(Exit::Ok)
+}
+
+/// What there is instead of a store's commands where services stand in a file.
+const OF_A_FILE: &str = "`weir config show`, `diff` and `apply` are about the file";
+
+/// Makes the store hold the services and pools of a file.
+fn apply(shell: &Shell, shared: &store::Shared, args: &Apply) -> anyhow::Result<Exit> {
+    let Some((text, name)) = args.text.read()? else {
+        return Err(Failure::new(Exit::Usage, "with a store, `weir config apply` needs a FILE with services")
+            .hint("`weir config export` prints what the store holds; agents read it by themselves")
+            .into());
+    };
+    let checked = document::services(&name, &text);
+    if checked.count(Severity::Error) > 0 {
+        return Err(invalid(&checked, &text).into());
+    }
+    let wanted = split(&name, &text).map_err(store::refused)?;
+    store::change(shell, shared, &args.write, &format!("apply {name}"), |objects| {
+        Ok(replace(objects, &wanted, !args.merge))
+    })
 }
 
 /// What `weir config check -o json` prints.
@@ -119,12 +193,17 @@ pub fn load(path: &Path) -> anyhow::Result<Config> {
 
 /// The configuration in `text`, or every reason why it is none.
 pub fn parse(text: &str, name: &str) -> anyhow::Result<Config> {
-    let checked = model::check(name, text);
-    let diagnostics = api::diagnostics(&checked, text);
-    let summary = checked.summary();
-    checked.config.ok_or_else(|| {
-        Failure { diagnostics, ..Failure::new(Exit::ConfigInvalid, format!("invalid configuration, {summary}")) }.into()
-    })
+    let mut checked = model::check(name, text);
+    checked.config.take().ok_or_else(|| invalid(&checked, text).into())
+}
+
+/// The failure of a text with these findings.
+pub fn invalid(checked: &Checked, text: &str) -> Failure {
+    let diagnostics = api::diagnostics(checked, text);
+    Failure {
+        diagnostics,
+        ..Failure::new(Exit::ConfigInvalid, format!("invalid configuration, {}", checked.summary()))
+    }
 }
 
 impl Text {
@@ -164,16 +243,7 @@ fn diff(diff: &ConfigDiff, colour: bool) -> String {
         out.push_str(&format!("nothing would change: revision {} says the same\n", diff.revision));
         return out;
     }
-    for line in diff.unified.lines() {
-        let tone = match line.as_bytes().first() {
-            Some(b'+') => Tone::Good,
-            Some(b'-') => Tone::Bad,
-            Some(b'@') => Tone::Faint,
-            _ => Tone::Plain,
-        };
-        out.push_str(&if colour { tinted(line, tone) } else { line.to_owned() });
-        out.push('\n');
-    }
+    out.push_str(&coloured(&diff.unified, colour));
     if !diff.unified.is_empty() {
         out.push('\n');
     }
@@ -181,7 +251,25 @@ fn diff(diff: &ConfigDiff, colour: bool) -> String {
     out
 }
 
-fn changes(changes: &[String]) -> String {
+/// A unified difference with its colours.
+pub fn coloured(unified: &str, colour: bool) -> String {
+    let mut out = String::new();
+    for line in unified.lines() {
+        let tone = match line.as_bytes().first() {
+            Some(b'+') => Tone::Good,
+            Some(b'-') => Tone::Bad,
+            Some(b'@') => Tone::Faint,
+            _ => Tone::Plain,
+        };
+        let line: String = line.split('\t').map(printable).collect::<Vec<_>>().join("\t");
+        out.push_str(&if colour { tinted(&line, tone) } else { line });
+        out.push('\n');
+    }
+    out
+}
+
+/// A line for each change.
+pub fn changes(changes: &[String]) -> String {
     changes.iter().map(|change| format!("- {change}\n")).collect()
 }
 

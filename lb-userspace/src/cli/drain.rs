@@ -5,9 +5,10 @@ use std::time::{Duration, Instant};
 use clap::Args;
 
 use super::{
-    backend::{Target, admin_state, list},
+    backend::{Target, admin_state, in_store, list},
     exit::{Exit, Failure},
     shell::{Format, Shell, block_on, json, now_unix_s},
+    store::{self, Place, WriteArgs},
 };
 use crate::{
     api::{AdminChange, Backend, DrainPhase, HealthState, client::ClientError},
@@ -24,18 +25,23 @@ const AWAY: Duration = Duration::from_secs(60);
 pub struct DrainArgs {
     #[command(flatten)]
     target: Target,
-    /// Wait until the drain is over: exit code 0 if no connection is left (or none is counted), 7 if its time ended it before
-    #[arg(long)]
-    wait: bool,
+    // Of a file, `--wait` waits for the drain's end: exit code 0 if no connection is left (or none is counted), 7 if its time
+    // ended it before. Of a store, for the nodes.
+    #[command(flatten)]
+    write: WriteArgs,
 }
 
 /// Runs `weir backend drain`.
 pub fn run(shell: &Shell, args: &DrainArgs) -> anyhow::Result<Exit> {
-    let (service, name) = args.target.resolve(shell)?;
     let change = AdminChange { admin_state: Some(AdminState::Drain), ..AdminChange::default() };
+    if let Place::Store(shared) = store::place(&args.write.store)? {
+        return in_store(shell, &shared, &args.target, &args.write, change);
+    }
+    args.write.refuse_without_store("--wait")?;
+    let (service, name) = args.target.resolve(shell)?;
     let backend = shell.ask(async |client| client.admin(&service, &name, change).await)?;
     let target = format!("{service}/{name}");
-    if !args.wait {
+    if args.write.wait.is_none() {
         shell.show(&backend, |backend| began(&target, backend, shell.colour))?;
         return Ok(Exit::Ok);
     }

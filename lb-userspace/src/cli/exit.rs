@@ -18,13 +18,14 @@ pub enum Exit {
     Usage = 2,
     /// A configuration is invalid.
     ConfigInvalid = 3,
-    /// The agent cannot be reached or does not answer.
+    /// The agent or the store cannot be reached or does not answer.
     NotReachable = 4,
-    /// The agent refused the request.
+    /// The agent or the store refused the request; `--wait`: a node refused the change.
     Refused = 5,
     /// No such service or backend; `flow get`: no record of the flow; `lock inspect`: nobody holds it.
     NotFound = 6,
-    /// `backend drain --wait`: its time ended the drain, and connections are left.
+    /// `backend drain --wait`: its time ended the drain, and connections are left. `--wait` of a change of the store: not every
+    /// node has it.
     TimedOut = 7,
     /// `lock`: held by another, or too few nodes could vote.
     NotAcquired = 75,
@@ -51,10 +52,11 @@ Exit codes:
   1  failure; for `weir doctor`: at least one check failed
   2  the command line is wrong
   3  the configuration is invalid
-  4  the agent, or every lock node, cannot be reached or does not answer
-  5  the agent refused the request
+  4  the agent, the store, or every lock node, cannot be reached or does not answer
+  5  the agent or the store refused the request; with --wait: a node refused the change
   6  no such service or backend; for `weir flow get`: the flow is not recorded; for `weir lock inspect`: not held
-  7  `weir backend drain --wait`: the drain's time is over and connections are left
+  7  `weir backend drain --wait`: the drain's time is over and connections are left; with --wait on a change of a store:
+     a live node has not applied it in time, or fell out of its lease meanwhile
   75, 76, 125 to 127 and what a command ended with: `weir lock --help`";
 
 /// An error of the command line's own that knows its exit code.

@@ -17,6 +17,7 @@ mod generate;
 mod health;
 mod import;
 mod lock;
+mod node;
 mod plan;
 #[cfg(test)]
 mod sample;
@@ -25,6 +26,7 @@ mod setup_help;
 mod shell;
 mod stats;
 mod status;
+mod store;
 mod table;
 mod unit;
 
@@ -55,9 +57,12 @@ enum Command {
     /// Backends: who answers, and how to take one out and bring it back
     #[command(subcommand)]
     Backend(backend::BackendCommand),
-    /// The configuration: check, show, compare, apply
+    /// The configuration: check, show, compare, apply, import; and the past of a store
     #[command(subcommand)]
     Config(config::ConfigCommand),
+    /// Nodes that share a store
+    #[command(subcommand)]
+    Node(node::NodeCommand),
     /// Show what applying a configuration would do to slots and flows, without doing it
     Plan(config::Text),
     /// Recorded flows: list them, find one, forget them
@@ -114,7 +119,8 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
 fn run(shell: &Shell, command: &Command) -> anyhow::Result<ExitCode> {
     let exit = match command {
         Command::Agent(args) => agent::run(args)?,
-        Command::Service(command) => done(service::run(shell, command))?,
+        Command::Service(command) => service::run(shell, command)?,
+        Command::Node(command) => done(node::run(shell, command))?,
         Command::Backend(command) => backend::run(shell, command)?,
         Command::Config(command) => config::run(shell, command)?,
         Command::Plan(text) => plan::run(shell, text)?,
@@ -171,6 +177,12 @@ mod tests {
             (vec!["weir", "stats", "--watch=0"], false),
             (vec!["weir", "backend", "weight", "web/10.0.0.1:80", "1001"], false),
             (vec!["weir", "backend", "weight", "web/10.0.0.1:80", "1000"], true),
+            (vec!["weir", "service", "create", "web", "vip=192.0.2.1", "--backend", "10.0.0.1", "--dry-run"], true),
+            (vec!["weir", "service", "set", "web", "algo=maglev", "--wait", "--expect-rev", "42-1a2b"], true),
+            (vec!["weir", "backend", "add", "web/10.0.0.1:80", "--weight", "1001"], false),
+            (vec!["weir", "config", "rollback", "42", "--wait=5", "-m", "back"], true),
+            (vec!["weir", "config", "rollback", "yesterday"], false),
+            (vec!["weir", "config", "show"], true),
             (vec!["weir", "nonsense"], false),
         ] {
             assert_eq!(Cli::try_parse_from(&arguments).is_ok(), good, "{arguments:?}");

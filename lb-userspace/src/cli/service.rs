@@ -1,16 +1,19 @@
-//! `weir service list|get|set|reset`.
+//! `weir service list|get|create|set|reset|delete`.
 
 use clap::Subcommand;
 
 use super::{
     backend,
+    exit::Exit,
     shell::{Shell, Watch, now_unix_s},
+    store::{self, Place, WriteArgs},
     table::{Cell, Column, Tone, block, table},
     unit,
 };
 use crate::{
     api::{Connections, Forward, HealthCheckSettings, Service, ServiceChange, ServiceDetail},
     model::Protocol,
+    store::edit::{self, NewBackend, Setting},
 };
 
 /// `weir service`.
@@ -28,13 +31,36 @@ pub enum ServiceCommand {
         #[command(flatten)]
         watch: Watch,
     },
-    /// Change settings of a service until `weir service reset` or until the configuration changes them: algo=random_two, window=10m
+    /// Create a service in the store: vip=203.0.113.10 port=443 forward=ipip health_check.type=http --backend 10.1.0.11
+    Create {
+        /// Name of the service
+        name: String,
+        /// KEY=VALUE of [[service]], keys of its tables with a dot: vip, port and forward are needed
+        #[arg(required = true, value_name = "KEY=VALUE")]
+        settings: Vec<Setting>,
+        /// A backend, with its port where that is not the service's; may be given several times
+        #[arg(long = "backend", value_name = "ADDRESS[:PORT]")]
+        backends: Vec<NewBackend>,
+        #[command(flatten)]
+        write: WriteArgs,
+    },
+    /// Change settings of a service: in the store; or on this node, until `weir service reset` or until the file changes them
     Set {
         /// Name of the service
         name: String,
-        /// KEY=VALUE: algo, algo_config.ring_size, track, udp_flows, on_marked_down, window, flow_timeout, announce_for, drain_timeout
+        /// KEY=VALUE: algo, algo_config.ring_size, track, udp_flows, on_marked_down, window, flow_timeout, announce_for,
+        /// drain_timeout; in a store every key of [[service]], and `KEY=` for its default
         #[arg(required = true, value_name = "KEY=VALUE")]
         settings: Vec<String>,
+        #[command(flatten)]
+        write: WriteArgs,
+    },
+    /// Delete a service from the store
+    Delete {
+        /// Name of the service
+        name: String,
+        #[command(flatten)]
+        write: WriteArgs,
     },
     /// Forget settings made at run time: the configuration's hold again
     Reset {
@@ -44,8 +70,33 @@ pub enum ServiceCommand {
 }
 
 /// Runs `weir service ...`.
-pub fn run(shell: &Shell, command: &ServiceCommand) -> anyhow::Result<()> {
+pub fn run(shell: &Shell, command: &ServiceCommand) -> anyhow::Result<Exit> {
     match command {
+        ServiceCommand::Create { name, settings, backends, write } => {
+            let shared = store::place(&write.store)?.store(IN_THE_FILE)?;
+            return store::change(shell, &shared, write, &format!("service create {name}"), |objects| {
+                edit::create_service(objects, name, settings, backends)
+            });
+        }
+        ServiceCommand::Delete { name, write } => {
+            let shared = store::place(&write.store)?.store(IN_THE_FILE)?;
+            let subject = format!("service delete {name}");
+            return store::change(shell, &shared, write, &subject, |objects| edit::delete_service(objects, name));
+        }
+        ServiceCommand::Set { name, settings, write } => match store::place(&write.store)? {
+            Place::Store(shared) => {
+                let subject = format!("service set {name} {}", settings.join(" "));
+                let settings: Result<Vec<Setting>, _> = settings.iter().map(|word| word.parse()).collect();
+                let settings = settings.map_err(store::refused)?;
+                return store::change(shell, &shared, write, &subject, |objects| {
+                    edit::set_service(objects, name, &settings)
+                });
+            }
+            Place::File => {
+                write.refuse_without_store("")?;
+                change(shell, name, &ServiceChange { set: Some(settings.join(" ")), reset: false })
+            }
+        },
         ServiceCommand::List { watch } => {
             shell.repeat(*watch, async |client| client.services().await, |services, _| list(services, shell.colour))
         }
@@ -54,12 +105,13 @@ pub fn run(shell: &Shell, command: &ServiceCommand) -> anyhow::Result<()> {
             async |client| client.service(name).await,
             |detail, _| get(detail, now_unix_s(), shell.colour),
         ),
-        ServiceCommand::Set { name, settings } => {
-            change(shell, name, &ServiceChange { set: Some(settings.join(" ")), reset: false })
-        }
         ServiceCommand::Reset { name } => change(shell, name, &ServiceChange { set: None, reset: true }),
-    }
+    }?;
+    Ok(Exit::Ok)
 }
+
+/// What there is to do where services stand in a file.
+const IN_THE_FILE: &str = "edit the file, then `weir config apply`";
 
 fn change(shell: &Shell, name: &str, change: &ServiceChange) -> anyhow::Result<()> {
     let detail = shell.ask(async |client| client.set(name, change).await)?;

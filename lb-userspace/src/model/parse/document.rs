@@ -6,13 +6,13 @@
 //! Owns: which object means what. Refuses to know: where objects are kept. Invariant: an object that was read before is not read
 //! again.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, path::PathBuf, sync::Arc};
 
 use toml::de::{DeTable, DeValue};
 
 use super::{
     super::{
-        POOL_OBJECT, SERVICE_OBJECT,
+        POOL_OBJECT, SERVICE_OBJECT, StoreConfig,
         diagnostic::{self, Entry, Sources},
     },
     At, Checked, Code, Config, Diagnostic, Findings, Parts, Section, Table, broken, checked, in_store, node_of, reader,
@@ -228,6 +228,34 @@ fn one(kind: ObjectKind, entries: &DeTable<'_>, text: &str, findings: &mut Findi
         ObjectKind::Service => Draft::Service(Box::new(service_of(&section, findings))),
         ObjectKind::Pool => Draft::Pool(store::pool(&section, findings)),
     })
+}
+
+/// Where the services of a node stand, by its file alone: whatever else is wrong with it is the business of who uses it. A text
+/// that is no TOML and does not seem to have the table has none.
+///
+/// # Errors
+/// What is wrong with `[store]`.
+pub fn store(file_name: &str, text: &str) -> Result<StoreConfig, Box<Checked>> {
+    let mut findings = Findings::default();
+    let (document, errors) = DeTable::parse_recoverable(text);
+    if !errors.is_empty() {
+        if !text.lines().any(|line| line.trim_start().starts_with("[store]")) {
+            return Ok(StoreConfig::File);
+        }
+        reader::syntax(text, &diagnostic::Lines::new(text), &errors, &mut findings);
+        return Err(Box::new(checked(file_name, None, findings)));
+    }
+    let root = Section::root(document.get_ref(), text, &mut Findings::default());
+    let store = store_of(&root, &mut findings).into_store();
+    store.filter(|_| findings.errors == 0).ok_or_else(|| Box::new(checked(file_name, None, findings)))
+}
+
+/// The `state_dir` of a node, by its file alone.
+pub fn state_dir(text: &str) -> PathBuf {
+    let (document, _) = DeTable::parse_recoverable(text);
+    let node = document.get_ref().get("node").and_then(|node| node.get_ref().as_table());
+    let dir = node.and_then(|node| node.get("state_dir")).and_then(|dir| dir.get_ref().as_str());
+    dir.unwrap_or("/var/lib/weir").into()
 }
 
 /// Checks services and pools of a text that says nothing, or nothing that counts, about a node: each table by itself and all of them
