@@ -91,7 +91,7 @@ socket = \"{folder}/api.sock\"
     pub fn start_agent(&mut self) -> Result<Process> {
         fs::create_dir_all(self.folder().join("state"))?;
         let pin_dir = self.pin_dir();
-        self.record.add_pin_dir(&pin_dir)?;
+        self.ground.add_pin_dir(&pin_dir)?;
         let mut command = self.namespace(Host::Lb).command(&self.weir_binary().to_string_lossy())?;
         command.arg("agent").arg("--config").arg(self.config_file());
         self.start(AGENT, &mut command)
