@@ -8,6 +8,7 @@ pub mod agent;
 pub mod client;
 pub mod command;
 pub mod echo;
+pub mod fleet;
 pub mod ground;
 pub mod netns;
 pub mod process;
@@ -25,6 +26,7 @@ use anyhow::{Context, Result, bail};
 use ground::Ground;
 use netns::Namespace;
 use process::Process;
+use server::wait_listening;
 use topology::{HOSTS, Host};
 
 /// A lab that is up. Dropping it leaves it up: [`Lab::down`] takes it down.

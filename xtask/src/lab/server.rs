@@ -2,12 +2,18 @@
 //!
 //! Each nginx has a folder, a configuration and a pid of its own and runs as one process, so that killing it kills it.
 
-use std::{fs, net::TcpStream, time::Duration};
+use std::{
+    fs,
+    net::{SocketAddr, TcpStream},
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use anyhow::{Context, Result, bail};
 
 use super::{
     Lab,
+    ground::Ground,
     process::Process,
     topology::{ECHO_PORT, ECHO_PORT_ALT, HTTP_PORT, HTTP_PORT_ALT, Host, vips},
 };
@@ -29,14 +35,11 @@ impl Lab {
     /// Starts a backend's nginx and waits until it listens.
     pub fn start_nginx(&mut self, host: Host) -> Result<Process> {
         let what = Self::nginx_of(host);
-        let folder = self.folder().join(&what);
-        fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
-        let configuration = folder.join("nginx.conf");
-        fs::write(&configuration, nginx_conf(&folder.to_string_lossy(), host.name()))?;
+        let arguments = nginx_arguments(&self.folder().join(&what), host.name())?;
         let mut command = self.namespace(host).command("nginx")?;
-        command.arg("-p").arg(&folder).arg("-e").arg(folder.join("error.log")).arg("-c").arg(&configuration);
+        command.args(arguments);
         let process = self.start(&what, &mut command)?;
-        self.wait_listening(host, HTTP_PORT, &process)?;
+        wait_listening(&self.ground, host.name(), (host.address(false), HTTP_PORT).into(), &process)?;
         Ok(process)
     }
 
@@ -67,18 +70,26 @@ impl Lab {
         }
         Ok(process)
     }
+}
 
-    fn wait_listening(&self, host: Host, port: u16, process: &Process) -> Result<()> {
-        let address = (host.address(false), port).into();
-        let start = std::time::Instant::now();
-        while self.namespace(host).run(|| Ok(TcpStream::connect_timeout(&address, START_TIMEOUT).is_err()))? {
-            if start.elapsed() > START_TIMEOUT || !process.is_running() {
-                bail!("{process} does not listen:\n{}", crate::step::tail(&self.log_of(process.what()), 0)?);
-            }
-            std::thread::sleep(Duration::from_millis(10));
+/// Waits until something listens at `address` in a host.
+pub fn wait_listening(ground: &Ground, host: &str, address: SocketAddr, process: &Process) -> Result<()> {
+    let start = std::time::Instant::now();
+    while ground.namespace(host).run(|| Ok(TcpStream::connect_timeout(&address, START_TIMEOUT).is_err()))? {
+        if start.elapsed() > START_TIMEOUT || !process.is_running() {
+            bail!("{process} does not listen:\n{}", crate::step::tail(&ground.log_of(process.what()), 0)?);
         }
-        Ok(())
+        std::thread::sleep(Duration::from_millis(10));
     }
+    Ok(())
+}
+
+/// Writes the configuration of a web server that answers with `name`, below `folder`; the arguments that start it.
+pub fn nginx_arguments(folder: &Path, name: &str) -> Result<Vec<PathBuf>> {
+    fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
+    let configuration = folder.join("nginx.conf");
+    fs::write(&configuration, nginx_conf(&folder.to_string_lossy(), name))?;
+    Ok(vec!["-p".into(), folder.into(), "-e".into(), folder.join("error.log"), "-c".into(), configuration])
 }
 
 fn nginx_conf(folder: &str, name: &str) -> String {
