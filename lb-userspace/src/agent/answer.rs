@@ -99,7 +99,7 @@ impl EventLoop {
         let (text, file) = self.asked(request.text, request.file)?;
         let parts = &mut self.parts;
         let in_force = parts.node.state.config();
-        let (config, diagnostics) = reload::check(&mut parts.incremental, &file, &text.text, &parts.host_name)?;
+        let (config, diagnostics) = reload::check(&mut parts.incremental, input(&file, &text), &parts.host_name)?;
         let diff = model::diff(in_force, &config);
         Ok(api::ConfigDiff {
             revision: parts.node.revision(),
@@ -115,7 +115,7 @@ impl EventLoop {
         let (text, file) = self.asked(request.text, request.file)?;
         let parts = &mut self.parts;
         let in_force = parts.node.state.config();
-        let candidate = reload::consider(in_force, &mut parts.incremental, &file, &text.text, &parts.host_name)?;
+        let candidate = reload::consider(in_force, &mut parts.incremental, input(&file, &text), &parts.host_name)?;
         let node = &parts.node;
         let mut report = api::PlanReport {
             revision: node.revision(),
@@ -230,6 +230,11 @@ impl EventLoop {
 
     /// Answers one call.
     pub(super) async fn answer(&mut self, call: Call) {
+        let call = match self.elsewhere(call) {
+            Some(call) => call,
+            None => return,
+        };
+        self.see_store();
         // Whoever reads that a backend is down may rely on the maps: what was observed is published before it is told.
         if self.pace.due().is_some_and(|due| due <= Instant::now() + super::pace::WINDOW) {
             self.publish_observed().await;
@@ -264,6 +269,10 @@ impl EventLoop {
             Call::Snapshot(to) => _ = to.send(self.snapshot()),
         }
     }
+}
+
+fn input<'a>(file_name: &'a str, text: &'a Text) -> reload::Input<'a> {
+    reload::Input::Text { file_name, text: &text.text }
 }
 
 fn said(change: Change) -> String {

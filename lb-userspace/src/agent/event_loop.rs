@@ -25,6 +25,7 @@ use super::{
     overrides,
     pace::Pace,
     reload::{self, Candidate},
+    shared::Shared,
     systemd,
     view::Process,
 };
@@ -63,6 +64,8 @@ pub struct Parts {
     pub incremental: Incremental,
     /// News of the file; without it, signals and the API still reload.
     pub watch: Option<Watch>,
+    /// The store that the services come from, where they do not stand in the file.
+    pub shared: Option<Shared>,
     /// Where overrides are kept.
     pub overrides_file: PathBuf,
     /// Name of the machine, for nodes that do not name themselves.
@@ -175,6 +178,13 @@ async fn next(signal: &mut Signal) {
     }
 }
 
+async fn told(shared: &mut Option<Shared>) {
+    match shared {
+        Some(shared) => shared.told().await,
+        None => std::future::pending().await,
+    }
+}
+
 async fn news(watch: &mut Option<Watch>) {
     match watch {
         Some(watch) => watch.changed().await,
@@ -211,6 +221,21 @@ impl EventLoop {
         }
     }
 
+    /// Publishes what was in force elsewhere when the windows began that are open now, so that the first publication finds the owners
+    /// of their slots. A failure costs these owners and nothing else.
+    pub async fn join(&mut self, before: Config) {
+        let present = self.parts.node.state.clone();
+        let mut then = present.clone();
+        then.set_config(before);
+        match self.parts.node.publish(then, false).await {
+            Ok(published) => {
+                tracing::info!("joining inside windows: the state before them is known, {}", published.words())
+            }
+            Err(error) => tracing::warn!(%error, "cannot take over the owners of slots that are in a window elsewhere"),
+        }
+        self.parts.node.state = present;
+    }
+
     /// The first publication.
     ///
     /// # Errors
@@ -226,6 +251,7 @@ impl EventLoop {
         let message = format!("revision {}: {}", published.revision, published.words());
         self.record(api::ReloadOutcome::Applied, message, Vec::new());
         self.pace.ran(Instant::now());
+        self.stand_first();
         Ok(published)
     }
 
@@ -272,6 +298,7 @@ impl EventLoop {
                 () = news(&mut self.parts.watch) => {
                     self.read_at.get_or_insert(Instant::now() + FILE_PAUSE);
                 }
+                () = told(&mut self.parts.shared) => self.follow().await,
                 Some(call) = self.parts.calls.recv() => self.answer(call).await,
                 () = at(due) => self.pace.request(Instant::now()),
                 () = at(look_at) => self.look = Some(tokio::task::spawn_blocking(self.parts.node.look())),
@@ -327,6 +354,7 @@ impl EventLoop {
         }
         if changed {
             self.pace.request(Instant::now());
+            self.tell_health();
         }
     }
 
@@ -423,7 +451,9 @@ impl EventLoop {
             return;
         }
         let file = self.parts.process.config_file.clone();
-        match self.apply(text, &file, false).await {
+        let applied = self.apply(text, &file, false).await;
+        self.stand(&applied);
+        match applied {
             Ok(applied) if applied.outcome == api::ApplyOutcome::Unchanged => {
                 tracing::info!("the configuration was read again: nothing changed");
             }
@@ -458,7 +488,12 @@ impl EventLoop {
         let started = Instant::now();
         let parts = &mut self.parts;
         let in_force = parts.node.state.config();
-        let candidate = reload::consider(in_force, &mut parts.incremental, file_name, &text.text, &parts.host_name)
+        let shared = parts.shared.as_ref().map(|shared| shared.document(file_name, &text.text));
+        let input = match &shared {
+            Some((document, leases)) => reload::Input::Shared { document, leases },
+            None => reload::Input::Text { file_name, text: &text.text },
+        };
+        let candidate = reload::consider(in_force, &mut parts.incremental, input, &parts.host_name)
             .map_err(ReloadError::Refused)?;
         let Candidate { config, diff, warnings } = candidate;
         let changes = diff.sentences();

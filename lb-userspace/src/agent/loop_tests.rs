@@ -30,10 +30,12 @@ use super::{
         socket,
     },
     event_loop::{EventLoop, Parts},
+    follow,
     network::{Network, Views},
     node::{Carrier, Node},
     overrides::{self, BackendId},
     reload, secret,
+    shared::Shared,
     state::State,
     view::Process,
 };
@@ -51,12 +53,12 @@ use crate::{
     model::{AdminState, Incremental, NextHop, seed::Seed},
     net::{Resolution, Table},
     plan::{MapSizes, Secrets},
-    store::FileStore,
+    store::{FileStore, Store, follow::Times},
     telemetry::metrics::Metrics,
 };
 
 /// Longest wait for anything that must happen.
-const SOON: Duration = Duration::from_secs(10);
+pub(super) const SOON: Duration = Duration::from_secs(10);
 
 struct Quiet;
 
@@ -66,8 +68,8 @@ impl Network for Quiet {
 }
 
 /// An HTTP server on 127.0.0.`last` that answers with a status that the test chooses.
-struct Backend {
-    port: u16,
+pub(super) struct Backend {
+    pub(super) port: u16,
     status: Arc<AtomicU16>,
 }
 
@@ -92,31 +94,35 @@ impl Backend {
     }
 }
 
-struct Scene {
+pub(super) struct Scene {
     /// The flow table of whatever data plane runs.
     words: Arc<Mutex<Vec<u64>>>,
     folder: tempfile::TempDir,
-    one: Backend,
+    pub(super) one: Backend,
     two: Backend,
 }
 
-fn secrets() -> Secrets {
+pub(super) fn secrets() -> Secrets {
     secret::derive(&Seed::from_bytes(std::array::from_fn(|i| i as u8)))
 }
 
+pub(super) fn input(text: &str) -> reload::Input<'_> {
+    reload::Input::Text { file_name: "weir.toml", text }
+}
+
 impl Scene {
-    async fn new() -> Self {
+    pub(super) async fn new() -> Self {
         let one = Backend::start(2, 0).await;
         // All backends of a service share its port.
         let two = Backend::start(3, one.port).await;
         Self { words: Arc::default(), folder: tempfile::tempdir().unwrap(), one, two }
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub(super) fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
 
-    fn text(&self, backends: &[(u8, u16)]) -> String {
+    pub(super) fn text(&self, backends: &[(u8, u16)]) -> String {
         let port = self.one.port;
         let mut text = format!(
             "[node]\nname = \"n\"\ninterfaces = [\"eth0\"]\nannounce = \"none\"\npin_dir = \"/sys/fs/bpf/none\"\n\
@@ -131,16 +137,26 @@ impl Scene {
         text
     }
 
-    fn write(&self, text: &str) {
+    pub(super) fn write(&self, text: &str) {
         fs::write(self.path("weir.toml"), text).unwrap();
     }
 
     /// Runs the loop on `data` while `body` runs against its socket; gives back the data plane's memory through `kept`.
     async fn run<F: Future<Output = ()>>(&self, heap: Option<Heap>, body: impl FnOnce(Client, String) -> F) {
+        self.run_with(heap, None, body).await;
+    }
+
+    /// As [`Scene::run`], with services from `shared` where there is such a store.
+    pub(super) async fn run_with<F: Future<Output = ()>>(
+        &self,
+        heap: Option<Heap>,
+        shared: Option<Arc<dyn Store>>,
+        body: impl FnOnce(Client, String) -> F,
+    ) {
         let store = FileStore::new(self.path("weir.toml"));
         let text = store.read().unwrap();
         let mut incremental = Incremental::default();
-        let (config, _) = reload::check(&mut incremental, "weir.toml", &text.text, "n").expect("a good configuration");
+        let (config, _) = reload::check(&mut incremental, input(&text.text), "n").expect("a good configuration");
         let sizes = MapSizes::of(&config.node.limits);
         let adopted = heap.is_some();
         let mut data = match heap {
@@ -152,6 +168,23 @@ impl Scene {
         let overrides_file = self.path("overrides.json");
         let saved = overrides::load(&overrides_file).unwrap();
         let inherited = |id: &BackendId| data.present().inherited_up(&id.service, id.address, id.port);
+        let metrics = Arc::new(Metrics::new());
+        let (config, shared) = match shared {
+            None => (config, None),
+            Some(from) => {
+                let copy_file = self.path("store.json");
+                let copy = follow::keep::load(&copy_file).unwrap();
+                let times = Times { look_ms: 300, ..Times::default() };
+                let options = follow::Options { node: "n".into(), copy_file, times };
+                let mut following = follow::start(from, copy, &options, Arc::clone(&metrics));
+                following.news.changed().await.unwrap();
+                let news = following.news.borrow_and_update().clone().unwrap();
+                let shared = Shared::new(following, news);
+                let (document, leases) = shared.document("weir.toml", &text.text);
+                let input = reload::Input::Shared { document: &document, leases: &leases };
+                (reload::check(&mut incremental, input, "n").expect("a good configuration").0, Some(shared))
+            }
+        };
         let state = State::new(config, saved, &inherited);
         let hop = |n: u8| {
             let next_hop = NextHop { ifindex: 2, mtu: 1500, src_mac: [2; 6], dst_mac: [n; 6] };
@@ -169,13 +202,13 @@ impl Scene {
             health::probe::run(address, &target.check.probe, target.check.timeout).await
         });
         let (calls, inbox) = Calls::new();
-        let metrics = Arc::new(Metrics::new());
         let carriers = vec![Carrier { name: "eth0".into(), ifindex: 2, slot: 0, program_id: 1 }];
         let mut event_loop = EventLoop::new(Parts {
             node: Node::new(state, Box::new(data), carriers, None),
             process: Process { started: Instant::now(), adopted, config_file: "weir.toml".into() },
             watch: Some(store.watch().unwrap()),
             store,
+            shared,
             text,
             incremental,
             overrides_file,
@@ -210,7 +243,7 @@ impl Scene {
 }
 
 /// Asks until the answer pleases.
-async fn until<T, F: Future<Output = T>>(what: &str, ask: impl Fn() -> F, good: impl Fn(&T) -> bool) -> T {
+pub(super) async fn until<T, F: Future<Output = T>>(what: &str, ask: impl Fn() -> F, good: impl Fn(&T) -> bool) -> T {
     let started = Instant::now();
     loop {
         let answer = ask().await;
@@ -222,18 +255,18 @@ async fn until<T, F: Future<Output = T>>(what: &str, ask: impl Fn() -> F, good: 
     }
 }
 
-async fn slots(client: &Client) -> Vec<u32> {
+pub(super) async fn slots(client: &Client) -> Vec<u32> {
     client.backends().await.unwrap().iter().map(|b| b.share.slots).collect()
 }
 
-async fn all_up(client: &Client) {
+pub(super) async fn all_up(client: &Client) {
     let up = |s: &Vec<crate::api::HealthTarget>| s.iter().all(|t| t.state == HealthState::Up);
     until("all backends up", async || client.health().await.unwrap(), up).await;
     // The maps follow within the window in which causes are collected.
     until("all backends in the ring", async || slots(client).await, |s| s.iter().all(|n| *n > 0)).await;
 }
 
-async fn scrape(address: &str, path: &str) -> String {
+pub(super) async fn scrape(address: &str, path: &str) -> String {
     let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
     stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n").as_bytes()).await.unwrap();
     let mut text = String::new();
@@ -375,7 +408,7 @@ async fn a_restart_inherits_health() {
     scene.write(&scene.text(&[(2, 1), (3, 1)]));
     // Maps as an agent left them that had judged one backend down.
     let (config, _) =
-        reload::check(&mut Incremental::default(), "f", &fs::read_to_string(scene.path("weir.toml")).unwrap(), "n")
+        reload::check(&mut Incremental::default(), input(&fs::read_to_string(scene.path("weir.toml")).unwrap()), "n")
             .expect("good");
     let mut left = FakeDataplane::new(MapSizes::of(&config.node.limits), secrets()).unwrap();
     let wanted = crate::plan::wanted(&config, &|_, b| Some(b.address != IpAddr::from([10, 0, 0, 2])), &|_| None);

@@ -6,6 +6,7 @@
 //! | [`event_loop`] | one task that takes one cause at a time |
 //! | `answer` | what the API asks and changes |
 //! | [`node`] | the one way by which a change reaches the maps |
+//! | [`shared`](mod@shared), [`follow`] | services that come from a store: the loop's side, and the tasks beside it |
 //! | [`state`] | pure: what is known, and what follows from it |
 //! | [`reload`] | pure: what becomes of a configuration text |
 //! | [`overrides`] | what an operator changed at run time |
@@ -29,6 +30,7 @@ pub mod drain;
 pub mod event_loop;
 mod flow_view;
 pub mod flows;
+pub mod follow;
 pub mod lock;
 #[cfg(test)]
 mod loop_tests;
@@ -43,6 +45,9 @@ pub mod reason;
 pub mod reload;
 pub mod run;
 pub mod secret;
+pub mod shared;
+#[cfg(test)]
+mod shared_tests;
 pub mod state;
 pub mod systemd;
 pub mod tally;

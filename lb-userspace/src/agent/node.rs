@@ -115,6 +115,8 @@ pub struct Node {
     pub carriers: Vec<Carrier>,
     /// How the last reload went.
     pub reload: api::Reload,
+    /// How it stands with the store, as last seen; `None` where the services stand in the file.
+    pub store: Option<api::StoreStatus>,
     data: Box<dyn Dataplane>,
     losses: Option<Losses>,
     wanted: Wanted,
@@ -138,7 +140,20 @@ impl Node {
         let wanted = state.wanted(&|_| None);
         let drains = Drains::default();
         let slots = HashMap::new();
-        Self { state, carriers, reload, data, losses, wanted, tally, flow_tally, drains, read: None, slots }
+        Self {
+            state,
+            carriers,
+            reload,
+            store: None,
+            data,
+            losses,
+            wanted,
+            tally,
+            flow_tally,
+            drains,
+            read: None,
+            slots,
+        }
     }
 
     /// The data plane.

@@ -2,12 +2,18 @@
 //!
 //! Pure. Invariant: a text that is refused, for whatever reason, is refused whole.
 
+use std::{collections::BTreeMap, net::IpAddr};
+
 use axum::http::StatusCode;
 
 use super::api::Refusal;
 use crate::{
     api,
-    model::{self, Checked, Config, ConfigDiff, Incremental, diff::Needs},
+    model::{
+        self, Checked, Config, ConfigDiff, Document, Incremental,
+        diagnostic::{Sources, render_in},
+        diff::Needs,
+    },
 };
 
 /// A configuration that may take effect.
@@ -70,41 +76,66 @@ impl From<Refused> for Refusal {
     }
 }
 
-/// Checks `text`, called `file_name` in findings, for a node called `host_name` unless it names itself. What `incremental`
-/// remembers costs no second reading.
+/// What a configuration is read from.
+#[derive(Clone, Copy, Debug)]
+pub enum Input<'a> {
+    /// One text.
+    Text {
+        /// What findings call it.
+        file_name: &'a str,
+        /// It.
+        text: &'a str,
+    },
+    /// A node's own file with the objects of its store.
+    Shared {
+        /// Both.
+        document: &'a Document,
+        /// Addresses that the node leases, by pool.
+        leases: &'a BTreeMap<String, IpAddr>,
+    },
+}
+
+/// Checks a configuration for a node called `host_name` unless it names itself. What `incremental` remembers costs no second reading.
 ///
 /// # Errors
 /// [`Refused::Invalid`].
 pub fn check(
     incremental: &mut Incremental,
-    file_name: &str,
-    text: &str,
+    input: Input<'_>,
     host_name: &str,
 ) -> Result<(Config, Vec<api::Diagnostic>), Refused> {
-    let mut checked = incremental.check(file_name, text);
-    let diagnostics = findings(&checked, text);
-    match checked.config.take() {
-        Some(config) => Ok((config.named(host_name), diagnostics)),
-        None => Err(Refused::Invalid {
-            message: first_error(&checked, &diagnostics),
-            rendered: checked.render(text, false),
-            diagnostics,
-        }),
+    let mut checked = match input {
+        Input::Text { file_name, text } => incremental.check(file_name, text),
+        Input::Shared { document, .. } => incremental.document(document),
+    };
+    // Finding the lines of all texts costs more than checking a small change, so only where there is something to point at.
+    let (diagnostics, rendered) = if checked.diagnostics.is_empty() {
+        (Vec::new(), String::new())
+    } else {
+        let sources = match input {
+            Input::Text { file_name, text } => Sources::one(file_name, text),
+            Input::Shared { document, .. } => document.sources(),
+        };
+        (api::diagnostics_in(&checked, &sources), render_in(&checked.diagnostics, &sources, false))
+    };
+    match (checked.config.take(), input) {
+        (Some(config), Input::Text { .. }) => Ok((config.named(host_name), diagnostics)),
+        (Some(config), Input::Shared { leases, .. }) => Ok((config.named(host_name).leased(leases).0, diagnostics)),
+        (None, _) => Err(Refused::Invalid { message: first_error(&checked, &diagnostics), rendered, diagnostics }),
     }
 }
 
-/// Checks `text` and compares it with the configuration `in_force`.
+/// Checks a configuration and compares it with the one `in_force`.
 ///
 /// # Errors
 /// [`Refused`].
 pub fn consider(
     in_force: &Config,
     incremental: &mut Incremental,
-    file_name: &str,
-    text: &str,
+    input: Input<'_>,
     host_name: &str,
 ) -> Result<Candidate, Refused> {
-    let (config, warnings) = check(incremental, file_name, text, host_name)?;
+    let (config, warnings) = check(incremental, input, host_name)?;
     let diff = model::diff(in_force, &config);
     match fixed(&diff) {
         Some(refused) => Err(refused),
@@ -138,14 +169,13 @@ fn fixed(diff: &ConfigDiff) -> Option<Refused> {
     Some(Refused::Fixed { message, remedy: remedy.into() })
 }
 
-fn findings(checked: &Checked, text: &str) -> Vec<api::Diagnostic> {
-    api::diagnostics(checked, text)
-}
-
 fn first_error(checked: &Checked, diagnostics: &[api::Diagnostic]) -> String {
     let first = diagnostics.iter().find(|d| d.severity == api::Severity::Error);
     match first {
-        Some(d) => format!("{} (first: line {}: {})", checked.summary(), d.line, d.message),
+        Some(d) if d.file == checked.file_name => {
+            format!("{} (first: line {}: {})", checked.summary(), d.line, d.message)
+        }
+        Some(d) => format!("{} (first: {}, line {}: {})", checked.summary(), d.file, d.line, d.message),
         None => checked.summary(),
     }
 }
@@ -160,8 +190,10 @@ mod tests {
     fn an_apply_takes_what_needs_no_more_and_refuses_the_rest() {
         for (from, to, needs) in changes() {
             let mut incremental = Incremental::default();
-            let (in_force, _) = check(&mut incremental, "old.toml", &from, "host").expect("the old text is valid");
-            match (consider(&in_force, &mut incremental, "new.toml", &to, "host"), needs) {
+            let old = Input::Text { file_name: "old.toml", text: &from };
+            let new = Input::Text { file_name: "new.toml", text: &to };
+            let (in_force, _) = check(&mut incremental, old, "host").expect("the old text is valid");
+            match (consider(&in_force, &mut incremental, new, "host"), needs) {
                 (Ok(candidate), Needs::Apply) => assert!(!candidate.diff.is_empty(), "{to}"),
                 (Err(Refused::Fixed { remedy, .. }), Needs::AgentRestart) => {
                     assert!(remedy.contains("restart the agent"))

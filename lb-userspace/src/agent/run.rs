@@ -4,11 +4,11 @@
 //! a start fails; privileges are given up before the first thread and the first request from outside.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeSet, HashMap},
     net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
     sync::Arc,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use anyhow::{Context as _, anyhow};
@@ -21,17 +21,20 @@ use super::{
         socket,
     },
     event_loop::{EventLoop, Parts},
+    follow::{self, Following, News, health::Observations},
     lock::Lock,
     mode,
     network::Live,
     node::{Carrier, Node},
     overrides::{self, BackendId, Overrides},
     privilege, reload, secret,
-    state::State,
+    shared::Shared,
+    state::{self, State},
     systemd,
     view::Process,
 };
 use crate::{
+    api,
     dataplane::{
         Dataplane,
         kernel::KernelDataplane,
@@ -40,10 +43,10 @@ use crate::{
         pin::Pins,
     },
     health::Checker,
-    model::{Announce, Config, Incremental, Node as NodeConfig},
+    model::{Announce, Config, Incremental, Node as NodeConfig, SERVICE_OBJECT},
     net::{self, Announcer},
     plan::{MapSizes, Secrets},
-    store::{FileStore, Text},
+    store::{self, FileStore, Key, Text, copy::COPY_FILE, document::document, follow::Times, object::HISTORY_MAX},
     telemetry::metrics::Metrics,
 };
 
@@ -57,6 +60,10 @@ const API_TIMEOUT: Duration = Duration::from_secs(60);
 const METRICS_TIMEOUT: Duration = Duration::from_secs(15);
 /// Name of the file of overrides in the state folder.
 const OVERRIDES_FILE: &str = "overrides.json";
+/// Longest wait for what the store knows about health and history.
+const FIRST_HEALTH: Duration = Duration::from_secs(2);
+/// How often it is said that the store is waited for.
+const WAITING_TOLD: Duration = Duration::from_secs(10);
 
 /// What the agent is told on the command line.
 #[derive(Clone, Debug)]
@@ -91,21 +98,112 @@ fn configuration(
         anyhow!(e).context("the agent needs a configuration: write one, or name another file with --config FILE")
     })?;
     let file_name = store.path().display().to_string();
-    match reload::check(incremental, &file_name, &text.text, host_name) {
-        Ok((config, _)) if !config.store.is_file() => {
-            let kind = config.store.kind();
-            let error = anyhow!(
-                "{file_name}: the agent reads its services from this file, not from a store of kind \"{kind}\""
-            );
-            Err(error.context("nothing was started").into())
-        }
+    let input = reload::Input::Text { file_name: &file_name, text: &text.text };
+    Ok((accepted(reload::check(incremental, input, host_name))?, text))
+}
+
+/// A configuration that was checked; its warnings are told.
+fn accepted(checked: Result<(Config, Vec<api::Diagnostic>), reload::Refused>) -> Result<Config, StartError> {
+    match checked {
         Ok((config, warnings)) => {
             warnings.iter().for_each(|w| tracing::warn!("{}", w.rendered));
-            Ok((config, text))
+            Ok(config)
         }
         Err(reload::Refused::Invalid { message, rendered, .. }) => Err(StartError::Config { message, rendered }),
         Err(reload::Refused::Fixed { message, .. }) => Err(anyhow!(message).into()),
     }
+}
+
+/// What a node starts with that gets its services from a store.
+struct Begun {
+    shared: Shared,
+    config: Config,
+    health: Observations,
+    /// What the objects were before the windows that are open now, for a node without maps.
+    before: Option<Config>,
+}
+
+/// Follows the store of `local`, and waits for its first state: the last good copy, or the store's answer.
+async fn begin(
+    local: &Config,
+    adopted: bool,
+    file_name: &str,
+    text: &str,
+    incremental: &mut Incremental,
+    metrics: &Arc<Metrics>,
+) -> Result<Begun, StartError> {
+    let node = &local.node;
+    let store = store::open(&local.store).context("cannot use the store")?;
+    let copy_file = node.state_dir.join(COPY_FILE);
+    let copy = follow::keep::load(&copy_file).unwrap_or_else(|error| {
+        tracing::error!(%error, "the last good copy in {} cannot be used", copy_file.display());
+        None
+    });
+    let options = follow::Options { node: node.name.clone(), copy_file, times: Times::default() };
+    let mut following = follow::start(Arc::clone(&store), copy, &options, Arc::clone(metrics));
+    let news = first_news(&mut following, adopted).await;
+    let document = document(file_name, text, &news.snapshot.objects);
+    let input = reload::Input::Shared { document: &document, leases: &news.leases };
+    let config = accepted(reload::check(incremental, input, &node.name))?;
+    let health = tokio::time::timeout(FIRST_HEALTH, follow::health::inherited(&*store, &node.name)).await;
+    let health = health.ok().and_then(Result::ok).unwrap_or_default();
+    let mut before = None;
+    if !adopted {
+        let kept = tokio::time::timeout(FIRST_HEALTH, store.history(HISTORY_MAX)).await;
+        let history = kept.ok().and_then(Result::ok).unwrap_or_default();
+        let window = |key: &Key| {
+            let service = config.service(key.name()).filter(|_| key.kind() == SERVICE_OBJECT)?;
+            Some(service.flows.window + service.flows.announce_for)
+        };
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let then = follow::join::before(&history, &news.snapshot.objects, &window, now.as_millis() as u64);
+        if then != news.snapshot.objects {
+            let document = document(file_name, text, &then);
+            let input = reload::Input::Shared { document: &document, leases: &news.leases };
+            // What was valid for another node need not be for this one; then this one has no owners to take over.
+            before = reload::check(&mut Incremental::default(), input, &node.name).ok().map(|(config, _)| config);
+        }
+    }
+    Ok(Begun { shared: Shared::new(following, news), config, health, before })
+}
+
+/// The first state of the store. Without one nothing is touched, except that a node without maps may begin with an empty store.
+async fn first_news(following: &mut Following, adopted: bool) -> Arc<News> {
+    let mut told = Instant::now();
+    loop {
+        if let Some(news) = following.news.borrow_and_update().clone() {
+            return news;
+        }
+        if following.view.borrow().vacant && !adopted {
+            return Arc::new(News::nothing());
+        }
+        if told.elapsed() > WAITING_TOLD {
+            told = Instant::now();
+            let view = following.view.borrow();
+            let why = view.why.as_deref().unwrap_or("it is empty, and this node forwards already");
+            tracing::error!("waiting for the store {}, and nothing is touched meanwhile: {why}", view.store);
+            systemd::status(&format!("waiting for the store: {why}"));
+        }
+        tokio::select! {
+            _ = following.news.changed() => {}
+            _ = following.view.changed() => {}
+            () = tokio::time::sleep(WAITING_TOLD) => {}
+        }
+    }
+}
+
+/// Health as observed before, by the backends that it speaks for.
+fn known_health(config: &Config, health: &Observations) -> HashMap<BackendId, bool> {
+    let mut known = HashMap::new();
+    for service in &config.services {
+        for backend in &service.backends {
+            let Some(target) = state::target(service, backend) else { continue };
+            if let Some(up) = health.0.get(&follow::health::name(target.address, &target.check)) {
+                known.insert(BackendId::new(service.key, backend), *up);
+            }
+        }
+    }
+    known
 }
 
 fn host_name() -> String {
@@ -234,10 +332,6 @@ pub async fn run(options: Options) -> Result<(), StartError> {
     let before = Pins::new(&node_config.pin_dir).interfaces().map_err(anyhow::Error::from)?;
     let Opened { data, carriers, losses } = open(&node_config).await?;
     let adopted = data.adopted();
-    let overrides_file = node_config.state_dir.join(OVERRIDES_FILE);
-    let saved = saved_overrides(&overrides_file, &config);
-    let inherited = |id: &BackendId| data.present().inherited_up(&id.service, id.address, id.port);
-    let state = State::new(config, saved, &inherited);
 
     // Everything that needs a capability which is not kept opens here.
     let announcer = match (node_config.announce, node_config.interfaces.first()) {
@@ -258,6 +352,23 @@ pub async fn run(options: Options) -> Result<(), StartError> {
     let dropped = privilege::give_up(&privilege::KEPT).map_err(anyhow::Error::from)?;
     tracing::debug!(dropped, "capabilities given up");
 
+    let metrics = Arc::new(Metrics::new());
+    let file_name = store.path().display().to_string();
+    let overrides_file = node_config.state_dir.join(OVERRIDES_FILE);
+    // Tasks may start threads from here on, which must not have what was given up.
+    let (config, saved, shared, health, before) = if config.store.is_file() {
+        let saved = saved_overrides(&overrides_file, &config);
+        (config, saved, None, HashMap::new(), None)
+    } else {
+        let begun = begin(&config, adopted, &file_name, &text.text, &mut incremental, &metrics).await?;
+        let health = known_health(&begun.config, &begun.health);
+        (begun.config, Overrides::default(), Some(begun.shared), health, begun.before)
+    };
+    let inherited = |id: &BackendId| {
+        data.present().inherited_up(&id.service, id.address, id.port).or_else(|| health.get(id).copied())
+    };
+    let state = State::new(config, saved, &inherited);
+
     let (network, views) =
         Live::start(node_config.interfaces.clone(), announcer).await.context("cannot follow the network")?;
     let watch = store.watch().inspect_err(|error| {
@@ -265,11 +376,11 @@ pub async fn run(options: Options) -> Result<(), StartError> {
     });
     let (checker, events) = Checker::start(Default::default());
     let (calls, inbox) = Calls::new();
-    let metrics = Arc::new(Metrics::new());
     let mut event_loop = EventLoop::new(Parts {
         node: Node::new(state, Box::new(data), carriers, losses),
-        process: Process { started, adopted, config_file: store.path().display().to_string() },
+        process: Process { started, adopted, config_file: file_name },
         store,
+        shared,
         text,
         incremental,
         watch: watch.ok(),
@@ -285,6 +396,9 @@ pub async fn run(options: Options) -> Result<(), StartError> {
     event_loop.spread();
     if !adopted {
         event_loop.first_resolution(FIRST_RESOLUTION).await;
+    }
+    if let Some(before) = before {
+        event_loop.join(before).await;
     }
     let published = event_loop.first_publication().await.map_err(anyhow::Error::from)?;
     tracing::info!("revision {} in force: {}", published.revision, published.words());

@@ -416,6 +416,7 @@ impl Node {
             counts: self.counts(),
             // A table of counters that cannot be read is no reason to hide everything else.
             flows: self.flow_table().unwrap_or_default(),
+            store: self.store.clone(),
         }
     }
 
@@ -445,6 +446,7 @@ impl Node {
             interfaces: self.interfaces(interfaces),
             maps: self.maps(),
             next_hops_unresolved: self.state.unresolved() as u64,
+            store: self.store.clone(),
             stats,
         })
     }

@@ -60,7 +60,9 @@ pub use service::{
     ServiceChange, ServiceDetail, Share,
 };
 pub use stats::{Action, BackendStats, InterfaceStats, LossCount, ReasonCount, ServiceStats, Stats};
-pub use status::{Counts, Interface, MapFill, Reload, ReloadOutcome, Status, XdpModeInForce};
+pub use status::{
+    Counts, Interface, MapFill, PoolLease, Reload, ReloadOutcome, Resyncs, Status, StoreStatus, XdpModeInForce,
+};
 
 /// Where the agent listens unless the configuration's `api_socket` says otherwise.
 pub const SOCKET_DEFAULT: &str = "/run/weir/api.sock";
@@ -230,7 +232,8 @@ mod tests {
     #[test]
     fn findings_keep_code_place_and_picture() {
         let text = "[node]\ninterfaces = [\"eth0\"]\nbanana = 1\n";
-        let findings = diagnostics(&crate::model::check("weir.toml", text), text);
+        let findings =
+            diagnostics(&crate::model::check("weir.toml", text), &diagnostic::Sources::one("weir.toml", text));
         let banana = findings.iter().find(|d| d.line == 3).expect("a finding on line 3");
         assert_eq!((banana.severity, banana.column, banana.file.as_str()), (Severity::Error, 1, "weir.toml"));
         assert!(!banana.code.is_empty());

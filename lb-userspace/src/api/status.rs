@@ -1,5 +1,7 @@
 //! `GET /v1/status`: what runs, what it runs, and how its last reload went.
 
+use std::net::IpAddr;
+
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -39,6 +41,61 @@ pub struct Status {
     /// The flow table.
     #[serde(default)]
     pub flows: FlowTable,
+    /// The store that the services come from; `None` where they stand in the file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub store: Option<StoreStatus>,
+}
+
+/// How it stands with the store.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoreStatus {
+    /// Kind and address, without secrets.
+    pub store: String,
+    /// Whether it is read; if not, what is in force stays.
+    pub up: bool,
+    /// Why it is not read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub why: Option<String>,
+    /// Since when that is so, seconds since 1970.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since_unix_s: Option<u64>,
+    /// Newest revision that was read: `42-1a2b3c4d`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub newest: Option<String>,
+    /// Revision in force on this node.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub applied: Option<String>,
+    /// Changes by which this node is behind what was read.
+    pub lag: u64,
+    /// The loss of history because of which the store's state is refused, in words.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub history_lost: Option<String>,
+    /// Losses of history since the agent started.
+    pub losses: u64,
+    /// How often the node had to ask anew, by cause.
+    #[serde(default)]
+    pub resyncs: Vec<Resyncs>,
+    /// Addresses that this node leases, by pool.
+    #[serde(default)]
+    pub pools: Vec<PoolLease>,
+}
+
+/// How often the node had to ask the store anew for one cause.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Resyncs {
+    /// The cause.
+    pub cause: String,
+    /// How often.
+    pub count: u64,
+}
+
+/// A pool with the address that this node has of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PoolLease {
+    /// Name of the pool.
+    pub pool: String,
+    /// The address; `None` while none could be had, and the pool's services are not served here.
+    pub address: Option<IpAddr>,
 }
 
 /// How reading a configuration ended.

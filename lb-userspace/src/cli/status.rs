@@ -9,7 +9,9 @@ use super::{
     table::{Cell, Column, Tone, block, table},
     unit,
 };
-use crate::api::{FlowTable, Interface, MapFill, Reload, ReloadOutcome, Status, XdpModeInForce};
+use crate::api::{
+    FlowTable, Interface, MapFill, PoolLease, Reload, ReloadOutcome, Status, StoreStatus, XdpModeInForce,
+};
 
 /// `weir status`.
 #[derive(Args, Clone, Copy, Debug)]
@@ -53,6 +55,31 @@ fn flows(flows: &FlowTable) -> Cell {
         ));
     }
     Cell::toned(text, if records > flows.records_max { Tone::Warn } else { Tone::Plain })
+}
+
+fn store(s: &StoreStatus, now_unix_s: u64) -> Cell {
+    let applied = s.applied.as_deref().unwrap_or("nothing");
+    let behind = if s.lag > 0 { format!(", {} behind", s.lag) } else { String::new() };
+    let since = age(s.since_unix_s, now_unix_s);
+    if let Some(lost) = &s.history_lost {
+        let text = format!("{}: HISTORY LOST, {lost}; {applied} stays in force, see `weir config restore`", s.store);
+        return Cell::toned(text, Tone::Bad);
+    }
+    match &s.why {
+        Some(why) if !s.up => {
+            Cell::toned(format!("{}: DOWN for {since}: {why}; {applied} stays in force", s.store), Tone::Bad)
+        }
+        _ if !s.up => Cell::toned(format!("{}: not read yet; {applied} in force", s.store), Tone::Warn),
+        _ if s.lag > 0 => Cell::toned(format!("{}: {applied} in force{behind}", s.store), Tone::Warn),
+        _ => format!("{}: {applied} in force", s.store).into(),
+    }
+}
+
+fn pool(lease: &PoolLease) -> Cell {
+    match lease.address {
+        Some(address) => format!("{}: {address}", lease.pool).into(),
+        None => Cell::toned(format!("{}: no address, its services are not served here", lease.pool), Tone::Bad),
+    }
 }
 
 fn windows(s: &Status) -> Cell {
@@ -99,6 +126,10 @@ fn render(s: &Status, now_unix_s: u64, colour: bool) -> String {
         ("windows", windows(s)),
         ("flow table", flows(&s.flows)),
     ];
+    if let Some(store) = &s.store {
+        pairs.splice(3..3, [("store", self::store(store, now_unix_s))]);
+        pairs.extend(store.pools.iter().map(|lease| ("pool", pool(lease))));
+    }
     for (count, what) in [
         (c.services_fail_open, "services fail open: none of their backends is healthy"),
         (c.services_without_backend, "services have no backend that takes traffic"),
@@ -226,6 +257,7 @@ mod tests {
             maps: vec![MapFill { name: "SERVICES".into(), used: 3900, max: 4096, memory_bytes: 262_144 }],
             counts: Counts { services: 2, backends: 6, backends_up: 5, backends_down: 1, ..Counts::default() },
             flows: FlowTable { records_max: 1 << 20, ..FlowTable::default() },
+            store: None,
         }
     }
 
@@ -264,6 +296,37 @@ SERVICES  3900  4096  95.2%  256 KiB
         let text = render(&s, NOW, false);
         assert!(text.contains("attention      1 services fail open"), "{text}");
         assert!(text.contains("attention      2 backends have no next hop"), "{text}");
+    }
+
+    #[test]
+    fn the_store_is_told_as_it_stands() {
+        let mut s = status();
+        let up = StoreStatus {
+            store: "redis 10.0.0.5:6379".into(),
+            up: true,
+            newest: Some("42-1a2b3c4d".into()),
+            applied: Some("42-1a2b3c4d".into()),
+            pools: vec![
+                PoolLease { pool: "front".into(), address: Some([192, 0, 2, 9].into()) },
+                PoolLease { pool: "back".into(), address: None },
+            ],
+            ..StoreStatus::default()
+        };
+        let down = StoreStatus { up: false, why: Some("refused".into()), since_unix_s: Some(NOW - 60), ..up.clone() };
+        let lost = StoreStatus { history_lost: Some("the store was begun anew".into()), ..up.clone() };
+        let behind = StoreStatus { newest: Some("44-00000000".into()), lag: 2, ..up.clone() };
+        for (store, line) in [
+            (&up, "store          redis 10.0.0.5:6379: 42-1a2b3c4d in force\n"),
+            (&up, "pool           front: 192.0.2.9\n"),
+            (&up, "pool           back: no address, its services are not served here\n"),
+            (&down, "store          redis 10.0.0.5:6379: DOWN for 1m00s: refused; 42-1a2b3c4d stays in force\n"),
+            (&lost, "HISTORY LOST, the store was begun anew; 42-1a2b3c4d stays in force, see `weir config restore`\n"),
+            (&behind, "42-1a2b3c4d in force, 2 behind\n"),
+        ] {
+            s.store = Some(store.clone());
+            let text = render(&s, NOW, false);
+            assert!(text.contains(line), "{line}{text}");
+        }
     }
 
     #[test]

@@ -70,6 +70,30 @@ pub struct Metrics {
     checks: Counters<3>,
     check_s: Histograms<1>,
     transitions: Counters<3>,
+    propagation_s: Histograms<1>,
+    store_request_s: Histogram,
+}
+
+/// A stage of a change's way from its writer to the maps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Stage {
+    /// From being written, by the writer's clock, to being received here.
+    WrittenToReceived,
+    /// From being received to the last map written.
+    ReceivedToApplied,
+}
+
+impl Stage {
+    /// Every stage.
+    pub const ALL: [Self; 2] = [Self::WrittenToReceived, Self::ReceivedToApplied];
+
+    /// Its word.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::WrittenToReceived => "written_to_received",
+            Self::ReceivedToApplied => "received_to_applied",
+        }
+    }
 }
 
 fn apply_buckets() -> Histogram {
@@ -99,6 +123,8 @@ impl Metrics {
             checks: Family::default(),
             check_s: Family::new_with_constructor(check_buckets),
             transitions: Family::default(),
+            propagation_s: Family::new_with_constructor(check_buckets),
+            store_request_s: check_buckets(),
             registry: Registry::default(),
         };
         registry.register("config_reloads", "Configurations that were read, by outcome", metrics.reloads.clone());
@@ -127,6 +153,18 @@ impl Metrics {
             metrics.check_s.clone(),
         );
         registry.register("health_transitions", "Changes of observed health", metrics.transitions.clone());
+        registry.register_with_unit(
+            "store_propagation",
+            "Time that changes took from their writer to the maps, by stage",
+            Unit::Seconds,
+            metrics.propagation_s.clone(),
+        );
+        registry.register_with_unit(
+            "store_request_duration",
+            "Time that the store took for one report of this node",
+            Unit::Seconds,
+            metrics.store_request_s.clone(),
+        );
         for outcome in [ReloadOutcome::Applied, ReloadOutcome::Unchanged, ReloadOutcome::Refused] {
             // A counter that exists from the start makes the first refusal visible to rate().
             drop(metrics.reloads.get_or_create(&outcome_label(outcome)));
@@ -147,6 +185,16 @@ impl Metrics {
     /// A change was written to the maps.
     pub fn applied(&self, took: Duration) {
         self.applied_s.observe(took.as_secs_f64());
+    }
+
+    /// A change from the store took so long for one stage of its way.
+    pub fn propagated(&self, stage: Stage, took: Duration) {
+        self.propagation_s.get_or_create(&Labels([("stage", stage.word().to_owned())])).observe(took.as_secs_f64());
+    }
+
+    /// The store answered a request after so long.
+    pub fn store_answered(&self, took: Duration) {
+        self.store_request_s.observe(took.as_secs_f64());
     }
 
     /// A health check of `backend` ended with the reason word `result`.

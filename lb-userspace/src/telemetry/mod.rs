@@ -9,3 +9,4 @@ pub mod metrics;
 #[cfg(test)]
 mod render_tests;
 mod snapshot;
+mod store;

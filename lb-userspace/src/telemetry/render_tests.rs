@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use super::metrics::{BackendState, Metrics, ReloadOutcome, Snapshot};
+use super::metrics::{BackendState, Metrics, ReloadOutcome, Snapshot, Stage};
 use crate::api;
 
 fn snapshot() -> Snapshot {
@@ -99,6 +99,16 @@ fn snapshot() -> Snapshot {
         }],
         maps: vec![api::MapFill { name: "SERVICES".into(), used: 1, max: 4096, memory_bytes: 4096 * 64 }],
         next_hops_unresolved: 1,
+        store: Some(api::StoreStatus {
+            store: "redis 10.0.0.5:6379".into(),
+            up: true,
+            newest: Some("43-1a2b3c4d".into()),
+            applied: Some("42-00aa11bb".into()),
+            lag: 1,
+            resyncs: vec![api::Resyncs { cause: "gap".into(), count: 2 }],
+            pools: vec![api::PoolLease { pool: "front".into(), address: None }],
+            ..api::StoreStatus::default()
+        }),
     }
 }
 
@@ -162,6 +172,8 @@ fn the_text_is_well_formed_and_complete() {
     metrics.applied(Duration::from_millis(3));
     metrics.checked("web", "10.0.0.11:80", "L7OK");
     metrics.probed("http", Duration::from_micros(700));
+    metrics.propagated(Stage::WrittenToReceived, Duration::from_millis(2));
+    metrics.store_answered(Duration::from_micros(400));
     metrics.transition("web", "10.0.0.11:80", true);
     let samples = parse(&metrics.render(&Arc::new(snapshot())));
     let expected = [
@@ -181,6 +193,15 @@ fn the_text_is_well_formed_and_complete() {
         ("weir_map_entries{map=\"SERVICES\"}", 1.0),
         ("weir_map_entries_max{map=\"SERVICES\"}", 4096.0),
         ("weir_config_revision", 7.0),
+        ("weir_store_up", 1.0),
+        ("weir_store_revision", 43.0),
+        ("weir_store_revision_applied", 42.0),
+        ("weir_store_lag", 1.0),
+        ("weir_store_history_losses_total{store=\"redis 10.0.0.5:6379\"}", 0.0),
+        ("weir_store_resyncs_total{cause=\"gap\"}", 2.0),
+        ("weir_store_pool_leased{pool=\"front\"}", 0.0),
+        ("weir_store_propagation_seconds_count{stage=\"written_to_received\"}", 1.0),
+        ("weir_store_request_duration_seconds_count", 1.0),
         ("weir_config_last_reload_successful", 1.0),
         ("weir_config_reloads_total{outcome=\"applied\"}", 1.0),
         ("weir_config_reloads_total{outcome=\"refused\"}", 0.0),

@@ -65,6 +65,8 @@ pub struct Snapshot {
     pub maps: Vec<api::MapFill>,
     /// Backend addresses without a next hop.
     pub next_hops_unresolved: u64,
+    /// How it stands with the store, where the services come from one.
+    pub store: Option<api::StoreStatus>,
 }
 
 /// XDP modes by word, in the order of the one-hot series.
@@ -110,6 +112,9 @@ impl Collector for Snapshot {
         self.backends(&mut to)?;
         super::flows::encode(&self.stats, &mut to)?;
         self.reasons(&mut to)?;
+        if let Some(store) = &self.store {
+            super::store::encode(store, &mut to)?;
+        }
         self.node(&mut to)
     }
 }

@@ -10,13 +10,13 @@ use std::{
 use lb_userspace::{
     dns::{publish::ZoneSpec, zone::SoaObject},
     orchestrator::{
-    clock::{BootTime, PERIODS, Periods},
-    intent::Patience,
-    master::{Policy, ZonePolicy},
-    process::Process,
-    scale::{Rule, Subject},
-    watch::Node,
-},
+        clock::{BootTime, PERIODS, Periods},
+        intent::Patience,
+        master::{Policy, ZonePolicy},
+        process::Process,
+        scale::{Rule, Subject},
+        watch::Node,
+    },
 };
 
 /// What may happen, and which protections stand.

@@ -65,7 +65,8 @@ async fn saves(weir: &Weir, text: &str, services: usize, repeat: usize) -> Resul
     fs::write(store.path(), text)?;
     let (data, config) = weir.take_over()?;
     let mut incremental = Incremental::default();
-    reload::check(&mut incremental, "weir.toml", text, "bench").map_err(|refused| anyhow!("{}", refused.message()))?;
+    reload::check(&mut incremental, reload::Input::Text { file_name: "weir.toml", text }, "bench")
+        .map_err(|refused| anyhow!("{}", refused.message()))?;
     let state = State::new(config, Overrides::default(), &|_| None);
     let way = Resolution::Resolved { next_hop: weir.next_hop(), gateway: None, interface: "egress".into() };
     let addresses: Table = state.addresses().into_iter().map(|address| (address, way.clone())).collect();

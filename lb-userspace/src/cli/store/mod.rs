@@ -136,17 +136,10 @@ pub fn place(args: &StoreArgs) -> anyhow::Result<Place> {
     match store {
         StoreConfig::File => Ok(Place::File),
         store => {
-            let store = open(&store).with_context(|| format!("cannot open the store of {file_name}"))?;
+            let store = store::open(&store).with_context(|| format!("cannot open the store of {file_name}"))?;
             Ok(Place::Store(Shared { store, local: text.into(), file_name }))
         }
     }
-}
-
-/// A store as `[store]` says.
-fn open(config: &StoreConfig) -> anyhow::Result<Arc<dyn Store>> {
-    Err(Failure::new(Exit::Failure, format!("this command cannot reach stores of kind \"{}\"", config.kind()))
-        .hint("`kind = \"file\"` in `[store]` keeps services in the file")
-        .into())
 }
 
 /// What went wrong, with its exit code.

@@ -1,0 +1,117 @@
+//! What a node says of itself to the store: which revision it applied or refused, and that it lives.
+//!
+//! Owns: when a report is due. Invariant: a report is at most [`BEAT`] old while the store takes reports; a change of what is
+//! said is reported at once.
+
+use std::{
+    net::IpAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use tokio::sync::watch;
+
+use super::View;
+use crate::{
+    store::{
+        Revision, Store,
+        node::{NodeReport, Outcome},
+    },
+    telemetry::metrics::Metrics,
+};
+
+/// Time between reports that say nothing new.
+pub const BEAT: Duration = Duration::from_secs(3);
+/// For how long a report counts.
+pub const LEASE_MS: u64 = 10_000;
+/// Longest time for one.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// How it stands with the node.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Standing {
+    /// The newest revision that was read, and why it was refused, if it was.
+    pub read: Option<(Revision, Option<String>)>,
+    /// The newest revision that the maps hold.
+    pub applied: Option<Revision>,
+    /// VIPs that it serves.
+    pub addresses: Vec<IpAddr>,
+    /// Whether it forwards.
+    pub ready: bool,
+}
+
+/// The report of a node that stands like this.
+pub fn report(node: &str, standing: &Standing) -> NodeReport {
+    let outcome = match standing.read.as_ref().and_then(|(_, refused)| refused.clone()) {
+        Some(why) => Outcome::Refused(why),
+        None => Outcome::Applied,
+    };
+    NodeReport {
+        node: node.to_owned(),
+        lease_ms: LEASE_MS,
+        revision: standing.read.as_ref().map(|(revision, _)| *revision),
+        outcome,
+        applied: standing.applied,
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        addresses: standing.addresses.clone(),
+        ready: standing.ready,
+        draining: false,
+    }
+}
+
+/// Reports until its source ends.
+pub async fn run(
+    store: Arc<dyn Store>,
+    node: String,
+    mut standing: watch::Receiver<Standing>,
+    view: watch::Receiver<View>,
+    metrics: Arc<Metrics>,
+) {
+    let mut failed = false;
+    loop {
+        let mut now = standing.borrow_and_update().clone();
+        // Where the newest revision was not looked at yet, the report must not say that it was applied.
+        now.ready &= now.applied.is_some();
+        let started = Instant::now();
+        let sent = tokio::time::timeout(PATIENCE, store.report(&report(&node, &now))).await;
+        match sent {
+            Ok(Ok(())) => {
+                failed = false;
+                metrics.store_answered(started.elapsed());
+            }
+            sent => {
+                let up = view.borrow().up;
+                if !std::mem::replace(&mut failed, true) && up {
+                    let why = sent
+                        .map_or_else(|_| "no answer".into(), |e| e.map_or_else(|e| e.to_string(), |()| String::new()));
+                    tracing::warn!("the store takes no report: {why}");
+                }
+            }
+        }
+        tokio::select! {
+            changed = standing.changed() => if changed.is_err() { return },
+            () = tokio::time::sleep(BEAT) => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::object::Digest;
+
+    #[test]
+    fn a_refused_revision_is_reported_beside_the_one_in_force() {
+        let revision = |number| Revision { number, digest: Digest::default() };
+        let standing = Standing {
+            read: Some((revision(8), Some("line 3".into()))),
+            applied: Some(revision(7)),
+            addresses: vec![[192, 0, 2, 1].into()],
+            ready: true,
+        };
+        let said = report("n1", &standing);
+        assert_eq!((said.revision, said.applied), (Some(revision(8)), Some(revision(7))));
+        assert_eq!(said.outcome, Outcome::Refused("line 3".into()));
+        assert_eq!(report("n1", &Standing { read: Some((revision(8), None)), ..standing }).outcome, Outcome::Applied);
+    }
+}

@@ -1,0 +1,238 @@
+//! The event loop on a store: what is written there reaches the maps, what is wrong does not, and a node that joins knows owners.
+
+use std::{net::IpAddr, sync::Arc, time::Duration};
+
+use lb_core::abi::ring::State;
+
+use super::{
+    follow,
+    loop_tests::{Scene, all_up, scrape, secrets, slots, until},
+    reload,
+};
+use crate::{
+    api::{
+        AdminChange, ApplyRequest, ReloadOutcome, ServiceChange, Severity,
+        client::{Client, ClientError},
+    },
+    dataplane::{Dataplane as _, fake::FakeDataplane},
+    model::{AdminState, Incremental},
+    plan::MapSizes,
+    store::{
+        Key, Objects, Store,
+        document::document,
+        memory::MemoryStore,
+        node::Outcome,
+        write::{Intent, NewText},
+    },
+};
+
+const STORE: &str = "[store]\nkind = \"redis\"\nurl = \"redis://127.0.0.1:6379\"\n";
+
+fn key(name: &str) -> Key {
+    Key::new(name).unwrap()
+}
+
+/// The file of a node without its services, which `scene.text` begins with.
+fn local(scene: &Scene) -> String {
+    let text = scene.text(&[]);
+    let (node, _) = text.split_once("[[service]]").unwrap();
+    format!("{node}{STORE}")
+}
+
+/// The service of `scene.text` as an object.
+fn service(scene: &Scene, backends: &[(u8, u16)]) -> String {
+    let text = scene.text(backends);
+    let (_, service) = text.split_once("[[service]]").unwrap();
+    format!("[[service]]{service}")
+}
+
+async fn put(store: &Arc<dyn Store>, edits: &[(&str, Option<String>)]) {
+    let edits: Vec<NewText> = edits.iter().map(|(name, text)| (key(name), text.as_deref().map(Into::into))).collect();
+    store.write(&Intent::default(), &edits, |_| Ok::<(), String>(())).await.unwrap();
+}
+
+/// Backends that are configured, without those that leave.
+async fn configured(client: &Client) -> usize {
+    client.backends().await.unwrap().iter().filter(|b| !b.leaving).count()
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn what_is_written_reaches_the_maps_and_what_is_wrong_does_not() {
+    let scene = Scene::new().await;
+    scene.write(&local(&scene));
+    let store: Arc<dyn Store> = Arc::new(MemoryStore::default());
+    put(&store, &[("service/web", Some(service(&scene, &[(2, 1), (3, 1)])))]).await;
+    scene
+        .run_with(None, Some(Arc::clone(&store)), async |client, metrics| {
+            all_up(&client).await;
+            put(&store, &[("service/web", Some(service(&scene, &[(2, 1), (3, 3)])))]).await;
+            let heavier = |s: &Vec<u32>| s[1] > s[0] * 2;
+            until("the new weight", async || slots(&client).await, heavier).await;
+            let applied = |n: u64| {
+                move |s: &crate::api::Status| {
+                    s.store
+                        .as_ref()
+                        .is_some_and(|s| s.applied.as_ref().is_some_and(|a| a.starts_with(&format!("{n}-"))))
+                }
+            };
+            until("revision 2", async || client.status().await.unwrap(), applied(2)).await;
+            // A text that is none changes nothing, and both sides say so.
+            put(&store, &[("service/web", Some("[[service]]\nname = 1\n".into()))]).await;
+            let refused = |s: &crate::api::Status| s.last_reload.outcome == ReloadOutcome::Refused;
+            let status = until("the refusal", async || client.status().await.unwrap(), refused).await;
+            let errors = status.last_reload.diagnostics.iter().filter(|d| d.severity == Severity::Error);
+            let places: Vec<(&str, u32)> = errors.map(|d| (d.file.as_str(), d.line)).collect();
+            assert!(places.contains(&("service/web", 2)), "{places:?}");
+            let shown = status.store.unwrap();
+            assert!(shown.newest.unwrap().starts_with("3-") && shown.lag == 1 && shown.up);
+            let reported = until(
+                "the report",
+                async || store.nodes().await.unwrap(),
+                |nodes| nodes.iter().any(|n| n.report.revision.is_some_and(|r| r.number == 3)),
+            )
+            .await;
+            let report = &reported[0].report;
+            assert!(matches!(&report.outcome, Outcome::Refused(why) if why.contains("error")), "{report:?}");
+            assert_eq!(report.applied.unwrap().number, 2);
+            assert!(reported[0].live && report.ready);
+            // The next one is taken.
+            put(&store, &[("service/web", Some(service(&scene, &[(3, 1)])))]).await;
+            until("one backend", async || configured(&client).await, |n| *n == 1).await;
+            until("revision 4", async || client.status().await.unwrap(), applied(4)).await;
+            let text = scrape(&metrics, "/metrics").await;
+            for line in ["weir_store_up 1", "weir_store_lag 0", "weir_store_revision 4"] {
+                assert!(text.contains(line), "{line} is missing");
+            }
+            assert!(text.contains("weir_store_propagation_seconds_count{stage=\"received_to_applied\"} 2"), "{text}");
+        })
+        .await;
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn what_the_store_holds_is_not_changed_on_a_node() {
+    let scene = Scene::new().await;
+    scene.write(&local(&scene));
+    let store: Arc<dyn Store> = Arc::new(MemoryStore::default());
+    put(&store, &[("service/web", Some(service(&scene, &[(2, 1)])))]).await;
+    scene
+        .run_with(None, Some(Arc::clone(&store)), async |client, _| {
+            let name = format!("10.0.0.2:{}", scene.one.port);
+            let drain = AdminChange { admin_state: Some(AdminState::Drain), ..AdminChange::default() };
+            let set = ServiceChange { set: Some("algo=random_two".into()), ..ServiceChange::default() };
+            let apply = ApplyRequest { text: Some(scene.text(&[(2, 1)])), file: None };
+            let answers = [
+                client.admin("web", &name, drain).await.map(drop),
+                client.set("web", &set).await.map(drop),
+                client.config_apply(&apply).await.map(drop),
+            ];
+            for answer in answers {
+                match answer {
+                    Err(ClientError::Refused { status: 409, error }) => {
+                        assert!(error.hint.unwrap().contains("--config FILE"));
+                    }
+                    other => panic!("{other:?}"),
+                }
+            }
+            // The node's own file is its own.
+            client.config_apply(&ApplyRequest { text: None, file: None }).await.unwrap();
+        })
+        .await;
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn a_store_that_is_away_is_stood_in_for_by_the_last_good_copy() {
+    let scene = Scene::new().await;
+    scene.write(&local(&scene));
+    let memory = MemoryStore::default();
+    let store: Arc<dyn Store> = Arc::new(memory.clone());
+    put(&store, &[("service/web", Some(service(&scene, &[(2, 1), (3, 1)])))]).await;
+    scene
+        .run_with(None, Some(Arc::clone(&store)), async |client, _| {
+            all_up(&client).await;
+            let kept = || follow::keep::load(&scene.path("store.json")).unwrap().map(|copy| copy.revision.number);
+            until("the copy", async || kept(), |number| *number == Some(1)).await;
+            // The store loses everything: the node stays with what it has, and says so.
+            memory.wipe();
+            let lost = |s: &crate::api::Status| s.store.as_ref().is_some_and(|s| s.history_lost.is_some());
+            until("the alarm", async || client.status().await.unwrap(), lost).await;
+            assert_eq!(configured(&client).await, 2);
+        })
+        .await;
+    // A start with an empty store: the copy is in force.
+    scene
+        .run_with(None, Some(Arc::clone(&store)), async |client, _| {
+            assert_eq!(configured(&client).await, 2);
+            // Put back, it goes on where it was.
+            let copy = follow::keep::load(&scene.path("store.json")).unwrap().unwrap();
+            store.restore(&copy, "test", "").await.unwrap();
+            put(&store, &[("service/web", Some(service(&scene, &[(3, 1)])))]).await;
+            until("the change", async || configured(&client).await, |n| *n == 1).await;
+            let status = client.status().await.unwrap().store.unwrap();
+            assert!(status.history_lost.is_none() && status.losses > 0, "{status:?}");
+        })
+        .await;
+}
+
+/// State of each slot of the only service, and its owner by address.
+fn owners(data: &FakeDataplane) -> Vec<(State, Option<IpAddr>)> {
+    let (_, service) = data.present().services().next().expect("a service");
+    let name = |id: u32| {
+        let found = service.backends.iter().find(|b| b.id == id);
+        found.map(|b| crate::plan::wanted::address(b.key.addr))
+    };
+    let slot = |slot| {
+        let (owner, state) = service.window.at(slot);
+        (state, name(owner))
+    };
+    (0..251).map(slot).collect()
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn a_node_that_joins_inside_a_window_has_the_owners_of_one_that_lived_through_the_change() {
+    let scene = Scene::new().await;
+    let store: Arc<dyn Store> = Arc::new(MemoryStore::default());
+    let steps: [&[(u8, u16)]; 3] =
+        [&[(2, 1), (3, 1), (4, 1)], &[(2, 1), (3, 1), (4, 1), (5, 1)], &[(2, 2), (3, 1), (5, 1)]];
+    let texts = steps.map(|backends| {
+        service(&scene, backends).replacen("[service.health_check]", "window = \"10m\"\n[service.health_check]", 1)
+    });
+    let (file, mut incremental) = (local(&scene), Incremental::default());
+    let config = |incremental: &mut Incremental, objects: &Objects| {
+        let document = document("weir.toml", file.as_str(), objects);
+        let leases = Default::default();
+        reload::check(incremental, reload::Input::Shared { document: &document, leases: &leases }, "n").expect("good").0
+    };
+    let sizes = |config: &crate::model::Config| MapSizes::of(&config.node.limits);
+    let all_up = |config: &crate::model::Config| crate::plan::wanted(config, &|_, _| Some(true), &|_| None);
+
+    // One node lives through every step.
+    let mut lived: Option<FakeDataplane> = None;
+    for text in &texts {
+        put(&store, &[("service/web", Some(text.clone()))]).await;
+        let now = config(&mut incremental, &store.snapshot().await.unwrap().unwrap().objects);
+        let data = lived.get_or_insert_with(|| FakeDataplane::new(sizes(&now), secrets()).unwrap());
+        let plan = data.plan(&all_up(&now), 1).unwrap();
+        data.apply(plan).unwrap();
+    }
+    // Another one joins at the end.
+    let snapshot = store.snapshot().await.unwrap().unwrap();
+    let now = config(&mut incremental, &snapshot.objects);
+    let history = store.history(100).await.unwrap();
+    let then =
+        follow::join::before(&history[..2], &snapshot.objects, &|_| Some(Duration::from_secs(600)), u64::MAX / 2);
+    assert_eq!(then, snapshot.objects, "long after, nothing is in its window");
+    let now_ms = history[0].at_unix_ms;
+    let then = follow::join::before(&history[..2], &snapshot.objects, &|_| Some(Duration::from_secs(600)), now_ms);
+    let mut joined = FakeDataplane::new(sizes(&now), secrets()).unwrap();
+    for config in [config(&mut incremental, &then), now] {
+        let plan = joined.plan(&all_up(&config), 1).unwrap();
+        joined.apply(plan).unwrap();
+    }
+    let (lived, joined) = (owners(&lived.unwrap()), owners(&joined));
+    assert!(lived.iter().filter(|(_, owner)| owner.is_some()).count() > 50, "hardly a slot is in its window");
+    for (slot, (a, b)) in lived.iter().zip(&joined).enumerate() {
+        // A slot that moved away and back is residual where that was seen; without records it behaves like a settled one.
+        let same = a == b || (a.0, *b) == (State::Residual, (State::Settled, None));
+        assert!(same, "slot {slot}: {a:?} where it was lived through, {b:?} where it was joined");
+    }
+}
