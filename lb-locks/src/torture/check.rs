@@ -184,12 +184,12 @@ fn tokens(holds: &[Grant]) -> (Breaches, Breaches) {
 }
 
 /// Writes in the order in which the resource accepted them: newer grants never before older ones. What is newer is said by
-/// the token, or without tokens by the time of the grant.
+/// the token, and by the time of the grant where there is none, or the same one twice.
 fn disorder(writes: &[(u64, (u32, u64))], grants: &BTreeMap<(u32, u64), Grant>) -> Breaches {
     let mut found = Breaches::default();
     let mut newest: Option<&Grant> = None;
     for hold in writes.iter().filter_map(|(_, by)| grants.get(by)) {
-        let age = |hold: &Grant| hold.fence.unwrap_or(hold.acquired_us);
+        let age = |hold: &Grant| (hold.fence, hold.acquired_us);
         match newest {
             Some(before) if age(hold) < age(before) => found.add(before, hold, 0),
             _ => newest = Some(hold),
@@ -285,6 +285,9 @@ mod tests {
         assert_eq!(late.disordered_writes.examples[0].second.worker, 1);
         let refused = with(&[written(1, 1), written(2, 2), written(1, 0)]);
         assert_eq!((refused.refused, refused.held()), (1, true));
+        // A token that two got cannot keep the older one out.
+        let twice = [granted(1, 0, 10, 90, 5), granted(2, 30, 40, 140, 5), written(2, 1), written(1, 2)];
+        assert_eq!(breaches(&twice), [1, 0, 0, 1]);
         // Without tokens the time of the grant says what is newer.
         let unfenced = [granted(1, 0, 10, 20, 0), granted(2, 30, 40, 140, 0), written(2, 1), written(1, 2)];
         assert_eq!(breaches(&unfenced), [0, 0, 0, 1]);
