@@ -81,29 +81,29 @@ pub fn run(shell: &Shell, args: &Inspect) -> anyhow::Result<Exit> {
 }
 
 fn on_nodes(each: Inspections, statuses: Statuses) -> Vec<OnNode> {
-    let one =
-        |((node, answer), (_, status)): ((String, Result<Inspection, NodeError>), (_, Result<Status, NodeError>))| {
-            let status = status.ok();
-            let (found, error) = match answer {
-                Ok(found) => (found, None),
-                Err(error) => (Inspection::default(), Some(error.to_string())),
-            };
-            let holder = |(mode, value, remaining_ms): (Mode, lb_locks::value::Value, u64)| HolderThere {
-                id: value.token().chars().take(8).collect(),
-                mode,
-                owner: value.owner(),
-                remaining_ms,
-            };
-            OnNode {
-                node,
-                ready: status.as_ref().map(|status| status.ready),
-                fence: status.map(|status| status.fence),
-                holders: found.holders.into_iter().map(holder).collect(),
-                waiters: found.waiters.len(),
-                error,
-            }
-        };
-    each.into_iter().zip(statuses).map(one).collect()
+    let pairs = each.into_iter().zip(statuses);
+    pairs.map(|((node, answer), (_, status))| on_node(node, answer, status.ok())).collect()
+}
+
+fn on_node(node: String, answer: Result<Inspection, NodeError>, status: Option<Status>) -> OnNode {
+    let (found, error) = match answer {
+        Ok(found) => (found, None),
+        Err(error) => (Inspection::default(), Some(error.to_string())),
+    };
+    let holder = |(mode, value, remaining_ms): (Mode, lb_locks::value::Value, u64)| HolderThere {
+        id: value.token().chars().take(8).collect(),
+        mode,
+        owner: value.owner(),
+        remaining_ms,
+    };
+    OnNode {
+        node,
+        ready: status.as_ref().map(|status| status.ready),
+        fence: status.map(|status| status.fence),
+        holders: found.holders.into_iter().map(holder).collect(),
+        waiters: found.waiters.len(),
+        error,
+    }
 }
 
 /// The mode as a word.
