@@ -1,7 +1,7 @@
 //! One attempt to take a lock: whom to ask, when, and what becomes of answers that nobody waits for.
 //!
-//! A majority is asked first. The others follow as soon as one of it is lost, or after [`ASK_ALL_AFTER`], also where
-//! the lock is held by then: then every node that can has it, and the lock survives what Redlock says that it
+//! A majority is asked first. The others follow as soon as one of it cannot vote, when it is divided, or after
+//! [`ASK_ALL_AFTER`], also where the lock is held by then: then every node that can has it, and the lock survives what Redlock says that it
 //! survives. A lock that is given back sooner has cost no message to them. Invariants: what may be held anywhere is in a
 //! claim from before the first request; a release follows the request that it undoes on every connection.
 
@@ -112,10 +112,15 @@ impl Engine {
                         acquisition.on_confirmed(node, answer, now)
                     } else {
                         nodes.note(node, &answer, now);
-                        let lost = !matches!(answer, Ok(Reply::Granted { .. }));
+                        let voteless = !matches!(
+                            answer,
+                            Ok(Reply::Granted { .. } | Reply::Refused(Refusal::Held { .. } | Refusal::Queued { .. }))
+                        );
                         let step = acquisition.on_vote(node, answer, now);
-                        if lost && step == Step::Wait {
-                            asker.ask(1);
+                        if step == Step::Wait {
+                            // Who is refused by the first because another holds it is mostly refused by all, and to take
+                            // the others from the holder for a moment would help nobody.
+                            asker.ask(if asker.calls.calls.is_empty() { usize::MAX } else { usize::from(voteless) });
                         }
                         step
                     }

@@ -1,7 +1,7 @@
 //! What one lock node does, as a pure value: commands and the node's time in, replies out.
 //!
 //! It is the definition of the protocol's server side. The memory store and the simulated nodes are made of it, and the
-//! Lua scripts and the SQL of the other stores are held to it by tests that play the same commands to both. Refuses to
+//! Lua functions and the SQL of the other stores are held to it by tests that play the same commands to both. Refuses to
 //! know clocks, sockets and majorities. Invariants: at most one exclusive holder, and none beside readers; a counter
 //! never goes back except by [`NodeModel::flush`]; nothing that expired comes back.
 

@@ -161,7 +161,7 @@ impl Redlock {
     async fn step(&self, old_members: &[Member], change: &Change, admin: &Guard) -> Result<List, LockError> {
         let old = self.engine.nodes();
         let new_members = members::changed(old_members, change)?;
-        let list = members::list(old.list.id.epoch + 1, &new_members)?;
+        let list = members::list(old.list.id.epoch.saturating_add(1), &new_members)?;
         let connect = self.engine.connect().ok_or_else(|| LockError::Config("this list of nodes is fixed".into()))?;
         let new = self.engine.connected(&old, &list, connect)?;
         // The union: who leaves has to refuse older lists too.

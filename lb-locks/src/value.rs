@@ -88,12 +88,7 @@ impl Owner {
         static HOST: LazyLock<String> = LazyLock::new(|| {
             std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned()
         });
-        Self {
-            host: HOST.clone(),
-            pid: std::process::id(),
-            since_unix_ms: clock::unix_ms(),
-            label: label.to_owned(),
-        }
+        Self { host: HOST.clone(), pid: std::process::id(), since_unix_ms: clock::unix_ms(), label: label.to_owned() }
     }
 
     fn parse(text: &str) -> Option<Self> {

@@ -51,7 +51,8 @@ pub async fn run(servers: &[RedisServer], rounds: usize, report: &mut Report) ->
         };
         let (few_rate, many_rate) = (rate(&few), rate(&many));
         for (clients, fights, rate) in [(2, &mut few, few_rate), (50, &mut many, many_rate)] {
-            let mut waits: Vec<Duration> = fights.iter_mut().flat_map(|fight| std::mem::take(&mut fight.waits)).collect();
+            let mut waits: Vec<Duration> =
+                fights.iter_mut().flat_map(|fight| std::mem::take(&mut fight.waits)).collect();
             let mean = waits.iter().sum::<Duration>().checked_div(u32::try_from(waits.len())?).unwrap_or_default();
             let longest = quantile(&mut waits, 1.0);
             let ratio = longest.as_secs_f64() / mean.as_secs_f64().max(f64::EPSILON);

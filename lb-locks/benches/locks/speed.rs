@@ -45,10 +45,8 @@ pub async fn healthy(servers: &[RedisServer], samples: usize, report: &mut Repor
         }
     }
     let bare = quantile(&mut bares, 0.5);
-    report.figure(
-        "SET and DEL at one node",
-        format!("median {}, p99 {}", text(bare), text(quantile(&mut bares, 0.99))),
-    );
+    report
+        .figure("SET and DEL at one node", format!("median {}, p99 {}", text(bare), text(quantile(&mut bares, 0.99))));
     report.figure(
         format!("SET and DEL at a majority of {} nodes, bare", servers.len()),
         format!("median {}, p99 {}", text(quantile(&mut floor, 0.5)), text(quantile(&mut floor, 0.99))),
@@ -145,7 +143,12 @@ pub async fn one_stopped(servers: &[RedisServer], samples: usize, report: &mut R
     let p99 = quantile(&mut times, 0.99);
     report.figure(
         format!("acquire for {} with one of {} nodes stopped", text(ttl), servers.len()),
-        format!("median {}, p99 {}, of the lifetime left at least {}", text(quantile(&mut times, 0.5)), text(p99), text(left_min)),
+        format!(
+            "median {}, p99 {}, of the lifetime left at least {}",
+            text(quantile(&mut times, 0.5)),
+            text(p99),
+            text(left_min)
+        ),
     );
     report.target(
         "acquire with one node stopped, in node time-outs, 99th percentile",

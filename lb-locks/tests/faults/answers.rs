@@ -67,7 +67,8 @@ async fn errors_are_typed_and_no_votes() {
 #[tokio::test]
 async fn a_server_that_never_learns_the_functions_is_not_taught_for_ever() {
     let unknown = "-ERR Function not found\r\n";
-    for (load, wanted) in [(unknown, &["FCALL", "FUNCTION"][..]), ("+library\r\n", &["FCALL", "FUNCTION", "FCALL"][..])] {
+    for (load, wanted) in [(unknown, &["FCALL", "FUNCTION"][..]), ("+library\r\n", &["FCALL", "FUNCTION", "FCALL"][..])]
+    {
         let server = FakeServer::start(move |words| if words[0] == "FUNCTION" { load } else { unknown }.to_owned());
         let single = Single::new(node(&server.url()), options()).unwrap();
         let error = single.acquire(Request::new("a", TTL)).await.unwrap_err();
@@ -75,7 +76,8 @@ async fn a_server_that_never_learns_the_functions_is_not_taught_for_ever() {
         let NodeOutcome::Failed(NodeError::Script(text)) = &report.0[0].1 else { panic!("{report}") };
         assert!(text.contains("Function not found"), "{text}");
         let asked = server.asked();
-        let words: Vec<&str> = asked.iter().map(|words| words[0].as_str()).filter(|word| word.starts_with('F')).collect();
+        let words: Vec<&str> =
+            asked.iter().map(|words| words[0].as_str()).filter(|word| word.starts_with('F')).collect();
         assert_eq!(words, wanted);
     }
 }

@@ -11,14 +11,13 @@ use super::{TTL, options, redlock_with, servers};
 /// second client gets while the first still holds.
 async fn holder_of_three(quarantine: bool, happens: impl FnOnce(&mut [RedisServer])) -> Result<(), LockError> {
     let mut servers = servers(5, false);
-    let (first, second) =
-        (redlock_with(&servers, options(quarantine)), redlock_with(&servers, options(quarantine)));
+    let (first, second) = (redlock_with(&servers, options(quarantine)), redlock_with(&servers, options(quarantine)));
     first.bootstrap(0).await.unwrap();
     servers[3..].iter().for_each(RedisServer::pause);
     let guard = first.acquire(Request::new("question", TTL).wait(TTL)).await.unwrap();
-    // The paused two are asked a moment later, and what they are asked waits in their sockets: they are emptied of it, so
-    // that exactly three hold.
-    tokio::time::sleep(Duration::from_millis(300)).await;
+    // The paused two are asked a moment later, and what they are asked waits in their sockets for one time-out. After it
+    // nobody asks them again, and they are emptied of it, so that exactly three hold.
+    tokio::time::sleep(options(quarantine).node_timeout * 2).await;
     for server in &mut servers[3..] {
         server.restart(false).unwrap();
         let run = server.command("INFO server").unwrap();
@@ -43,7 +42,8 @@ fn said(error: &LockError, wanted: impl Fn(&NodeOutcome) -> bool) -> usize {
 
 #[tokio::test]
 async fn two_of_three_die_and_stay_dead() {
-    let refused = holder_of_three(true, |servers| servers[..2].iter_mut().for_each(RedisServer::kill)).await.unwrap_err();
+    let refused =
+        holder_of_three(true, |servers| servers[..2].iter_mut().for_each(RedisServer::kill)).await.unwrap_err();
     // The third still holds it, and two are no majority.
     assert_eq!(said(&refused, |outcome| matches!(outcome, NodeOutcome::Refused(Refusal::Held { .. }))), 1, "{refused}");
     assert_eq!(said(&refused, |outcome| matches!(outcome, NodeOutcome::Failed(_))), 2, "{refused}");

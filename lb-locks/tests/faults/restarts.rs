@@ -20,10 +20,7 @@ const SHORT: Duration = Duration::from_secs(4);
 const REPAIRED_WITHIN: Duration = Duration::from_secs(30);
 
 fn locks_over(servers: &[RedisServer]) -> Redlock {
-    redlock_with(
-        servers,
-        Options { node_timeout: Duration::from_secs(1), max_ttl: SHORT, ..options(true) },
-    )
+    redlock_with(servers, Options { node_timeout: Duration::from_secs(1), max_ttl: SHORT, ..options(true) })
 }
 
 async fn status(server: &RedisServer) -> Status {

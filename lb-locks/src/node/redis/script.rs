@@ -87,7 +87,8 @@ impl Keys {
     }
 
     fn all(&self, name: &str) -> [String; 6] {
-        let [writer, readers, order, deadlines, intent] = [WRITER, 'r', 'q', 'd', 'i'].map(|kind| self.kind(kind) + name);
+        let [writer, readers, order, deadlines, intent] =
+            [WRITER, 'r', 'q', 'd', 'i'].map(|kind| self.kind(kind) + name);
         [format!("{}:node", self.prefix), writer, readers, order, deadlines, intent]
     }
 }
