@@ -136,19 +136,21 @@ async fn tokens(a: &dyn Lock, b: &dyn Lock) {
 }
 
 async fn expiry_and_extension(a: &dyn Lock, b: &dyn Lock) {
-    let short = Duration::from_millis(400);
-    let guard = a.acquire(Request { extensions_max: 2, ..Request::new("e", short) }).await.unwrap();
-    tokio::time::sleep(Duration::from_millis(250)).await;
+    // A second is left at each step: a busy machine takes its time.
+    let (short, pause) = (Duration::from_millis(2_200), Duration::from_millis(1_200));
+    let lost_margin = Duration::from_secs(1);
+    let guard = a.acquire(Request { extensions_max: 2, lost_margin, ..Request::new("e", short) }).await.unwrap();
+    tokio::time::sleep(pause).await;
     let first = guard.valid_until();
-    assert!(guard.extend().await.unwrap() > first + Duration::from_millis(200));
-    tokio::time::sleep(Duration::from_millis(250)).await;
+    assert!(guard.extend().await.unwrap() > first + Duration::from_secs(1));
+    tokio::time::sleep(pause).await;
     assert!(b.acquire(Request::new("e", short)).await.is_err(), "it was extended");
     guard.extend().await.unwrap();
     assert!(matches!(guard.extend().await, Err(LockError::Config(text)) if text.contains("limit")));
     let lost = guard.lost();
     lost.await;
     assert!(guard.is_valid(), "lost() fires before validity ends");
-    tokio::time::sleep(Duration::from_millis(120)).await;
+    tokio::time::sleep(lost_margin + Duration::from_millis(50)).await;
     assert!(!guard.is_valid());
     // Expired, and free for another; the late owner cannot bring it back, nor take it from the new one.
     let other = b.acquire(Request::new("e", TTL).wait(TTL)).await.unwrap();
