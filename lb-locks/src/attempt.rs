@@ -1,9 +1,10 @@
 //! One attempt to take a lock: whom to ask, when, and what becomes of answers that nobody waits for.
 //!
 //! A majority is asked first. The others follow as soon as one of it cannot vote, when it is divided, or after
-//! [`ASK_ALL_AFTER`], also where the lock is held by then: then every node that can has it, and the lock survives what Redlock says that it
-//! survives. A lock that is given back sooner has cost no message to them. Invariants: what may be held anywhere is in a
-//! claim from before the first request; a release follows the request that it undoes on every connection.
+//! [`ASK_ALL_AFTER`], also where the lock is held by then: then every node that can has it, and the lock survives the loss
+//! of as many nodes as Redlock says. A lock that is given back sooner has cost no message to them. Invariants: what may be
+//! held anywhere is in a claim from before the first request; a release follows the request that it undoes on every
+//! connection.
 
 use std::{
     pin::pin,
