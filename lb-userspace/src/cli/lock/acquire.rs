@@ -87,7 +87,8 @@ impl Kept {
 pub fn run(shell: &Shell, args: &Acquire) -> anyhow::Result<Exit> {
     let label = args.label.clone().unwrap_or_else(family::caller);
     settled(args.stores.open(&label)?, async |place| {
-        let guard = super::acquire(place, args.wanted.request()).await?;
+        // This process ends before the nodes that were not needed for the majority would be asked.
+        let guard = super::acquire(place, args.wanted.request().everywhere()).await?;
         // Until the handle is safe with the caller the guard releases if anything fails.
         let held = guard.leave();
         match Kept::new(&held, args.handle.as_deref()).and_then(|kept| kept.show(shell)) {
