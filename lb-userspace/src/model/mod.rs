@@ -18,6 +18,7 @@ mod foreign;
 mod golden;
 pub mod import;
 pub mod limits;
+pub mod orchestrator;
 #[cfg(test)]
 pub(crate) mod needs_tests;
 pub mod parse;

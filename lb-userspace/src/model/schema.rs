@@ -44,12 +44,42 @@ pub enum Table {
     DnsSecondary,
     /// `[[update]]` of that file.
     DnsUpdate,
+    /// The top level of the file of `weir orchestrator`.
+    Orchestrator,
+    /// `[zone]` of that file.
+    OrchestratorZone,
+    /// `[[zone.fixed]]` of that file.
+    ZoneFixed,
+    /// `[[scaling]]` of that file.
+    Scaling,
+    /// `[[replace]]` of that file.
+    Replace,
+    /// `exec` of a rule.
+    RuleExec,
+    /// `webhook` of a rule.
+    RuleWebhook,
+    /// `[[dns_server]]` of that file.
+    DnsServer,
 }
 
 impl Table {
     /// Whether it is the top level of a file.
     pub const fn is_root(self) -> bool {
-        matches!(self, Self::Root | Self::Dns)
+        matches!(self, Self::Root | Self::Dns | Self::Orchestrator)
+    }
+
+    const fn is_orchestrator(self) -> bool {
+        matches!(
+            self,
+            Self::Orchestrator
+                | Self::OrchestratorZone
+                | Self::ZoneFixed
+                | Self::Scaling
+                | Self::Replace
+                | Self::RuleExec
+                | Self::RuleWebhook
+                | Self::DnsServer
+        )
     }
 
     const fn is_dns(self) -> bool {
@@ -64,7 +94,7 @@ impl fmt::Display for Table {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::AlgoConfig(kind) => return write!(f, "`algo_config` of `{kind}`"),
-            Self::Root | Self::Dns => "the top level",
+            Self::Root | Self::Dns | Self::Orchestrator => "the top level",
             Self::Node => "`[node]`",
             Self::Limits => "`[node.limits]`",
             Self::Metrics => "`[node.metrics]`",
@@ -79,6 +109,13 @@ impl fmt::Display for Table {
             Self::DnsKey => "`[[key]]`",
             Self::DnsSecondary => "`[[secondary]]`",
             Self::DnsUpdate => "`[[update]]`",
+            Self::OrchestratorZone => "`[zone]`",
+            Self::ZoneFixed => "`[[zone.fixed]]`",
+            Self::Scaling => "`[[scaling]]`",
+            Self::Replace => "`[[replace]]`",
+            Self::RuleExec => "`exec`",
+            Self::RuleWebhook => "`webhook`",
+            Self::DnsServer => "`[[dns_server]]`",
         })
     }
 }
@@ -245,9 +282,66 @@ pub const DNS_KEYS: &[Key] = &[
     key(Table::DnsUpdate, "key", "the name of a `[[key]]`", "required"),
 ];
 
+/// Every key of the file of `weir orchestrator`, by table.
+pub const ORCHESTRATOR_KEYS: &[Key] = &[
+    key(Table::Orchestrator, "name", "1 to 64 letters, digits, `-`, `_` and `.`", "the host name"),
+    key(Table::Orchestrator, "listen", "an address with a port, or \"none\"", "\"127.0.0.1:9651\""),
+    key(Table::Orchestrator, "address", "a host or address with a port", "none: it is not listed for discovery"),
+    key(Table::Orchestrator, "socket", "an absolute path of at most 107 bytes", "\"/run/weir/orchestrator.sock\""),
+    key(Table::Orchestrator, "prometheus", "a URL, `http://HOST:PORT`", "required where there are rules"),
+    key(Table::Orchestrator, "vantage_points", "a number from 1 to 16", "1"),
+    key(Table::Orchestrator, "prefix", "1 to 32 letters, digits, `-`, `_` and `.`", "\"weir\""),
+    key(Table::Orchestrator, "dead_after", "a duration from \"10s\" to \"24h\"", "\"5m\""),
+    key(Table::Orchestrator, "ready_timeout", "a duration from \"1s\" to \"24h\"", "\"10m\""),
+    key(Table::Orchestrator, "drain_timeout", "a duration from \"0s\" to \"24h\"", "\"5m\""),
+    key(Table::Orchestrator, "zone", "a table, `[zone]`", "none: DNS is somebody else's"),
+    key(Table::Orchestrator, "scaling", "an array of tables, `[[scaling]]`", "none"),
+    key(Table::Orchestrator, "replace", "an array of tables, `[[replace]]`", "none"),
+    key(Table::Orchestrator, "dns_server", "an array of tables, `[[dns_server]]`", "none"),
+    key(Table::OrchestratorZone, "origin", "a host name, the zone's", "required"),
+    key(Table::OrchestratorZone, "names", "an array of names, relative to the origin", "required"),
+    key(Table::OrchestratorZone, "ttl", "a duration from \"1s\" to \"1h\"", "\"10s\""),
+    key(Table::OrchestratorZone, "ns", "an array of host names, absolute", "required"),
+    key(Table::OrchestratorZone, "contact", "a mailbox as a host name", "required"),
+    key(Table::OrchestratorZone, "fixed", "an array of tables, `[[zone.fixed]]`", "none"),
+    key(Table::ZoneFixed, "name", "a name, relative to the origin", "required"),
+    key(Table::ZoneFixed, "addresses", "an array of IP addresses", "required"),
+    key(Table::Scaling, "name", "1 to 64 letters, digits, `-`, `_` and `.`", "required"),
+    key(Table::Scaling, "of", "\"nodes\" or \"service/NAME\"", "required"),
+    key(Table::Scaling, "expr", "PromQL with one value, at most 8192 bytes", "required"),
+    key(Table::Scaling, "target", "a number above 0", "required"),
+    key(Table::Scaling, "tolerance", "a number from 0 to 0.9", "0.1"),
+    key(Table::Scaling, "min", "a number from 1 to 1000", "required"),
+    key(Table::Scaling, "max", "a number from 1 to 1000", "required"),
+    key(Table::Scaling, "down_window", "a duration from \"1s\" to \"24h\"", "\"5m\""),
+    key(Table::Scaling, "settle", "a duration from \"0s\" to \"1h\"", "\"30s\""),
+    key(Table::Scaling, "every", "a duration from \"1s\" to \"1h\"", "\"15s\""),
+    key(Table::Scaling, "exec", "a table, `exec`", "none: decisions are recorded and cannot be carried out"),
+    key(Table::Scaling, "webhook", "a table, `webhook`", "none"),
+    key(Table::Replace, "name", "1 to 64 letters, digits, `-`, `_` and `.`", "required"),
+    key(Table::Replace, "of", "\"nodes\" or \"service/NAME\"", "required"),
+    key(Table::Replace, "expr", "PromQL whose series are bad instances, at most 8192 bytes", "required"),
+    key(Table::Replace, "label", "the name of a label", "\"instance\""),
+    key(Table::Replace, "for", "a duration from \"1s\" to \"720h\"", "required"),
+    key(Table::Replace, "every", "a duration from \"1s\" to \"1h\"", "\"1m\""),
+    key(Table::Replace, "exec", "a table, `exec`", "none: decisions are recorded and cannot be carried out"),
+    key(Table::Replace, "webhook", "a table, `webhook`", "none"),
+    key(Table::RuleExec, "program", "an absolute path", "required"),
+    key(Table::RuleExec, "arguments", "an array of words", "none"),
+    key(Table::RuleExec, "timeout", "a duration from \"1s\" to \"1h\"", "\"5m\""),
+    key(Table::RuleWebhook, "url", "a URL, `http://HOST:PORT/PATH`", "required"),
+    key(Table::RuleWebhook, "timeout", "a duration from \"1s\" to \"1h\"", "\"30s\""),
+    key(Table::DnsServer, "name", "1 to 64 letters, digits, `-`, `_` and `.`", "required"),
+    key(Table::DnsServer, "metrics", "a host or address with a port", "required"),
+];
+
 /// Every key of the file that a table belongs to.
 pub fn siblings(table: Table) -> &'static [Key] {
-    if table.is_dns() { DNS_KEYS } else { KEYS }
+    match table {
+        table if table.is_dns() => DNS_KEYS,
+        table if table.is_orchestrator() => ORCHESTRATOR_KEYS,
+        _ => KEYS,
+    }
 }
 
 /// The keys of a table.
@@ -332,7 +426,7 @@ mod tests {
 
     #[test]
     fn keys_are_unique() {
-        for keys in [KEYS, DNS_KEYS] {
+        for keys in [KEYS, DNS_KEYS, ORCHESTRATOR_KEYS] {
             for (i, a) in keys.iter().enumerate() {
                 assert!(keys.iter().skip(i + 1).all(|b| (a.table, a.name) != (b.table, b.name)), "{}", a.name);
             }

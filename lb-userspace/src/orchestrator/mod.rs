@@ -4,7 +4,7 @@
 //! What decides is pure and owns no clock, connection or random source: [`process::Process`] with [`election`],
 //! [`placement`], [`watch`], [`scale`], [`replace`], [`intent`], [`master`] and [`decision`]. The simulation in
 //! `tests/control_plane` runs that very code over thousands of schedules of loss, delay, pauses and crashes. The rest is a
-//! shell around it: [`http`], [`prometheus`], [`execute`] and [`discovery`].
+//! shell around it: [`run`], [`place`], [`http`], [`prometheus`], [`execute`], [`report`] and [`discovery`].
 
 pub mod clock;
 pub mod decision;
@@ -14,10 +14,14 @@ pub mod execute;
 pub mod http;
 pub mod intent;
 pub mod master;
+pub mod place;
 pub mod placement;
+pub mod policy;
 pub mod process;
 pub mod prometheus;
 pub mod record;
 pub mod replace;
+pub mod report;
+pub mod run;
 pub mod scale;
 pub mod watch;

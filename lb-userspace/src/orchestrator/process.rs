@@ -130,6 +130,11 @@ impl Process {
         self.election.may_act(now)
     }
 
+    /// Whether the master record is its own as far as it knows.
+    pub fn holds(&self) -> bool {
+        self.election.epoch_held().is_some()
+    }
+
     /// The last look at the store.
     pub fn view(&self) -> &View {
         &self.view

@@ -15,6 +15,7 @@ mod flows;
 mod health;
 mod incremental;
 mod node;
+pub mod orchestrator;
 mod reader;
 mod service;
 mod store;
