@@ -181,11 +181,19 @@ impl Client {
         self.post(super::PATH_FLOWS_FLUSH, request).await
     }
 
-    async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
+    /// GETs a path of whatever weir listens there.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
         self.request(Method::GET, path, Bytes::new()).await
     }
 
-    async fn post<B: Serialize, T: DeserializeOwned>(&self, path: &str, body: &B) -> Result<T, ClientError> {
+    /// POSTs to a path of whatever weir listens there.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn post<B: Serialize, T: DeserializeOwned>(&self, path: &str, body: &B) -> Result<T, ClientError> {
         let body = serde_json::to_vec(body)
             .map_err(|e| ClientError::Unreadable { what: format!("POST {path}"), cause: e.to_string() })?;
         self.request(Method::POST, path, body.into()).await

@@ -18,9 +18,9 @@ mod foreign;
 mod golden;
 pub mod import;
 pub mod limits;
-pub mod orchestrator;
 #[cfg(test)]
 pub(crate) mod needs_tests;
+pub mod orchestrator;
 pub mod parse;
 pub mod prime;
 mod reference;

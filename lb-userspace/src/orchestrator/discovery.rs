@@ -25,10 +25,8 @@ fn group(target: String, role: &str, name: &str) -> Group {
 /// The groups; `dns` are the DNS servers' metrics, by name.
 pub fn groups(view: &View, dns: &BTreeMap<String, String>) -> Vec<Group> {
     let nodes = view.nodes.iter().filter_map(|(name, node)| Some(group(node.ready_at?.to_string(), "node", name)));
-    let orchestrators = view
-        .workers
-        .iter()
-        .filter_map(|(name, at)| Some(group(at.value.address.clone()?, "orchestrator", name)));
+    let orchestrators =
+        view.workers.iter().filter_map(|(name, at)| Some(group(at.value.address.clone()?, "orchestrator", name)));
     let dns = dns.iter().map(|(name, address)| group(address.clone(), "dns", name));
     nodes.chain(orchestrators).chain(dns).collect()
 }

@@ -23,5 +23,7 @@ pub mod record;
 pub mod replace;
 pub mod report;
 pub mod run;
+#[cfg(test)]
+mod run_tests;
 pub mod scale;
 pub mod watch;

@@ -182,9 +182,8 @@ mod tests {
 
     #[test]
     fn answers_are_told_apart() {
-        let vector = |result: &str| {
-            format!(r#"{{"status":"success","data":{{"resultType":"vector","result":[{result}]}}}}"#)
-        };
+        let vector =
+            |result: &str| format!(r#"{{"status":"success","data":{{"resultType":"vector","result":[{result}]}}}}"#);
         for (what, status, body, want) in [
             ("one", 200, vector(r#"{"metric":{},"value":[1.5,"12.5"]}"#), Ok(12.5)),
             (

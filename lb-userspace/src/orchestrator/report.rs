@@ -139,7 +139,12 @@ pub fn status(process: &Process, acting: Option<u64>, dry_run: bool) -> Status {
             })
             .collect(),
         targets: (process.share().len(), view.targets.len()),
-        down: view.health.iter().filter(|(name, at)| !at.value.up && view.targets.contains(*name)).map(|(name, _)| name.clone()).collect(),
+        down: view
+            .health
+            .iter()
+            .filter(|(name, at)| !at.value.up && view.targets.contains(*name))
+            .map(|(name, _)| name.clone())
+            .collect(),
         nodes: view
             .nodes
             .iter()
@@ -218,7 +223,10 @@ async fn decisions(State(doors): State<Doors>, Query(Limit { limit }): Query<Lim
 async fn step_down(State(doors): State<Doors>) -> Response {
     if doors.status.borrow().0.acting.is_none() {
         let master = doors.status.borrow().0.master.as_ref().map_or_else(String::new, |one| one.holder.clone());
-        return refusal(StatusCode::CONFLICT, &format!("this orchestrator is not the master; the record names {master:?}"));
+        return refusal(
+            StatusCode::CONFLICT,
+            &format!("this orchestrator is not the master; the record names {master:?}"),
+        );
     }
     match doors.commands.try_send(Command::StepDown) {
         Ok(()) => Json(serde_json::json!({})).into_response(),
@@ -232,14 +240,19 @@ pub fn public(doors: Doors) -> Router {
         .route("/health", get(async || "ok\n"))
         .route("/ready", get(ready))
         .route("/metrics", get(metrics))
-        .route("/sd", get(async |State(doors): State<Doors>| Json(discovery::groups(&doors.status.borrow().1, &doors.dns))))
+        .route(
+            "/sd",
+            get(async |State(doors): State<Doors>| Json(discovery::groups(&doors.status.borrow().1, &doors.dns))),
+        )
         .fallback(async || (StatusCode::NOT_FOUND, "see /metrics, /sd, /ready and /health\n"))
         .with_state(doors)
 }
 
 async fn ready(State(doors): State<Doors>) -> Response {
     match &doors.status.borrow().0 {
-        Status { read_at: None, .. } => (StatusCode::SERVICE_UNAVAILABLE, "the store was not read yet\n").into_response(),
+        Status { read_at: None, .. } => {
+            (StatusCode::SERVICE_UNAVAILABLE, "the store was not read yet\n").into_response()
+        }
         Status { store_error: Some(error), .. } => {
             (StatusCode::SERVICE_UNAVAILABLE, format!("the store cannot be read: {error}\n")).into_response()
         }
@@ -267,8 +280,16 @@ pub fn render(status: &Status) -> String {
     gauge("orchestrator_master", "Whether this process may act as the master.", &one(yes(status.acting.is_some())));
     let epoch = status.master.as_ref().map_or(0, |master| master.epoch);
     gauge("orchestrator_epoch", "Epoch of the master record.", &one(epoch as f64));
-    gauge("orchestrator_store_up", "Whether the last look at the store succeeded.", &one(yes(status.store_error.is_none() && status.read_at.is_some())));
-    gauge("orchestrator_workers", "Orchestrators that health checks are assigned to.", &one(status.workers.iter().filter(|one| one.assigned).count() as f64));
+    gauge(
+        "orchestrator_store_up",
+        "Whether the last look at the store succeeded.",
+        &one(yes(status.store_error.is_none() && status.read_at.is_some())),
+    );
+    gauge(
+        "orchestrator_workers",
+        "Orchestrators that health checks are assigned to.",
+        &one(status.workers.iter().filter(|one| one.assigned).count() as f64),
+    );
     gauge("orchestrator_generation", "Generation of the assignment.", &one(status.generation as f64));
     gauge("orchestrator_targets", "Health targets that this process checks.", &one(status.targets.0 as f64));
     gauge("orchestrator_targets_all", "Health targets of the fleet.", &one(status.targets.1 as f64));

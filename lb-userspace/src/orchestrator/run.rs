@@ -92,8 +92,7 @@ pub fn orchestrate(
     stop: impl Future<Output = ()>,
 ) -> Result<(Handles, impl Future<Output = ()>), getrandom::Error> {
     let word = format!("{:08x}", getrandom::u32()?);
-    let process =
-        Process::new(&parts.name, &word, parts.address.clone(), Arc::clone(&parts.policy), parts.periods);
+    let process = Process::new(&parts.name, &word, parts.address.clone(), Arc::clone(&parts.policy), parts.periods);
     let (status, statuses) = watch::channel(Arc::new((Status::default(), View::default())));
     let (commands, inbox) = mpsc::channel(COMMANDS_MAX);
     let run = async move {
@@ -175,7 +174,14 @@ impl Loop {
                 });
             }
             Ask::Execute(order) => {
-                tracing::info!(id = order.id, rule = order.rule, epoch = order.epoch, "{} {}", order.action, order.name);
+                tracing::info!(
+                    id = order.id,
+                    rule = order.rule,
+                    epoch = order.epoch,
+                    "{} {}",
+                    order.action,
+                    order.name
+                );
                 let executor = self.parts.executors.get(&order.rule).cloned();
                 let handle = self.tasks.spawn(async move {
                     let executed = match executor {

@@ -1,3 +1,3 @@
-//! The fleet: DNS servers as processes of their own, with the real servers that people run beside them.
+//! The fleet's parts against the real programs of others: Prometheus and its rules.
 
-mod dns;
+mod prometheus;

@@ -4,7 +4,7 @@
 //! Pure, and total: no text makes it panic. Refuses to know: whether expressions are right, which only Prometheus can tell.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     ops::RangeInclusive,
     path::PathBuf,
@@ -125,7 +125,9 @@ fn url(at: &At<&str>, key: &str, findings: &mut Findings) {
     let rest = at.value.strip_prefix("http://");
     let host = rest.map(|rest| rest.split(['/', '?', '#']).next().unwrap_or_default());
     let wrong = match host {
-        _ if at.value.starts_with("https://") => "weir speaks plain HTTP here: put a proxy that speaks TLS on this machine",
+        _ if at.value.starts_with("https://") => {
+            "weir speaks plain HTTP here: put a proxy that speaks TLS on this machine"
+        }
         None => "a URL begins with `http://`",
         Some("") => "it names no host",
         Some(host) if host.contains('@') => "a user name or password would be seen in logs",
@@ -325,19 +327,7 @@ fn scaling(root: &Section<'_>, findings: &mut Findings) -> Vec<ScalingRule> {
         unique(&mut subjects, &of, "two rules scale the same, and would undo each other's work", findings);
         let (Some(target), Some(min), Some(max)) = (target, min, max) else { continue };
         let (name, of, min, max) = (name.value, of.value, min.value, max.value);
-        rules.push(ScalingRule {
-            name,
-            of,
-            expr,
-            target,
-            tolerance,
-            min,
-            max,
-            down_window,
-            settle,
-            every,
-            executor,
-        });
+        rules.push(ScalingRule { name, of, expr, target, tolerance, min, max, down_window, settle, every, executor });
     }
     rules
 }
@@ -400,7 +390,10 @@ mod tests {
             let shown = |line: &str| {
                 let line = line.trim_start_matches("# ");
                 let header = line.trim_matches(['[', ']']).rsplit('.').next() == Some(key.name);
-                line.starts_with(&format!("{} = ", key.name)) || header || line.contains(&format!("{{ {} = ", key.name)) || line.contains(&format!(", {} = ", key.name))
+                line.starts_with(&format!("{} = ", key.name))
+                    || header
+                    || line.contains(&format!("{{ {} = ", key.name))
+                    || line.contains(&format!(", {} = ", key.name))
             };
             assert!(EXAMPLE.lines().any(shown), "the example does not show `{}` of {}", key.name, key.table);
         }
@@ -510,7 +503,7 @@ metrics = "9652"
     #[test]
     fn names_are_a_set() {
         let text = "[zone]\norigin = \"lb.example\"\nnames = [\"www\", \"www\", \"@\"]\nns = [\"ns.example\"]\ncontact = \"h.example\"\n";
-        let names: BTreeSet<String> = check("o", text).config.unwrap().zone.unwrap().names;
+        let names: std::collections::BTreeSet<String> = check("o", text).config.unwrap().zone.unwrap().names;
         assert_eq!(names.len(), 2);
     }
 }

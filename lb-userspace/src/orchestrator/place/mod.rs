@@ -5,12 +5,7 @@
 
 pub mod memory;
 
-use std::{
-    collections::BTreeMap,
-    fmt,
-    net::SocketAddr,
-    sync::Arc,
-};
+use std::{collections::BTreeMap, fmt, net::SocketAddr, sync::Arc};
 
 use futures_util::future::BoxFuture;
 use sha2::{Digest, Sha256};
@@ -94,9 +89,11 @@ pub fn view(look: &Look) -> (View, BTreeMap<String, Target>) {
             seen.backends.insert(address.to_string(), Backend { drained, target });
         }
         let subject = Subject::Backends(service.name.clone());
-        let created = view.intents.values().map(|at| &at.value).filter(|intent| {
-            intent.subject == subject && matches!(intent.phase, Phase::Await | Phase::Add)
-        });
+        let created = view
+            .intents
+            .values()
+            .map(|at| &at.value)
+            .filter(|intent| intent.subject == subject && matches!(intent.phase, Phase::Await | Phase::Add));
         for address in created.filter_map(|intent| intent.address.as_ref()) {
             if let Ok(backend) = address.parse::<SocketAddr>()
                 && !seen.backends.contains_key(address)
