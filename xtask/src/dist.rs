@@ -22,11 +22,15 @@ pub struct Args {
 }
 
 /// Files of the working copy and their places in the tarball.
-const FILES: [(&str, &str); 10] = [
+const FILES: [(&str, &str); 14] = [
     ("lb-userspace/assets/weir.service", "weir.service"),
     ("lb-userspace/assets/weir.toml", "weir.toml"),
     ("lb-userspace/assets/weir-dns.service", "weir-dns.service"),
     ("lb-userspace/assets/dns.toml", "dns.toml"),
+    ("lb-userspace/assets/orchestrator.toml", "orchestrator.toml"),
+    ("lb-userspace/assets/prometheus/prometheus.yml", "prometheus/prometheus.yml"),
+    ("lb-userspace/assets/prometheus/weir.rules.yml", "prometheus/weir.rules.yml"),
+    ("lb-userspace/assets/prometheus/weir.dashboard.json", "prometheus/weir.dashboard.json"),
     ("README.md", "README.md"),
     ("CHANGELOG.md", "CHANGELOG.md"),
     ("LICENSE-MIT", "LICENSE-MIT"),
@@ -69,6 +73,7 @@ pub fn run(args: &Args) -> Result<()> {
     }
     fs::create_dir_all(tree.join("man")).with_context(|| format!("creating {}", tree.display()))?;
     fs::create_dir_all(tree.join("completions"))?;
+    fs::create_dir_all(tree.join("prometheus"))?;
     // Three quarters of the file are line tables. The names of functions stay, for backtraces and perf.
     output(Command::new("strip").args(["--strip-debug", "-o"]).arg(tree.join("weir")).arg(&binary))?;
     for (from, to) in FILES {

@@ -43,8 +43,6 @@ pub enum Tier {
     Unit,
     /// Locks: every store, real Redis servers, the simulation, `weir lock` and its torture
     Locks,
-    /// The fleet's parts against real programs of others: Prometheus
-    Fleet,
     /// Packet fixtures against the loaded program
     Packet,
     /// Random packets: host verdict against the loaded program
@@ -66,7 +64,6 @@ impl Tier {
         Self::Tidy,
         Self::Unit,
         Self::Locks,
-        Self::Fleet,
         Self::Packet,
         Self::Oracle,
         Self::Flow,
@@ -82,7 +79,6 @@ impl Tier {
             Self::Tidy => "tidy",
             Self::Unit => "unit",
             Self::Locks => "locks",
-            Self::Fleet => "fleet",
             Self::Packet => "packet",
             Self::Oracle => "oracle",
             Self::Flow => "flow",
@@ -116,12 +112,11 @@ impl Tier {
                 &[&["test", "-p", "lb-core", "-p", "lb-userspace", "-p", "xtask", "--", "--skip", REAL_SERVERS]]
             }
             // Real servers and real time-outs: one suite at a time, as each would be in production.
-            Self::Locks => &["test", "-p", "lb-locks", "--", "--test-threads=1"],
-            Self::Packet | Self::Oracle | Self::Fleet => {
-                return Some(
-                    ["test", "-p", "weir-tests", "--", &format!("{}::", self.name())].map(str::to_owned).to_vec(),
-                );
-            }
+            Self::Locks => &[
+                &["test", "-p", "lb-locks", "--", "--test-threads=1"],
+                &["test", "-p", "lb-userspace", "--test", "lock", "--", REAL_SERVERS, "--test-threads=1"],
+            ],
+            Self::Packet | Self::Oracle => &[&["test", "-p", "weir-tests", "--", &filter]],
             // These share the machine's two or so cores, and some its namespaces.
             Self::Flow | Self::Fleet | Self::Lab | Self::Demo => {
                 &[&["test", "-p", "weir-tests", "--", &filter, "--test-threads=1"]]

@@ -15,6 +15,9 @@ mod explain;
 mod flow;
 mod generate;
 mod health;
+mod import;
+mod lock;
+mod node;
 mod orchestrator;
 mod plan;
 #[cfg(test)]
@@ -121,22 +124,29 @@ fn run(shell: &Shell, command: &Command) -> anyhow::Result<ExitCode> {
     let exit = match command {
         Command::Agent(args) => agent::run(args)?,
         Command::Service(command) => service::run(shell, command)?,
-        Command::Backend(command) => return backend::run(shell, command),
-        Command::Config(command) => return config::run(shell, command),
-        Command::Plan(text) => return plan::run(shell, text),
-        Command::Flow(command) => return flow::run(shell, command),
-        Command::Health(command) => health::run(shell, command)?,
-        Command::Orchestrator(command) => return orchestrator::run(shell, command),
-        Command::Status(args) => status::run(shell, args)?,
-        Command::Stats(args) => stats::run(shell, args)?,
-        Command::Decap(args) => decap::run(shell, args)?,
-        Command::Dns(command) => return dns::run(shell, command),
-        Command::Explain(args) => explain::run(shell, args)?,
-        Command::Doctor(args) => return doctor::run(shell, args),
-        Command::Completions(args) => generate::completions(shell, args, Cli::command())?,
-        Command::Man(args) => generate::man(args, Cli::command())?,
-    }
-    Ok(Exit::Ok)
+        Command::Node(command) => done(node::run(shell, command))?,
+        Command::Backend(command) => backend::run(shell, command)?,
+        Command::Config(command) => config::run(shell, command)?,
+        Command::Plan(text) => plan::run(shell, text)?,
+        Command::Flow(command) => flow::run(shell, command)?,
+        Command::Health(command) => done(health::run(shell, command))?,
+        Command::Orchestrator(command) => orchestrator::run(shell, command)?,
+        Command::Status(args) => done(status::run(shell, args))?,
+        Command::Stats(args) => done(stats::run(shell, args))?,
+        // The only one that can end with a number which is not ours.
+        Command::Lock(args) => return lock::run(shell, args),
+        Command::Decap(args) => done(decap::run(shell, args))?,
+        Command::Dns(command) => dns::run(shell, command)?,
+        Command::Explain(args) => done(explain::run(shell, args))?,
+        Command::Doctor(args) => doctor::run(shell, args)?,
+        Command::Completions(args) => done(generate::completions(shell, args, Cli::command()))?,
+        Command::Man(args) => done(generate::man(args, Cli::command()))?,
+    };
+    Ok(exit.into())
+}
+
+fn done(result: anyhow::Result<()>) -> anyhow::Result<Exit> {
+    result.map(|()| Exit::Ok)
 }
 
 #[cfg(test)]

@@ -1,3 +1,5 @@
-//! The fleet's parts against the real programs of others: Prometheus and its rules.
+//! The fleet: DNS servers as processes of their own, with the real servers that people run beside them; the orchestrator's
+//! questions and rules with the real Prometheus.
 
+mod dns;
 mod prometheus;

@@ -113,7 +113,8 @@ async fn until_value(server: &Server, prometheus: &Prometheus, expr: &str, want:
 
 #[tokio::test]
 async fn a_real_prometheus_finds_the_fleet_and_answers() -> Result<()> {
-    let metrics = "connections 12\nbroken NaN\nload{instance=\"10.0.0.1:9100\"} 1\nload{instance=\"10.0.0.2:9100\"} 0\n";
+    let metrics =
+        "connections 12\nbroken NaN\nload{instance=\"10.0.0.1:9100\"} 1\nload{instance=\"10.0.0.2:9100\"} 0\n";
     let node = serve(metrics.to_owned(), None).await?;
     let mut view = View::default();
     let lease = Duration::from_secs(10);
@@ -160,7 +161,8 @@ async fn a_real_prometheus_finds_the_fleet_and_answers() -> Result<()> {
 
 /// Runs promtool in the folder of the assets.
 fn promtool(arguments: &[&str]) -> Result<()> {
-    let output = Command::new("promtool").args(arguments).current_dir(assets()).output().context("cannot run promtool")?;
+    let output =
+        Command::new("promtool").args(arguments).current_dir(assets()).output().context("cannot run promtool")?;
     let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     ensure!(output.status.success(), "promtool {arguments:?}: {text}");
     Ok(())

@@ -14,9 +14,11 @@ use crate::step;
 /// Seconds to wait for another package manager.
 const LOCK_TIMEOUT_S: u32 = 300;
 /// Programs whose packages bring a service along: program, service, its process id file.
-const SERVICES: [(&str, &str, &str); 3] = [
+const SERVICES: [(&str, &str, &str); 5] = [
     ("nginx", "nginx", "/run/nginx.pid"),
     ("redis-server", "redis-server", "/run/redis/redis-server.pid"),
+    ("named", "named", "/run/named/named.pid"),
+    ("knotd", "knot", "/run/knot/knot.pid"),
     ("prometheus", "prometheus", "/run/prometheus/prometheus.pid"),
 ];
 

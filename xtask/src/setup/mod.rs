@@ -27,14 +27,17 @@ const LLVM_MAJOR_DEFAULT: u32 = 22;
 const LLVM_MAJORS: [u32; 3] = [21, 22, 23];
 
 /// Programs that the lab and its tests start, with the Debian package that has them.
-const PROGRAMS: [(&str, &str, &str); 8] = [
+const PROGRAMS: [(&str, &str, &str); 11] = [
     ("ip", "iproute2", "lays out the lab's network namespaces"),
     ("ethtool", "ethtool", "switches checksum offloads of the lab's interfaces off"),
     ("nginx", "nginx-light", "the HTTP server of the lab's backends"),
     ("nsenter", "util-linux", "opens a shell in a host of the lab"),
     ("redis-server", "redis-server", "the lock nodes of the tests of lb-locks"),
     ("faketime", "faketime", "moves the clocks of those lock nodes"),
-    ("prometheus", "prometheus", "what the orchestrator asks, in the tests of the fleet"),
+    ("dig", "bind9-dnsutils", "asks `weir dns` in the tests of the fleet"),
+    ("named", "bind9", "transfers the zone and takes updates in those tests"),
+    ("knotd", "knot", "transfers the zone in those tests"),
+    ("prometheus", "prometheus", "what the orchestrator asks in those tests"),
     ("promtool", "prometheus", "tests the alert rules"),
 ];
 
@@ -276,7 +279,7 @@ fn other_ways(packages: &[String]) -> String {
              rustup toolchain install nightly --profile minimal --component rust-src\n  \
              a prebuilt bpf-linker {} or newer on PATH: `cargo binstall bpf-linker`, or the archive for this machine from\n  \
              https://github.com/aya-rs/bpf-linker/releases (its LLVM must be as new as nightly's)\n\
-             and for the lab: iproute2, ethtool, nginx, util-linux, redis-server, faketime, prometheus; then run `cargo xtask setup` again",
+             and for the lab: iproute2, ethtool, nginx, util-linux, redis-server, faketime, bind9, bind9-dnsutils, knot, prometheus; then run `cargo xtask setup` again",
             tool::BPF_LINKER_VERSION
         ));
     }

@@ -1,8 +1,9 @@
 //! Where the orchestrators' records and the configuration are: what the loop asks of a store, and what it makes of the answer.
 //!
 //! Owns: the trait, and turning records and services into a [`View`]. Refuses to know: which store it is.
-//! [`memory`] is one for tests; the fleet's store is another.
+//! [`fleet`] is the fleet's store, [`memory`] one for tests.
 
+pub mod fleet;
 pub mod memory;
 
 use std::{collections::BTreeMap, fmt, net::SocketAddr, sync::Arc};
