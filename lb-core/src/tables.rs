@@ -111,14 +111,6 @@ pub trait Tables {
     {
         flows::table::insert(self, hash, mask, now_s, word)
     }
-    /// [`flows::table::room_in`].
-    #[inline(always)]
-    fn flow_room(&self, bucket: u32, now_s: u32) -> u64
-    where
-        Self: Sized,
-    {
-        flows::table::room_in(self, bucket, now_s)
-    }
     /// [`flows::choose::new`].
     #[inline(always)]
     fn flow_choose(&self, request: &Request) -> u32

@@ -168,11 +168,6 @@ impl Tables for Kernel {
     }
 
     #[inline(always)]
-    fn flow_find(&self, hash: u64, mask: u32, now_s: u32) -> u64 {
-        steps::weir_find(hash, mask, now_s)
-    }
-
-    #[inline(always)]
     fn flow_replace(&self, hash: u64, mask: u32, old: u64, new: u64) -> bool {
         steps::weir_replace(hash, mask, old, new) != 0
     }
@@ -180,11 +175,6 @@ impl Tables for Kernel {
     #[inline(always)]
     fn flow_insert(&self, hash: u64, mask: u32, now_s: u32, word: u64) -> bool {
         steps::weir_insert(hash, mask, now_s, word) != 0
-    }
-
-    #[inline(always)]
-    fn flow_room(&self, bucket: u32, now_s: u32) -> u64 {
-        steps::weir_room(bucket, now_s)
     }
 
     #[inline(always)]

@@ -47,13 +47,6 @@ pub extern "C" fn weir_current(request: *const Request, limits: u32) -> u64 {
     given(request).map_or(0, |request| choose::current(&TABLES, request, limits != 0) as u64)
 }
 
-/// [`table::find`].
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn weir_find(hash: u64, mask: u32, now_s: u32) -> u64 {
-    table::find(&TABLES, hash, mask, now_s)
-}
-
 /// [`table::replace`].
 #[unsafe(no_mangle)]
 #[inline(never)]
@@ -66,13 +59,6 @@ pub extern "C" fn weir_replace(hash: u64, mask: u32, old: u64, new: u64) -> u64 
 #[inline(never)]
 pub extern "C" fn weir_insert(hash: u64, mask: u32, now_s: u32, word: u64) -> u64 {
     table::insert(&TABLES, hash, mask, now_s, word) as u64
-}
-
-/// [`table::room_in`].
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn weir_room(bucket: u32, now_s: u32) -> u64 {
-    table::room_in(&TABLES, bucket, now_s)
 }
 
 /// [`choose::member`].
