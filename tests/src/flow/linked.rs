@@ -54,6 +54,8 @@ pub struct Linked {
     sizes: MapSizes,
     programs: Vec<Xdp>,
     turn: Cell<usize>,
+    /// Others send packets too.
+    pub is_busy: bool,
     maps: FlowMaps,
     /// Loaded when it is first asked for, on the tables as they are then.
     sweeper: OnceCell<Sweeper>,
@@ -78,7 +80,7 @@ fn within<T: Send>(netns: &str, body: impl FnOnce() -> Result<T> + Send) -> Resu
 }
 
 /// The programs that the links have, which are those that are pinned beside them.
-fn programs(pins: &Pins) -> Result<Vec<Xdp>> {
+pub fn programs(pins: &Pins) -> Result<Vec<Xdp>> {
     let interfaces = pins.interfaces()?;
     let of = |dir: PathBuf| {
         let link = FdLink::from(PinnedLink::from_pin(dir.join(LINK))?);
@@ -144,6 +146,7 @@ impl Linked {
         Ok(Self {
             programs: programs(&pins)?,
             turn: Cell::new(0),
+            is_busy: false,
             maps: FlowMaps::open(&pins)?,
             sweeper: OnceCell::new(),
             netns,
@@ -163,6 +166,12 @@ impl Linked {
         self.sizes = sizes;
         self.look()?;
         Ok(attached)
+    }
+
+    /// Takes note of a change of size that was carried through.
+    pub fn resized(&mut self, sizes: MapSizes) -> Result<()> {
+        self.sizes = sizes;
+        self.look()
     }
 
     /// Looks anew at what is pinned. While a table has no name there is nothing to look at: what was there before still is.
@@ -197,13 +206,17 @@ impl Linked {
     }
 
     /// Gives a packet to the program of the link with this number.
-    pub fn run_at(&self, link: usize, frame: &[u8; FRAME]) -> Result<Sent> {
-        let mut out = [0; OUT];
-        let program = self.programs.get(link).context("there is such a link")?;
-        let options = TestRunOptions { data_in: Some(frame), data_out: Some(&mut out), ..TestRunOptions::default() };
-        let result = program.test_run(options)?;
-        Ok(Sent::read(result.return_value, out.get(..result.data_size_out as usize).context("the frame fits")?))
+    fn run_at(&self, link: usize, frame: &[u8; FRAME]) -> Result<Sent> {
+        run(self.programs.get(link).context("there is such a link")?, frame)
     }
+}
+
+/// Gives a packet to a program.
+pub fn run(program: &Xdp, frame: &[u8; FRAME]) -> Result<Sent> {
+    let mut out = [0; OUT];
+    let options = TestRunOptions { data_in: Some(frame), data_out: Some(&mut out), ..TestRunOptions::default() };
+    let result = program.test_run(options)?;
+    Ok(Sent::read(result.return_value, out.get(..result.data_size_out as usize).context("the frame fits")?))
 }
 
 fn attach(netns: &str, pins: &Pins, sizes: &MapSizes) -> Result<Vec<Attached>> {
@@ -266,5 +279,9 @@ impl Place for Linked {
 
     fn active(&self, id: u32) -> u64 {
         self.maps.active.get(id).unwrap_or(0)
+    }
+
+    fn is_quiet(&self) -> bool {
+        !self.is_busy
     }
 }

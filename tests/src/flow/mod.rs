@@ -12,6 +12,7 @@ mod play;
 mod played;
 mod program;
 mod promises;
+mod race;
 mod resize;
 mod setup;
 mod shrink;

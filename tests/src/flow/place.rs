@@ -86,6 +86,10 @@ pub trait Place {
     fn words(&self) -> Vec<u64>;
     /// `ACTIVE` of a backend id.
     fn active(&self, id: u32) -> u64;
+    /// Whether no packets run but those of the sequence: only then is `ACTIVE` what a recount finds.
+    fn is_quiet(&self) -> bool {
+        true
+    }
 }
 
 /// A difference between `ACTIVE` and a recount of the table: backend id, counted, found.
