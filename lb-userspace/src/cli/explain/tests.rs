@@ -11,8 +11,9 @@ use lb_core::{
         lookup::{Bucket, Entry, Key, Kind},
         mapped,
         node::{FLAG_NAT, Node},
-        ring::{Extent, LINE_SLOTS, Line, Slot, State},
+        ring::{Extent, Inputs, LINE_SLOTS, Line, Slot, State},
         service::{self, Forward, OnMarkedDown},
+        stats::FlowEvent,
     },
     hash,
     host::Snapshot,
@@ -209,6 +210,28 @@ fn a_record_that_is_found_is_shown_as_it_was() {
     assert!(text.contains("goes to  10.0.0.12:80, forwarded_dsr\n"), "{text}");
     let other = steps(&maps, &ack("192.0.2.7:40001", to));
     assert_eq!((other.flow.and_then(|f| f.record), other.backend.map(|b| b.id)), (None, Some(1)));
+}
+
+/// What a packet is decided for, it is decided for once: the packets of a capture find each other's records as they would in the program.
+#[test]
+fn a_packet_is_decided_once() {
+    let (from, to) = ("192.0.2.7:40000", "203.0.113.1:80");
+    let maps = changing(State::Moving, false);
+    steps(&maps, &ack(from, to));
+    let counted = |event| maps.events.borrow().get(&event).copied().unwrap_or(0);
+    assert_eq!([FlowEvent::Lookup, FlowEvent::Insert, FlowEvent::Learned].map(counted), [1, 1, 1]);
+    let t = steps(&maps, &ack(from, to));
+    assert_eq!(t.flow.and_then(|f| f.record).map(|r| r.state), Some("once"), "one packet was seen before");
+    // Each new flow takes one turn.
+    let mut turns = changing(State::Settled, true);
+    turns.services[1].flags = service::flags(true, service::Algo::Turns, OnMarkedDown::Rehash);
+    let mut members = [0; LINE_SLOTS];
+    (members[0], members[1]) = (1, 2);
+    turns.lines.push(Line { slots: members });
+    turns.services[1].members = Extent { line: 16, slots: 2 }.pack(Inputs::Tuple);
+    let backends: Vec<_> =
+        (0..4).map(|n| steps(&turns, &tcp(&format!("192.0.2.7:{}", 40_000 + n), to)).backend.map(|b| b.id)).collect();
+    assert_eq!(backends, [Some(1), Some(2), Some(1), Some(2)]);
 }
 
 #[test]

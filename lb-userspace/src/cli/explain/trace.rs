@@ -13,9 +13,8 @@ use lb_core::{
     },
     flow as flows, hash, host,
     parse::{self, Packet, Part, Transport},
-    pipeline,
     reason::{Class, Reason},
-    rewrite::Exit,
+    rewrite::{self, Egress, Exit},
     select::{self, Verdict},
     tables::Tables,
 };
@@ -196,14 +195,17 @@ pub fn trace<T: Tables>(frame: &[u8], tables: &Watched<'_, T>, name: impl Fn(u32
     let mut verdict = Verdict::Echo;
     let mut edited = host::Frame::new(frame);
     let parse = parse::any(&edited, &mut packet);
-    // The decision is asked for twice: here for its steps, then as the program takes it, which has the last word.
+    // Decided once, as what a decision records is found by the next: the long way, whose decisions are those of the short one.
     tables.take_backend();
     let held = parse.is_ok().then(|| held(tables, &packet)).flatten();
     tables.take_asked();
     let decided = parse.and_then(|()| select::any(&packet, tables, &mut verdict));
     let asked = tables.take_backend();
     let request = tables.take_asked();
-    let exit = pipeline::process(&mut edited, tables);
+    let exit = match decided {
+        Ok(()) => rewrite::apply(&mut edited, &packet, &verdict, tables),
+        Err(reason) => Exit::new(reason, Egress::default()),
+    };
     let reason = exit.reason();
     let mut out = Trace {
         number: None,
