@@ -33,6 +33,8 @@ use lb_core::abi::{
 };
 use serde::{Deserialize, Serialize};
 
+use super::algo::Kind;
+
 /// What `services_max` can be.
 pub const SERVICES_MAX_RANGE: RangeInclusive<u32> = 1..=65_535;
 /// What `backends_max` can be; the id space of twice as many fits the 24 bits of an id.
@@ -47,6 +49,8 @@ pub const FLOWS_MAX_RANGE: RangeInclusive<u32> = 1024..=64 << 20;
 const LOOKUP_BUCKETS_MIN: u32 = 64;
 const LOOKUP_BUCKETS_MAX: u32 = 1 << 26;
 const FLOW_BUCKETS_MIN: u32 = 64;
+/// Turns of one round of `weighted_round_robin`; heavier weights are scaled to shares of it.
+pub const TURNS_MAX: u32 = 65_536;
 /// Ids are 24 bits wide.
 const IDS_MAX: u32 = 1 << 24;
 
@@ -142,17 +146,53 @@ impl Limits {
         shared + per_cpu * cpus as u64
     }
 
-    /// Slots that rings of these sizes need in the arena: whole lines each, and the largest a second time, because a
-    /// changed ring is built beside the one in use.
-    pub fn ring_slots_needed(ring_sizes: impl IntoIterator<Item = u32>) -> u64 {
-        let (mut lines, mut largest) = (0u64, 0u64);
-        for slots in ring_sizes {
-            let ring = u64::from(Extent { line: 0, slots }.lines());
-            lines += ring;
-            largest = largest.max(ring);
+    /// Slots that services with these rings need in the arena, in whole lines: a ring each and what its algorithm picks from, and room for
+    /// one change at a time. That is the largest ring twice more, because a changed ring is built beside the one in use, and beside the one
+    /// before that says who owns flows where its size or inputs changed; and the longest list once more.
+    pub fn ring_slots_needed(services: impl IntoIterator<Item = RingNeeds>) -> u64 {
+        let lines = |slots: u32| u64::from(Extent { line: 0, slots }.lines());
+        let (mut sum, mut ring, mut list) = (0u64, 0u64, 0u64);
+        for service in services {
+            let own = (lines(service.ring), lines(service.members));
+            sum += own.0 + own.1;
+            (ring, list) = (ring.max(own.0), list.max(own.1));
         }
-        (lines + largest) * LINE_SLOTS as u64
+        (sum + 2 * ring + list) * LINE_SLOTS as u64
     }
+}
+
+/// What a service takes of the arena.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RingNeeds {
+    /// Slots of its ring.
+    pub ring: u32,
+    /// Entries of the list that a chosen algorithm picks from, at most.
+    pub members: u32,
+}
+
+impl RingNeeds {
+    /// What a ring of `ring` slots under an algorithm needs, with backends of these weights. A list of turns has as many entries as the
+    /// weights without their common factor, or about [`TURNS_MAX`]; other lists name each backend once.
+    pub fn new(kind: Kind, ring: u32, weights: &[u16]) -> Self {
+        let backends = weights.len() as u32;
+        let members = match kind {
+            kind if kind.is_hashed() => 0,
+            Kind::WeightedRoundRobin => {
+                let factor = weights.iter().fold(0, |factor, weight| gcd(factor, u32::from(*weight))).max(1);
+                let turns: u32 = weights.iter().map(|weight| u32::from(*weight) / factor).sum();
+                turns.min(TURNS_MAX + backends)
+            }
+            _ => backends,
+        };
+        Self { ring, members }
+    }
+}
+
+const fn gcd(mut a: u32, mut b: u32) -> u32 {
+    while b != 0 {
+        (a, b) = (b, a % b);
+    }
+    a
 }
 
 /// `64 MiB`, `1.5 GiB`, `320 B`: a size for people, rounded up to a tenth.
@@ -209,10 +249,20 @@ mod tests {
     }
 
     #[test]
-    fn rings_count_whole_lines_and_the_largest_twice() {
-        assert_eq!(Limits::ring_slots_needed([]), 0);
-        assert_eq!(Limits::ring_slots_needed([251]), 512);
-        assert_eq!(Limits::ring_slots_needed([251, 65_537]), 256 + 2 * 65_552);
+    fn rings_count_whole_lines_and_what_a_change_needs() {
+        let rings = |rings: &[u32]| {
+            Limits::ring_slots_needed(rings.iter().map(|ring| RingNeeds::new(Kind::Maglev, *ring, &[1, 2])))
+        };
+        assert_eq!(rings(&[]), 0);
+        assert_eq!(rings(&[251]), 3 * 256);
+        assert_eq!(rings(&[251, 65_537]), 256 + 3 * 65_552);
+        let chosen = |kind, weights: &[u16]| RingNeeds::new(kind, 251, weights).members;
+        assert_eq!(chosen(Kind::LeastConnections, &[1, 5, 9]), 3);
+        assert_eq!(chosen(Kind::RoundRobin, &[1, 5, 9]), 3);
+        assert_eq!(chosen(Kind::WeightedRoundRobin, &[4, 6, 2]), 6);
+        assert_eq!(chosen(Kind::WeightedRoundRobin, &[1000; 100]), 100);
+        let twenty = RingNeeds { ring: 251, members: 20 };
+        assert_eq!(Limits::ring_slots_needed([twenty, RingNeeds::new(Kind::Maglev, 251, &[1])]), 4 * 256 + 2 * 32);
     }
 
     #[test]

@@ -4,8 +4,10 @@
 
 use lb_core::abi::service::Algo;
 
+use crate::model::limits;
+
 /// Turns of one round at most; heavier weights are scaled to shares of it.
-const TURNS_MAX: u64 = 65_536;
+const TURNS_MAX: u64 = limits::TURNS_MAX as u64;
 
 /// The members of a service for `algo`: (backend id, weight above 0) in the order of keys. Empty where the ring decides.
 pub fn members(algo: Algo, backends: &[(u32, u32)]) -> Vec<u32> {
@@ -43,6 +45,11 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::model::algo::Kind;
+
+    fn gcd(a: u32, b: u32) -> u32 {
+        if b == 0 { a } else { gcd(b, a % b) }
+    }
 
     #[test]
     fn equal_weights_take_turns_once_each() {
@@ -63,6 +70,12 @@ mod tests {
             let backends: Vec<(u32, u32)> = (1..).zip(weights.iter().copied()).collect();
             let round = members(Algo::Turns, &backends);
             let sum: u32 = weights.iter().sum();
+            // What the check of a configuration reserves suffices.
+            let configured: Vec<u16> = weights.iter().map(|weight| *weight as u16).collect();
+            let needs = limits::RingNeeds::new(Kind::WeightedRoundRobin, 251, &configured);
+            let factor = weights.iter().fold(0, |a, b| gcd(a, *b));
+            let reduced: Vec<(u32, u32)> = backends.iter().map(|(id, weight)| (*id, weight / factor)).collect();
+            prop_assert!(members(Algo::Turns, &reduced).len() <= needs.members as usize);
             for (id, weight) in backends {
                 let share = round.iter().filter(|turn| **turn == id).count() as f64 / round.len() as f64;
                 let wanted = f64::from(weight) / f64::from(sum);

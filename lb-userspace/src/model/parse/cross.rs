@@ -6,7 +6,10 @@ use std::{collections::HashMap, net::IpAddr};
 use ipnet::IpNet;
 
 use super::{
-    super::{Announce, Limits, limits::bytes_shown},
+    super::{
+        Announce, Limits,
+        limits::{RingNeeds, bytes_shown},
+    },
     At, Code, Diagnostic, Findings, Forward, Protocol, Span, node,
     service::Draft,
     store, within,
@@ -234,10 +237,13 @@ fn limits(limits: &Limits, spans: &[Option<Span>; 3], services: &[&Draft], findi
     rings(limits, slots_span, services, findings);
 }
 
-/// The arena holds every ring and, while one is replaced, the largest a second time.
+/// The arena holds every ring and list of members, and what the change of one of them needs beside.
 fn rings(limits: &Limits, span: &Option<Span>, services: &[&Draft], findings: &mut Findings) {
-    let sizes = || services.iter().filter_map(|service| Some(service.algo.ring_size.as_ref()?.0));
-    let needed = Limits::ring_slots_needed(sizes());
+    let needs = |service: &&Draft| {
+        let weights: Vec<u16> = service.backends.iter().map(|backend| backend.weight.value).collect();
+        Some(RingNeeds::new(service.algo.kind?, service.algo.ring_size.as_ref()?.0, &weights))
+    };
+    let needed = Limits::ring_slots_needed(services.iter().filter_map(needs));
     if needed <= limits.ring_slots_max.into() {
         return;
     }
@@ -247,11 +253,15 @@ fn rings(limits: &Limits, span: &Option<Span>, services: &[&Draft], findings: &m
         Some(span.clone().unwrap_or_else(|| service.span.clone()))
     });
     let place = span.clone().or(place).unwrap_or(0..0);
-    let message = format!("{} rings need {needed} slots, the limit is {}", sizes().count(), limits.ring_slots_max);
+    let message = format!(
+        "{} rings need {needed} slots, the limit is {}",
+        services.iter().filter_map(needs).count(),
+        limits.ring_slots_max
+    );
     let hint = format!(
         "raise `ring_slots_max` to at least {needed} ({}), or choose smaller rings by `algo_config = {{ ring_size = ... }}`; \
-         the figure holds the largest ring twice, because a changed ring is built beside the old one",
-        bytes_shown(needed * 4)
+         the figure holds the largest ring two times more, because a changed ring is built beside the one in use and the one before",
+        bytes_shown(needed * 8)
     );
     findings.push(Diagnostic::new(Code::LimitRings, place, message).hint(hint));
 }
