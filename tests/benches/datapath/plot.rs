@@ -16,7 +16,7 @@ const CURVES: [(&str, &str, &str); 6] = [
     ("weir", "settled", "#2a9d5c"),
 ];
 const TEXT: &str = "#7d8590";
-const WIDTH: f64 = 760.0;
+const WIDTH: f64 = 800.0;
 const HEIGHT: f64 = 400.0;
 /// Edges of the area with the curves.
 const LEFT: f64 = 60.0;
@@ -79,9 +79,16 @@ pub fn svg(rows: &[Row]) -> Option<String> {
     ticks.dedup();
     for flows in ticks {
         let text = flows_text(flows);
+        let text = text.trim_end_matches(" flows");
         let _ =
             writeln!(out, "<text x=\"{:.1}\" y=\"{}\" text-anchor=\"middle\">{text}</text>", x(flows), BOTTOM + 22.0);
     }
+    let _ = writeln!(
+        out,
+        "<text x=\"{}\" y=\"{}\" text-anchor=\"middle\">flows that send packets (logarithmic)</text>",
+        (LEFT + RIGHT) / 2.0,
+        BOTTOM + 46.0
+    );
     let mut labels = Vec::new();
     for (name, colour, points) in &curves {
         let Some((_, ns)) = points.last() else { continue };
