@@ -1,13 +1,13 @@
 //! Two runs beside each other: ratios of the rows that both have, with what noise allows.
 //!
-//! Refuses to judge: nanoseconds of two runs are those of two states of a machine. Both rows of `minimal` in the same table tell
-//! how far the machines differ.
+//! Nanoseconds of two runs are those of two states of a machine. The rows of `minimal`, which is the same program in both, tell how far
+//! these differ: each ratio is also given in terms of theirs.
 
 use std::{fmt::Write, fs, path::Path};
 
 use anyhow::{Context, Result};
 
-use crate::report::{Report, Row, flows_text};
+use crate::report::{MODES, Report, Row, flows_text};
 
 /// Reads a run that `--json` wrote.
 ///
@@ -30,6 +30,21 @@ fn ratios(a: &Row, b: &Row) -> Option<[f64; 3]> {
     (a_least > 0.0).then(|| [b.net_ns / a.net_ns, b_least / a_most, b_most / a_least])
 }
 
+/// The ratio of the medians of `minimal` under the packets of `row`; `None` where one of the runs lacks it.
+fn machine(row: &Row, before: &Report, after: &Report) -> Option<f64> {
+    let of = |report: &Report| {
+        let same = |other: &&Row| {
+            other.program == "minimal"
+                && (&other.family, &other.protocol, other.flows) == (&row.family, &row.protocol, row.flows)
+        };
+        // The one that was measured beside the row, if there is one.
+        let mut rows: Vec<&Row> = report.rows.iter().filter(same).collect();
+        rows.sort_by_key(|other| (other.case == MODES) != (row.case == MODES));
+        rows.first().map(|other| other.net_ns)
+    };
+    Some(of(after)? / of(before)?)
+}
+
 /// The table: each row of `before` that `after` has too. A row is marked where noise does not explain the difference.
 pub fn text(before: &Report, after: &Report) -> String {
     let mut out = format!(
@@ -38,8 +53,8 @@ pub fn text(before: &Report, after: &Report) -> String {
     );
     let _ = writeln!(
         out,
-        "{:<8} {:<5} {:<42} {:<5} {:<4} {:>9} {:>8} {:>8} {:>6} {:>13}",
-        "PROGRAM", "MODE", "CASE", "IP", "L4", "FLOWS", "A net ns", "B net ns", "B/A", "NOISE"
+        "{:<8} {:<5} {:<42} {:<5} {:<4} {:>9} {:>8} {:>8} {:>6} {:>10} {:>13}",
+        "PROGRAM", "MODE", "CASE", "IP", "L4", "FLOWS", "A net ns", "B net ns", "B/A", "OF MINIMAL", "NOISE"
     );
     let mut missing = 0;
     for a in &before.rows {
@@ -57,7 +72,7 @@ pub fn text(before: &Report, after: &Report) -> String {
         };
         let _ = writeln!(
             out,
-            "{:<8} {:<5} {:<42} {:<5} {:<4} {:>9} {:>8.1} {:>8.1} {:>6.2} {:>13}{changed}",
+            "{:<8} {:<5} {:<42} {:<5} {:<4} {:>9} {:>8.1} {:>8.1} {:>6.2} {:>10} {:>13}{changed}",
             a.program,
             a.mode,
             a.case,
@@ -67,6 +82,7 @@ pub fn text(before: &Report, after: &Report) -> String {
             a.net_ns,
             b.net_ns,
             ratio,
+            machine(a, before, after).map_or("-".into(), |machine| format!("{:.2}", ratio / machine)),
             format!("{least:.2}..{most:.2}"),
         );
     }
