@@ -125,7 +125,12 @@ fn wanted(backends: impl IntoIterator<Item = u8>, ifindex: u32) -> Wanted {
         backends,
         dismissed: Vec::new(),
     };
-    Wanted { services: vec![service], outer_source_v4: [198, 18, 0, 0], outer_source_v6: mapped([0; 4]) }
+    Wanted {
+        services: vec![service],
+        outer_source_v4: [198, 18, 0, 0],
+        outer_source_v6: mapped([0; 4]),
+        leaving: std::collections::BTreeMap::new(),
+    }
 }
 
 fn open(pins: &Pins) -> KernelDataplane {

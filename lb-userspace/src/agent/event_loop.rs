@@ -6,7 +6,8 @@
 //! bounded; a failure of one cause never ends the loop.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeSet, HashMap, HashSet},
+    net::IpAddr,
     path::PathBuf,
     sync::Arc,
     time::{Duration, Instant, SystemTime},
@@ -94,6 +95,8 @@ pub struct EventLoop {
     pub(super) snapshot: Option<(Instant, Arc<Snapshot>)>,
     /// Services that failed open when that was last looked at.
     open: Vec<String>,
+    /// Addresses whose next hops the network was last asked for.
+    destinations: BTreeSet<IpAddr>,
 }
 
 /// Who asked for a reload.
@@ -196,7 +199,16 @@ impl EventLoop {
     /// A loop around its parts; [`EventLoop::spread`] was not called yet.
     pub fn new(parts: Parts) -> Self {
         let look_at = Instant::now();
-        Self { parts, pace: Pace::default(), read_at: None, look_at, look: None, snapshot: None, open: Vec::new() }
+        Self {
+            parts,
+            pace: Pace::default(),
+            read_at: None,
+            look_at,
+            look: None,
+            snapshot: None,
+            open: Vec::new(),
+            destinations: BTreeSet::new(),
+        }
     }
 
     /// Tells everybody outside what the state asks of them.
@@ -204,9 +216,19 @@ impl EventLoop {
         let parts = &mut self.parts;
         let state = &parts.node.state;
         parts.checker.set_targets(state.targets());
-        parts.network.set_destinations(state.addresses());
+        self.destinations = state.destinations();
+        parts.network.set_destinations(self.destinations.clone());
         if state.config().node.announce == Announce::Address {
             parts.network.set_vips(state.vips());
+        }
+    }
+
+    /// Asks for the next hops of backends that leave, and no longer for those of backends that are gone.
+    fn tell_destinations(&mut self) {
+        let destinations = self.parts.node.state.destinations();
+        if destinations != self.destinations {
+            self.destinations = destinations.clone();
+            self.parts.network.set_destinations(destinations);
         }
     }
 
@@ -246,6 +268,7 @@ impl EventLoop {
         let raise = self.parts.node.differs(&state);
         let published = self.parts.node.publish(state, raise).await?;
         self.parts.metrics.applied(published.took);
+        self.tell_destinations();
         self.tell_fail_open();
         self.tell_settings();
         let message = format!("revision {}: {}", published.revision, published.words());
@@ -393,6 +416,7 @@ impl EventLoop {
                 if published.ops > 1 {
                     tracing::info!("maps follow what was observed and what is due: {}", published.words());
                 }
+                self.tell_destinations();
                 self.tell_fail_open();
             }
             Err(error) => {

@@ -7,7 +7,8 @@
 
 use std::{
     cell::OnceCell,
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
+    net::IpAddr,
     sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
@@ -29,7 +30,7 @@ use crate::{
     dataplane::{self, Dataplane, load::Attached, loss::Losses},
     model::{NextHop, ServiceKey},
     plan::{
-        self, PlanError, Summary, Wanted,
+        self, PlanError, Present, Summary, Wanted,
         ring::{self, Member},
     },
 };
@@ -137,6 +138,8 @@ impl Node {
             message: "nothing was read yet".into(),
             diagnostics: Vec::new(),
         };
+        let mut state = state;
+        state.set_leaving(leaving(data.present()));
         let wanted = state.wanted(&|_| None);
         let drains = Drains::default();
         let slots = HashMap::new();
@@ -207,6 +210,7 @@ impl Node {
         self.read = None;
         self.wanted = wanted;
         self.state = state;
+        self.state.set_leaving(leaving(self.data.present()));
         self.tell_drains(&begun);
         Ok(Published { revision, summary, ops, took: started.elapsed() })
     }
@@ -266,7 +270,7 @@ impl Node {
     }
 
     /// Next hops that the maps hold, for addresses that the network has said nothing about yet.
-    fn held_next_hops(&self) -> HashMap<std::net::IpAddr, NextHop> {
+    fn held_next_hops(&self) -> HashMap<IpAddr, NextHop> {
         let entries = self.data.present().services().flat_map(|(_, s)| &s.backends).map(|b| &b.entry);
         entries
             .filter(|e| e.flags & FLAG_NEXT_HOP != 0)
@@ -386,6 +390,12 @@ impl Node {
         let at_unix_s = now.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_secs());
         self.reload = api::Reload { at_unix_s, outcome, message, diagnostics };
     }
+}
+
+/// Addresses of backends that are no longer configured and still have flows.
+fn leaving(present: &Present) -> BTreeSet<IpAddr> {
+    let backends = present.services().flat_map(|(_, service)| &service.backends);
+    backends.filter(|b| b.leaves_s.is_some()).map(|b| plan::wanted::address(b.entry.addr)).collect()
 }
 
 fn gcd(mut a: u32, mut b: u32) -> u32 {

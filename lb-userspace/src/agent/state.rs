@@ -60,6 +60,8 @@ pub struct State {
     effective: Config,
     health: BTreeMap<Target, Observed>,
     users: BTreeMap<Target, Vec<Place>>,
+    /// Addresses of backends that are no longer configured and still have flows.
+    leaving: BTreeSet<IpAddr>,
     /// Shared between copies: a change of the configuration seldom touches it, and it is large.
     next_hops: Arc<BTreeMap<IpAddr, Resolution>>,
 }
@@ -85,6 +87,7 @@ impl State {
             overrides,
             health: BTreeMap::new(),
             users: BTreeMap::new(),
+            leaving: BTreeSet::new(),
             next_hops: Arc::default(),
         };
         state.refresh(inherited);
@@ -164,7 +167,7 @@ impl State {
             self.health.insert(target.clone(), observed);
         }
         self.users = users;
-        let addresses = self.addresses();
+        let addresses = self.destinations();
         // Both are sorted, so that one walk over both tells whether anything left.
         let mut kept = addresses.iter();
         if !self.next_hops.keys().all(|address| kept.any(|kept| kept == address)) {
@@ -185,6 +188,16 @@ impl State {
     /// Addresses of all backends that packets may go to.
     pub fn addresses(&self) -> BTreeSet<IpAddr> {
         self.backends().filter(|(_, b)| b.admin_state != AdminState::Maint).map(|(_, b)| b.address).collect()
+    }
+
+    /// Addresses whose next hops are needed: of [`State::addresses`], and of backends that leave, for as long as they have flows.
+    pub fn destinations(&self) -> BTreeSet<IpAddr> {
+        &self.addresses() | &self.leaving
+    }
+
+    /// Takes note of which backends leave.
+    pub fn set_leaving(&mut self, leaving: BTreeSet<IpAddr>) {
+        self.leaving = leaving;
     }
 
     /// Addresses that clients connect to.
@@ -251,7 +264,7 @@ impl State {
 
     /// Takes resolutions of addresses. Returns whether a next hop changed; a changed cause of a failure does not count.
     pub fn resolved(&mut self, resolutions: impl IntoIterator<Item = (IpAddr, Resolution)>) -> bool {
-        let wanted = self.addresses();
+        let wanted = self.destinations();
         let mut changed = false;
         for (address, resolution) in resolutions {
             if !wanted.contains(&address) {
@@ -297,10 +310,12 @@ impl State {
         up: &dyn Fn(&Service, &Backend) -> Option<bool>,
         held: &dyn Fn(IpAddr) -> Option<crate::model::NextHop>,
     ) -> Wanted {
-        plan::wanted(&self.effective, up, &|address| match self.next_hops.get(&address) {
+        let known = |address: &IpAddr| Some((*address, self.next_hops.get(address)?.next_hop()));
+        let wanted = plan::wanted(&self.effective, up, &|address| match self.next_hops.get(&address) {
             Some(resolution) => resolution.next_hop(),
             None => held(address),
-        })
+        });
+        Wanted { leaving: self.leaving.iter().filter_map(known).collect(), ..wanted }
     }
 
     /// The service with that key, overrides in force.
@@ -322,5 +337,40 @@ impl Observed {
             None => health::State::Unknown,
         };
         Self { state, since: None, last: None, against: 0, against_max: 0, transitions: 0 }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{NextHop, check};
+
+    fn config(backends: &[u8]) -> Config {
+        let mut text = String::from(
+            "[node]\ninterface = \"eth0\"\n[[service]]\nname = \"s\"\nvip = \"192.0.2.1\"\nport = 80\nforward = \"dsr\"\n",
+        );
+        backends.iter().for_each(|last| text += &format!("[[service.backends]]\naddress = \"10.0.0.{last}\"\n"));
+        check("f", &text).config.expect("a configuration")
+    }
+
+    /// The network is asked about a backend that leaves for as long as it does, and what it says reaches the maps.
+    #[test]
+    fn a_backend_that_leaves_is_still_resolved() {
+        let address = |last: u8| IpAddr::from([10, 0, 0, last]);
+        let hop = |last| {
+            let next_hop = NextHop { ifindex: 1, mtu: 1500, src_mac: [2; 6], dst_mac: [2, 0, 0, 0, 0, last] };
+            Resolution::Resolved { next_hop, interface: "eth0".into(), gateway: None }
+        };
+        let mut state = State::new(config(&[1, 2]), Overrides::default(), &|_| None);
+        state.resolved([(address(1), hop(1)), (address(2), hop(2))]);
+        state.set_config(config(&[1]));
+        assert!(!state.destinations().contains(&address(2)) && state.wanted(&|_| None).leaving.is_empty());
+        state.set_leaving([address(2)].into());
+        assert!(state.destinations().contains(&address(2)) && !state.addresses().contains(&address(2)));
+        assert!(state.resolved([(address(2), hop(3))]), "a change of its next hop is a change");
+        assert_eq!(state.wanted(&|_| None).leaving, [(address(2), hop(3).next_hop())].into());
+        assert_eq!(state.unresolved(), 0, "it is none of those that are configured");
+        state.set_leaving(BTreeSet::new());
+        assert!(!state.resolved([(address(2), hop(4))]), "it is gone");
     }
 }

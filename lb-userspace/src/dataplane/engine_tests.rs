@@ -91,7 +91,7 @@ fn service(key: ServiceKey, forward: Forward, ring_size: u32, backends: &[(u8, u
 fn wanted(services: impl IntoIterator<Item = WantedService>) -> Wanted {
     let mut services: Vec<_> = services.into_iter().collect();
     services.sort_by_key(|s| s.key);
-    Wanted { services, outer_source_v4: [198, 18, 0, 0], outer_source_v6: octets(vip(9)) }
+    Wanted { services, outer_source_v4: [198, 18, 0, 0], outer_source_v6: octets(vip(9)), leaving: BTreeMap::new() }
 }
 
 fn engine() -> Engine<Heap> {

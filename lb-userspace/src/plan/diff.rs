@@ -12,6 +12,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
     sync::Arc,
 };
 
@@ -25,14 +26,16 @@ use lb_core::abi::{
 
 use super::{
     PlanError, Present, PresentBackend, PresentService, Records, Times, Wanted, WantedBackend, WantedService, Window,
-    entries::{change_backend, change_node, change_service, common_factor, entry, node_entry, policy, policy_words},
+    entries::{
+        change_backend, change_node, change_service, common_factor, entry, leaving, node_entry, policy, policy_words,
+    },
     op::Op,
     present::{Former, Quarantine, RingInputs},
     rebuild::LEAVES_UNKNOWN,
     ring, rings,
     wanted::{address, octets},
 };
-use crate::model::{SERVICE_BACKENDS_MAX, ServiceKey};
+use crate::model::{NextHop, SERVICE_BACKENDS_MAX, ServiceKey};
 
 /// What planning is told besides what the maps hold and shall hold.
 #[derive(Clone, Copy)]
@@ -116,7 +119,7 @@ pub fn diff(present: &Present, wanted: &Wanted, revision: u64, seen: Seen<'_>) -
     for service in &wanted.services {
         gone.remove(&service.key);
         match present.services.get(&service.key) {
-            Some(old) if unchanged(old, service) && !is_due(old, &seen) => {}
+            Some(old) if unchanged(old, service, &wanted.leaving) && !is_due(old, &seen) => {}
             Some(old) if old.entry.forward == service.forward as u8 => draft.update(old, service)?,
             Some(old) => {
                 draft.remove(old);
@@ -177,7 +180,7 @@ fn is_due(old: &PresentService, seen: &Seen<'_>) -> bool {
 }
 
 /// Whether nothing new is asked of a service. Allocates nothing: this runs for every service of every change.
-fn unchanged(old: &PresentService, new: &WantedService) -> bool {
+fn unchanged(old: &PresentService, new: &WantedService, known: &BTreeMap<IpAddr, Option<NextHop>>) -> bool {
     let RingInputs::Members(members) = &old.ring else { return false };
     if old.entry.forward != new.forward as u8 || policy_words(&old.entry) != policy_words(&policy(old.entry, new)) {
         return false;
@@ -187,6 +190,9 @@ fn unchanged(old: &PresentService, new: &WantedService) -> bool {
         return false;
     }
     if old.times != new.policy.times || (old.window != Window::Settled && !new.policy.windows) {
+        return false;
+    }
+    if old.backends.iter().any(|b| b.leaves_s.is_some() && leaving(&b.entry, known) != b.entry) {
         return false;
     }
     let dismissed = |b: &&PresentBackend| new.dismissed.binary_search(&b.key).is_ok();
@@ -228,10 +234,12 @@ pub(super) struct Draft<'s> {
     pub(super) moves: Vec<Moves>,
     /// Backends whose entry now says that they are down.
     down: BTreeSet<u32>,
+    /// [`Wanted::leaving`].
+    leaving: &'s BTreeMap<IpAddr, Option<NextHop>>,
 }
 
 impl<'s> Draft<'s> {
-    fn new(present: &Present, wanted: &Wanted, seen: Seen<'s>) -> Self {
+    fn new(present: &Present, wanted: &'s Wanted, seen: Seen<'s>) -> Self {
         let mut next = present.clone();
         next.generation += 1;
         next.version += 1;
@@ -247,6 +255,7 @@ impl<'s> Draft<'s> {
             seen,
             moves: Vec::new(),
             down: BTreeSet::new(),
+            leaving: &wanted.leaving,
             backends: Vec::new(),
             rings: Vec::new(),
             services: Vec::new(),
@@ -381,10 +390,12 @@ impl<'s> Draft<'s> {
             self.remove_backend(gone);
             return None;
         }
-        let entry = Backend { flags: gone.entry.flags | FLAG_DRAINING | FLAG_REMOVED, ..gone.entry };
+        let known = leaving(&gone.entry, self.leaving);
+        let entry = Backend { flags: known.flags | FLAG_DRAINING | FLAG_REMOVED, ..known };
         if entry != gone.entry {
             change_backend(gone.id, &gone.entry, &entry, &mut self.backends);
-            self.summary.backends_leaving += 1;
+            let begins = gone.entry.flags & FLAG_REMOVED == 0;
+            *(if begins { &mut self.summary.backends_leaving } else { &mut self.summary.backends_changed }) += 1;
         }
         Some(PresentBackend { entry, leaves_s: Some(leaves_s), ..*gone })
     }
@@ -441,7 +452,7 @@ impl<'s> Draft<'s> {
 
     /// The service that each VIP's own word names: the one it names now while that stays, else the lowest id.
     fn vips(&mut self) {
-        let mut wanted: BTreeMap<std::net::IpAddr, u32> = BTreeMap::new();
+        let mut wanted: BTreeMap<IpAddr, u32> = BTreeMap::new();
         for (key, service) in &self.next.services {
             let kept = self.next.vips.get(&key.vip) == Some(&service.id);
             let id = wanted.entry(key.vip).or_insert(service.id);

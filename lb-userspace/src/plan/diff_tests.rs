@@ -2,14 +2,18 @@
 //! they are carried out (`dataplane::engine_tests`).
 
 use std::{
+    collections::BTreeMap,
     net::{IpAddr, Ipv4Addr},
     time::{Duration, Instant},
 };
 
+use lb_core::abi::{backend::FLAG_NEXT_HOP, ring::Extent};
+
 use super::{
-    MapSizes, Op, Policy, Present, Secrets, Seen, Wanted, WantedBackend, WantedService, diff, wanted::backend_key,
+    MapSizes, Op, Policy, Present, Secrets, Seen, Wanted, WantedBackend, WantedService, diff,
+    wanted::{address, backend_key},
 };
-use crate::model::{Forward, Limits, Protocol, ServiceKey};
+use crate::model::{Forward, Limits, NextHop, Protocol, ServiceKey};
 
 const SECRETS: Secrets = Secrets { hash_key: [7; 12], ring_seed: 1 };
 
@@ -49,6 +53,7 @@ fn one_change_among_1000_services_of_100_backends_touches_one_service() {
         services: (0..1000).map(|n| service(n, 100, 1009)).collect(),
         outer_source_v4: [198, 18, 0, 0],
         outer_source_v6: [0; 16],
+        leaving: BTreeMap::new(),
     };
     wanted.services[500].ring_size = 65_537;
     let first = diff(&present, &wanted, 1, Seen::rings(0, &|_| None)).expect("plan");
@@ -69,6 +74,40 @@ fn one_change_among_1000_services_of_100_backends_touches_one_service() {
         second.ops
     );
     assert!(took < Duration::from_secs(5), "{took:?}");
+}
+
+/// Frames of a backend that drains go where its next hop is now, not where that was when it left the configuration.
+#[test]
+fn the_next_hop_of_a_backend_that_leaves_stays_fresh() {
+    let limits = Limits { services_max: 1, backends_max: 8, ring_slots_max: 4096, flows_max: 1024 };
+    let present = Present::empty(MapSizes::of(&limits), SECRETS, 250);
+    let policy = Policy { windows: true, ..Policy::DEFAULT };
+    let services = vec![WantedService { policy, ..service(0, 3, 251) }];
+    let (v4, v6) = ([198, 18, 0, 0], [0; 16]);
+    let mut wanted = Wanted { services, outer_source_v4: v4, outer_source_v6: v6, leaving: BTreeMap::new() };
+    let ring = |extent: Extent| Some(vec![1; extent.slots as usize]);
+    let plan = |present: &Present, wanted: &Wanted| diff(present, wanted, 1, Seen::rings(100, &ring)).expect("plan");
+    let first = plan(&present, &wanted).next;
+    let gone = wanted.services[0].backends.remove(1);
+    let second = plan(&first, &wanted);
+    assert_eq!(second.summary.backends_leaving, 1);
+    let at = |present: &Present| {
+        let mut backends = present.services().flat_map(|(_, service)| service.backends.clone()).collect::<Vec<_>>();
+        backends.retain(|b| b.key == gone.key);
+        backends[0].entry
+    };
+    // Nothing is known: what was known stays.
+    assert!(plan(&second.next, &wanted).ops.len() == 1, "the revision alone");
+    let address = address(gone.key.addr);
+    let moved = NextHop { ifindex: 2, mtu: 1500, src_mac: [2; 6], dst_mac: [2, 0, 0, 0, 0, 77] };
+    wanted.leaving = BTreeMap::from([(address, Some(moved))]);
+    let third = plan(&second.next, &wanted);
+    assert_eq!((third.summary.backends_leaving, third.summary.backends_changed), (0, 1));
+    assert!(third.ops.iter().any(|op| matches!(op, Op::BackendWord { .. })), "{:?}", third.ops);
+    let flags = at(&second.next).flags | FLAG_NEXT_HOP;
+    assert_eq!((at(&third.next).dst_mac, at(&third.next).flags), (moved.dst_mac, flags));
+    wanted.leaving = BTreeMap::from([(address, None)]);
+    assert_eq!(at(&plan(&third.next, &wanted).next).flags & FLAG_NEXT_HOP, 0, "it has none any more");
 }
 
 #[test]

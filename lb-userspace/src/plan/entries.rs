@@ -3,6 +3,8 @@
 //! Refuses to know which entries a plan changes. Invariant: a packet between two stores meets what one of the two entries means, or
 //! is dropped and counted.
 
+use std::{collections::BTreeMap, net::IpAddr};
+
 use bytemuck::Zeroable;
 use lb_core::abi::{
     backend::{Backend, FLAG_DOWN, FLAG_DRAINING, FLAG_NEXT_HOP, FLAG_UP, FLAG_VALID},
@@ -16,7 +18,9 @@ use super::{
         BACKEND_WORD_FLAGS, BACKEND_WORDS, NODE_WORD_FLAGS, NODE_WORD_REVISION, Op, SERVICE_WORD_FLAGS,
         SERVICE_WORD_MEMBERS, SERVICE_WORD_PREVIOUS, SERVICE_WORD_RING, SERVICE_WORD_TIMEOUT, SERVICE_WORDS,
     },
+    wanted::address,
 };
+use crate::model::NextHop;
 
 /// The entry of a service with what its policy says.
 pub(super) fn policy(entry: Service, wanted: &WantedService) -> Service {
@@ -57,12 +61,27 @@ pub(super) fn entry(old: Option<&Backend>, service: u32, wanted: &WantedService,
         proto: new.key.proto,
         ..old.copied().unwrap_or_else(Backend::zeroed)
     };
-    if let Some(hop) = new.next_hop {
-        entry.flags |= FLAG_NEXT_HOP;
-        entry.ifindex = hop.ifindex;
-        entry.mtu = hop.mtu;
-        entry.src_mac = hop.src_mac;
-        entry.dst_mac = hop.dst_mac;
+    set_next_hop(&mut entry, new.next_hop);
+    entry
+}
+
+fn set_next_hop(entry: &mut Backend, hop: Option<NextHop>) {
+    let Some(hop) = hop else {
+        entry.flags &= !FLAG_NEXT_HOP;
+        return;
+    };
+    entry.flags |= FLAG_NEXT_HOP;
+    entry.ifindex = hop.ifindex;
+    entry.mtu = hop.mtu;
+    entry.src_mac = hop.src_mac;
+    entry.dst_mac = hop.dst_mac;
+}
+
+/// The entry of a backend that is no longer configured, with what is known of its next hop by now.
+pub(super) fn leaving(entry: &Backend, known: &BTreeMap<IpAddr, Option<NextHop>>) -> Backend {
+    let mut entry = *entry;
+    if let Some(hop) = known.get(&address(entry.addr)) {
+        set_next_hop(&mut entry, *hop);
     }
     entry
 }

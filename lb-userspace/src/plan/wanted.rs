@@ -5,6 +5,7 @@
 //! Invariant: services and their backends are in the order of their stable keys, the same on every node.
 
 use std::{
+    collections::BTreeMap,
     net::{IpAddr, Ipv6Addr},
     time::Duration,
 };
@@ -28,6 +29,9 @@ pub struct Wanted {
     pub outer_source_v4: [u8; 4],
     /// /64 of outer IPv6 sources.
     pub outer_source_v6: [u8; 16],
+    /// Next hops of backends that are no longer configured and still have flows, as far as anything is known of them; `None` where it
+    /// is known that there is none.
+    pub leaving: BTreeMap<IpAddr, Option<NextHop>>,
 }
 
 /// A service as it shall be.
@@ -115,6 +119,7 @@ pub fn wanted(
         services,
         outer_source_v4: config.node.outer_source_v4.network().octets(),
         outer_source_v6: config.node.outer_source_v6.network().octets(),
+        leaving: BTreeMap::new(),
     }
 }
 

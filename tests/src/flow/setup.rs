@@ -2,7 +2,10 @@
 //!
 //! Pure. Refuses to know flows and time.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr},
+};
 
 use lb_core::abi::{
     mapped,
@@ -142,6 +145,11 @@ impl Setup {
             backends,
             dismissed,
         };
-        Wanted { services: vec![service], outer_source_v4: [198, 18, 0, 0], outer_source_v6: mapped([0; 4]) }
+        Wanted {
+            services: vec![service],
+            outer_source_v4: [198, 18, 0, 0],
+            outer_source_v6: mapped([0; 4]),
+            leaving: BTreeMap::new(),
+        }
     }
 }

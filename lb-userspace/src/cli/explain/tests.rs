@@ -42,7 +42,7 @@ fn maps(forward: Forward) -> Snapshot {
         ..Node::zeroed()
     };
     let service = service::Service {
-        ring: Extent { line: 0, slots: 251 }.pack(lb_core::abi::ring::Inputs::Tuple),
+        ring: Extent { line: 0, slots: 251 }.pack(Inputs::Tuple),
         addr: mapped(VIP),
         port: 80,
         proto: 6,
