@@ -9,3 +9,4 @@ mod flow;
 mod lab;
 mod oracle;
 mod packet;
+mod store;

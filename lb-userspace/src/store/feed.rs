@@ -101,7 +101,7 @@ impl Feed {
         self.started.elapsed().as_millis() as u64
     }
 
-    /// What is held.
+    /// What is held. Of several events in a row all are in it already when the first one is told.
     pub fn copy(&self) -> Option<&Snapshot> {
         self.follow.copy()
     }

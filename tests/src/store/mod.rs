@@ -1,0 +1,9 @@
+//! The store: one conformance suite over every place, and real servers that are killed, emptied, paused and cut off.
+
+mod conformance;
+mod deaf;
+mod faults;
+
+mod places;
+
+mod rig;
