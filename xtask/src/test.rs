@@ -43,6 +43,8 @@ pub enum Tier {
     Unit,
     /// Locks: every store, real Redis servers, the simulation, `weir lock` and its torture
     Locks,
+    /// Stores: every place, real Redis servers and their faults
+    Store,
     /// Packet fixtures against the loaded program
     Packet,
     /// Random packets: host verdict against the loaded program
@@ -58,12 +60,13 @@ pub enum Tier {
 }
 
 impl Tier {
-    const ALL: [Self; 11] = [
+    const ALL: [Self; 12] = [
         Self::Fmt,
         Self::Clippy,
         Self::Tidy,
         Self::Unit,
         Self::Locks,
+        Self::Store,
         Self::Packet,
         Self::Oracle,
         Self::Flow,
@@ -79,6 +82,7 @@ impl Tier {
             Self::Tidy => "tidy",
             Self::Unit => "unit",
             Self::Locks => "locks",
+            Self::Store => "store",
             Self::Packet => "packet",
             Self::Oracle => "oracle",
             Self::Flow => "flow",
@@ -91,7 +95,7 @@ impl Tier {
     /// What the kernel and the user's rights must give.
     const fn needs(self) -> &'static [Capability] {
         match self {
-            Self::Fmt | Self::Clippy | Self::Tidy | Self::Unit | Self::Locks | Self::Fleet => &[],
+            Self::Fmt | Self::Clippy | Self::Tidy | Self::Unit | Self::Locks | Self::Store | Self::Fleet => &[],
             Self::Packet | Self::Oracle => &capability::PROGRAM,
             Self::Flow => &capability::PINNED,
             Self::Lab | Self::Demo => &capability::LAB,
@@ -118,7 +122,7 @@ impl Tier {
             ],
             Self::Packet | Self::Oracle => &[&["test", "-p", "weir-tests", "--", &filter]],
             // These share the machine's two or so cores, and some its namespaces.
-            Self::Flow | Self::Fleet | Self::Lab | Self::Demo => {
+            Self::Store | Self::Flow | Self::Fleet | Self::Lab | Self::Demo => {
                 &[&["test", "-p", "weir-tests", "--", &filter, "--test-threads=1"]]
             }
         };

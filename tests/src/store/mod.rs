@@ -1,9 +1,10 @@
 //! The store: one conformance suite over every place, and real servers that are killed, emptied, paused and cut off.
 
+mod access;
 mod conformance;
 mod deaf;
 mod faults;
-
 mod places;
-
+mod propagation;
 mod rig;
+mod sentinel;

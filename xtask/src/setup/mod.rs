@@ -32,7 +32,7 @@ const PROGRAMS: [(&str, &str, &str); 11] = [
     ("ethtool", "ethtool", "switches checksum offloads of the lab's interfaces off"),
     ("nginx", "nginx-light", "the HTTP server of the lab's backends"),
     ("nsenter", "util-linux", "opens a shell in a host of the lab"),
-    ("redis-server", "redis-server", "the lock nodes of the tests of lb-locks"),
+    ("redis-server", "redis-server", "servers for the tests of locks and stores"),
     ("faketime", "faketime", "moves the clocks of those lock nodes"),
     ("dig", "bind9-dnsutils", "asks `weir dns` in the tests of the fleet"),
     ("named", "bind9", "transfers the zone and takes updates in those tests"),
