@@ -1,14 +1,116 @@
 //! From `[store]` to a store.
+//!
+//! Owns: reading the files that hold secrets and certificates, and who reaches an embedded database how: its owner serves
+//! it on a Unix socket beside the file, and while nobody owns it, whoever comes opens the file.
 
-use std::sync::Arc;
+use std::{
+    fs,
+    os::unix::net::UnixStream,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
-use super::{Store, StoreError};
-use crate::model::StoreConfig;
+use super::{
+    Store, StoreError,
+    embedded::EmbeddedStore,
+    http::{ClientTls, Endpoint, HttpStore},
+    object::HISTORY_MAX,
+    redis::{Address, Login, RedisConfig, RedisStore, Servers, Tls},
+    secret::Secret,
+};
+use crate::model::{
+    StoreConfig,
+    store::{RedisServers, StoreUrl, TlsFiles},
+};
 
-/// A store as `[store]` says; nothing is connected yet.
+/// Largest file with a secret or certificates, in bytes.
+const FILE_BYTES_MAX: u64 = 1 << 20;
+
+/// A store as `[store]` says. Of those elsewhere nothing is connected yet; an embedded database that nobody serves is
+/// opened.
 ///
 /// # Errors
-/// [`StoreError::Refused`] for a kind that is none of these, or files that cannot be read.
+/// [`StoreError::Refused`] for a kind that is none of these, or files that cannot be read; those of
+/// [`EmbeddedStore::open`].
 pub fn open(config: &StoreConfig) -> Result<Arc<dyn Store>, StoreError> {
-    Err(StoreError::Refused(format!("stores of kind \"{}\" cannot be reached", config.kind())))
+    match config {
+        StoreConfig::File => Err(StoreError::Refused("the services of this node stand in its file".into())),
+        StoreConfig::Embedded(embedded) => {
+            let socket = socket_path(&embedded.path);
+            // A socket that nobody listens on is left over from an owner that is gone.
+            if UnixStream::connect(&socket).is_ok() {
+                return Ok(Arc::new(HttpStore::new(Endpoint::Unix(socket), None, false)?));
+            }
+            Ok(Arc::new(EmbeddedStore::open(&embedded.path, HISTORY_MAX)?))
+        }
+        StoreConfig::Remote(remote) => {
+            let token = remote.token_file.as_deref().map(secret).transpose()?;
+            let endpoint = match &remote.url {
+                StoreUrl::Unix(path) => Endpoint::Unix(path.clone()),
+                StoreUrl::Tcp { scheme, host, port, .. } if scheme.is_tls() => {
+                    let ca = remote.tls.ca_file.as_deref().map(read).transpose()?;
+                    let identity = identity(&remote.tls)?;
+                    let identity = identity.as_ref().map(|(chain, key)| (&**chain, key));
+                    Endpoint::Tls(host.clone(), *port, ClientTls::new(ca.as_deref(), identity)?)
+                }
+                StoreUrl::Tcp { host, port, .. } => Endpoint::Tcp(host.clone(), *port),
+            };
+            Ok(Arc::new(HttpStore::new(endpoint, token, remote.insecure)?))
+        }
+        StoreConfig::Redis(redis) => {
+            let password = redis.password_file.as_deref().map(secret).transpose()?;
+            let (servers, first) = match &redis.servers {
+                RedisServers::One(url) => (Servers::Standalone(address(url)?), Some(url)),
+                RedisServers::Sentinels { urls, master_name } => {
+                    let sentinels = urls.iter().map(address).collect::<Result<_, _>>()?;
+                    let (master, login) = (master_name.clone(), Login::default());
+                    (Servers::Sentinel { master, sentinels, login }, urls.first())
+                }
+            };
+            let mut config = RedisConfig::new(servers);
+            config.login = Login { user: redis.user.clone(), password };
+            config.insecure = redis.insecure;
+            if let Some(StoreUrl::Tcp { scheme, database, .. }) = first {
+                config.database = i64::from(*database);
+                if scheme.is_tls() {
+                    let ca = redis.tls.ca_file.as_deref().map(read).transpose()?;
+                    config.tls = Some(Tls { ca, identity: identity(&redis.tls)? });
+                }
+            }
+            Ok(Arc::new(RedisStore::new(config)?))
+        }
+    }
+}
+
+/// Where the owner of an embedded database serves it to this machine.
+pub fn socket_path(database: &Path) -> PathBuf {
+    database.with_extension("sock")
+}
+
+fn address(url: &StoreUrl) -> Result<Address, StoreError> {
+    match url {
+        StoreUrl::Tcp { host, port, .. } => Ok((host.clone(), *port)),
+        StoreUrl::Unix(path) => {
+            Err(StoreError::Refused(format!("Redis is reached by TCP, not through {}", path.display())))
+        }
+    }
+}
+
+fn identity(files: &TlsFiles) -> Result<Option<(Vec<u8>, Secret)>, StoreError> {
+    let pair = files.cert_file.as_deref().zip(files.key_file.as_deref());
+    pair.map(|(chain, key)| Ok((read(chain)?, secret(key)?))).transpose()
+}
+
+fn secret(path: &Path) -> Result<Secret, StoreError> {
+    let text = String::from_utf8(read(path)?);
+    text.map(|text| Secret::new(&text)).map_err(|_| StoreError::Refused(format!("{} is no text", path.display())))
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, StoreError> {
+    let cannot = |why: String| StoreError::Refused(format!("cannot read {}: {why}", path.display()));
+    let length = fs::metadata(path).map_err(|e| cannot(e.to_string()))?.len();
+    if length > FILE_BYTES_MAX {
+        return Err(cannot(format!("it has {length} bytes, at most {FILE_BYTES_MAX} are read")));
+    }
+    fs::read(path).map_err(|e| cannot(e.to_string()))
 }

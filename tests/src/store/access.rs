@@ -174,7 +174,7 @@ fn certificates_open_the_served_store() {
         let served = served(Some(tls), Access::default()).await;
         let with = |ca: &Authority, identity: Option<&(Vec<u8>, Secret)>| {
             let identity = identity.map(|(chain, key)| (&**chain, key));
-            let tls = ClientTls::new(&ca.pem(), identity).unwrap();
+            let tls = ClientTls::new(Some(&ca.pem()), identity).unwrap();
             through(Endpoint::Tls("localhost".into(), served.port, tls), None)
         };
         let (ours, theirs) = (authority.sign("node-a"), stranger.sign("node-a"));

@@ -133,9 +133,9 @@ impl Fleet {
             return Err(StoreError::Fenced);
         }
         let (Edit::Add { backend, .. } | Edit::Drain { backend, .. } | Edit::Remove { backend, .. }) = edit;
-        let address: SocketAddr = backend.parse().map_err(|_| StoreError::Refused(format!("{backend} is no address")))?;
-        let target =
-            Target { service: edit.service().to_owned(), address: address.ip(), port: Some(address.port()) };
+        let address: SocketAddr =
+            backend.parse().map_err(|_| StoreError::Refused(format!("{backend} is no address")))?;
+        let target = Target { service: edit.service().to_owned(), address: address.ip(), port: Some(address.port()) };
         let decide = |objects: &Objects| match edit {
             Edit::Add { service, .. } => {
                 let change = BackendChange::default();
@@ -193,7 +193,9 @@ impl Place for Fleet {
             };
             written.unwrap_or_else(|error| match error {
                 StoreError::Unavailable(_) | StoreError::Uncertain(_) | StoreError::Broken(_) => Outcome::Unknown,
-                StoreError::Conflict { .. } | StoreError::RecordConflict { .. } | StoreError::Fenced => Outcome::Refused,
+                StoreError::Conflict { .. } | StoreError::RecordConflict { .. } | StoreError::Fenced => {
+                    Outcome::Refused
+                }
                 error => {
                     tracing::error!(%error, "the store refused a write");
                     Outcome::Refused

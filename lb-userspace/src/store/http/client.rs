@@ -11,7 +11,7 @@ use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::{body::Incoming, client::conn::http1};
 use hyper_util::rt::TokioIo;
 use rustls::{
-    ClientConfig,
+    ClientConfig, RootCertStore,
     pki_types::{PrivateKeyDer, ServerName, pem::PemObject as _},
 };
 use tokio::{
@@ -60,13 +60,22 @@ impl fmt::Debug for ClientTls {
 }
 
 impl ClientTls {
-    /// Trusts the authorities `ca` (PEM) and shows the certificate chain and key (PEM), if any.
+    /// Trusts the authorities `ca` (PEM), or those of the system, and shows the certificate chain and key (PEM), if any.
     ///
     /// # Errors
     /// [`StoreError::Refused`] with what is wrong; nothing of the key.
-    pub fn new(ca: &[u8], identity: Option<(&[u8], &Secret)>) -> Result<Self, StoreError> {
+    pub fn new(ca: Option<&[u8]>, identity: Option<(&[u8], &Secret)>) -> Result<Self, StoreError> {
         tls::provide();
-        let builder = ClientConfig::builder().with_root_certificates(roots(ca)?);
+        let trusted = match ca {
+            Some(ca) => roots(ca)?,
+            None => {
+                let mut trusted = RootCertStore::empty();
+                // One that is not understood vouches for nobody.
+                trusted.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+                trusted
+            }
+        };
+        let builder = ClientConfig::builder().with_root_certificates(trusted);
         let config = match identity {
             None => builder.with_no_client_auth(),
             Some((chain, key)) => {
