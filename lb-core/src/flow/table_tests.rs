@@ -15,6 +15,7 @@ use crate::{
         node::Node,
         ring::Line,
         service::Service,
+        turns::Turns,
     },
     host::Snapshot,
     tables::{NextHop, Route},
@@ -311,8 +312,12 @@ impl Tables for Meanwhile<'_> {
         self.tables.count_flows(backend, flows);
     }
 
-    fn turn(&self, service: u32) -> u32 {
-        self.tables.turn(service)
+    fn turns(&self, service: u32) -> Turns {
+        self.tables.turns(service)
+    }
+
+    fn set_turns(&self, service: u32, turns: Turns) {
+        self.tables.set_turns(service, turns);
     }
 
     fn jiffies(&self) -> u64 {

@@ -142,8 +142,8 @@ async fn begin(
     let options = follow::Options { node: node.name.clone(), copy_file, times: Times::default() };
     let mut following = follow::start(Arc::clone(&store), copy, &options, Arc::clone(metrics));
     let news = first_news(&mut following, adopted).await;
-    let document = document(file_name, text, &news.snapshot.objects);
-    let input = reload::Input::Shared { document: &document, leases: &news.leases };
+    let present = document(file_name, text, &news.snapshot.objects);
+    let input = reload::Input::Shared { document: &present, leases: &news.leases };
     let config = accepted(reload::check(incremental, input, &node.name))?;
     let health = tokio::time::timeout(FIRST_HEALTH, follow::health::inherited(&*store, &node.name)).await;
     let health = health.ok().and_then(Result::ok).unwrap_or_default();
@@ -158,8 +158,8 @@ async fn begin(
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let then = follow::join::before(&history, &news.snapshot.objects, &window, now.as_millis() as u64);
         if then != news.snapshot.objects {
-            let document = document(file_name, text, &then);
-            let input = reload::Input::Shared { document: &document, leases: &news.leases };
+            let past = document(file_name, text, &then);
+            let input = reload::Input::Shared { document: &past, leases: &news.leases };
             // What was valid for another node need not be for this one; then this one has no owners to take over.
             before = reload::check(&mut Incremental::default(), input, &node.name).ok().map(|(config, _)| config);
         }

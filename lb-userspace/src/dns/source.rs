@@ -17,7 +17,7 @@ use super::{
     history::{Decision, Serving},
     zone::{Name, Zone, ZoneError},
 };
-use crate::store::file::{FileStore, StoreError, replace_file};
+use crate::store::file::{FileError, FileStore, replace_file};
 
 /// Name of the last good zone in the state folder.
 pub const LAST_GOOD: &str = "zone.json";
@@ -167,7 +167,7 @@ pub async fn watch_file(path: &Path, keeper: &Keeper, mut news: impl FnMut(News)
                 Err(error) => tracing::warn!("{error}; looking every {} s instead", LOOK.as_secs()),
             }
         }
-        let read = store.read().map(|text| text.text).map_err(|e: StoreError| e.to_string());
+        let read = store.read().map(|text| text.text).map_err(|e: FileError| e.to_string());
         // The same text or the same complaint again is no news.
         if last.as_ref() != Some(&read) {
             news(match &read {

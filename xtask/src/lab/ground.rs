@@ -105,6 +105,11 @@ impl Ground {
         &self.weir
     }
 
+    /// Uses another binary from now on, as after an upgrade of the product.
+    pub fn use_weir(&mut self, weir: &Path) {
+        self.weir = weir.to_owned();
+    }
+
     /// The network namespace of a host.
     pub fn namespace(&self, host: &str) -> Namespace {
         Namespace::named(&format!("{}-{host}", self.name))

@@ -116,7 +116,7 @@ impl Lab {
 
     /// Uses another binary from now on, as after an upgrade of the product.
     pub fn use_weir(&mut self, weir: &Path) {
-        self.weir = weir.to_owned();
+        self.ground.use_weir(weir);
     }
 
     /// The network namespace of a host.

@@ -19,7 +19,7 @@ use super::{
 use crate::{
     agent::CONFIG_DEFAULT,
     model::{StoreConfig, parse::document},
-    store::{Store, StoreError, edit::EditError, object::RevisionName},
+    store::{self, Store, StoreError, edit::EditError, object::RevisionName},
 };
 
 pub use history::{Restore, Rollback, export, history, restore, rollback, show};

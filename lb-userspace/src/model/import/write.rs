@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use super::{
     super::{
         Algo, Forward, HealthCheck, Limits, Probe, Protocol, RING_SLOTS_MAX_RANGE, algo::Kind, duration, emit::quoted,
-        forward_word,
+        forward_word, limits::RingNeeds,
     },
     Draft, Found, Note,
 };
@@ -40,8 +40,12 @@ pub(super) fn write(file_name: &str, found: &Found) -> String {
 /// Limits, where the defaults are too small.
 fn limits(out: &mut String, found: &Found) {
     let default = Limits::default();
-    let rings = found.services.iter().map(|_| Algo::RING_SIZE);
-    let slots = Limits::ring_slots_needed(rings).min((*RING_SLOTS_MAX_RANGE.end()).into());
+    let needs = |service: &Draft| {
+        let weight = |weight: u32| u16::try_from(weight).unwrap_or(u16::MAX);
+        let weights: Vec<u16> = service.backends.iter().map(|backend| weight(backend.weight)).collect();
+        RingNeeds::new(service.algo, Algo::RING_SIZE, &weights)
+    };
+    let slots = Limits::ring_slots_needed(found.services.iter().map(needs)).min((*RING_SLOTS_MAX_RANGE.end()).into());
     let backends: usize = found.services.iter().map(|service| service.backends.len()).sum();
     let mut keys = Vec::new();
     if backends > default.backends_max as usize {

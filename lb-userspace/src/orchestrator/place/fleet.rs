@@ -35,7 +35,7 @@ use crate::{
 const LOCAL: &str = "[node]\ninterface = \"lo\"\n";
 
 /// Services of the revision that was read last.
-#[derive(Debug, Default)]
+#[derive(Default)]
 struct Known {
     revision: Option<Revision>,
     incremental: Incremental,
@@ -43,10 +43,15 @@ struct Known {
 }
 
 /// The store of a fleet.
-#[derive(Debug)]
 pub struct Fleet {
     store: Arc<dyn Store>,
     known: Mutex<Known>,
+}
+
+impl std::fmt::Debug for Fleet {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Fleet").field("store", &self.store).finish_non_exhaustive()
+    }
 }
 
 /// What a node's report may say beyond what every store knows of it.
