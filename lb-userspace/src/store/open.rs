@@ -114,3 +114,47 @@ fn read(path: &Path) -> Result<Vec<u8>, StoreError> {
     }
     fs::read(path).map_err(|e| cannot(e.to_string()))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::store::{EmbeddedStore as EmbeddedConfig, RedisStore as RedisSettings};
+
+    fn embedded(path: PathBuf) -> StoreConfig {
+        let tls = TlsFiles::default();
+        StoreConfig::Embedded(EmbeddedConfig { path, listen: None, token_file: None, tls, insecure: false })
+    }
+
+    #[test]
+    fn a_database_that_nobody_serves_is_opened_and_one_that_is_served_is_asked() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("store.redb");
+        let owner = open(&embedded(path.clone())).unwrap();
+        assert!(owner.describe().starts_with("database"), "{}", owner.describe());
+        assert!(matches!(open(&embedded(path.clone())), Err(StoreError::Unavailable(_))), "one process at a time");
+        let listener = std::os::unix::net::UnixListener::bind(socket_path(&path)).unwrap();
+        assert!(open(&embedded(path.clone())).unwrap().describe().starts_with("store at"));
+        drop((listener, owner));
+        assert!(open(&embedded(path)).unwrap().describe().starts_with("database"), "the socket is left over");
+    }
+
+    #[test]
+    fn secrets_are_read_from_their_files_and_not_shown() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("password");
+        fs::write(&file, "hunter2\n").unwrap();
+        let redis = |password_file: PathBuf, host: &str, insecure| {
+            let url = format!("redis://{host}:6379/2").parse().unwrap();
+            let (servers, tls) = (RedisServers::One(url), TlsFiles::default());
+            let password_file = Some(password_file);
+            open(&StoreConfig::Redis(RedisSettings { servers, user: None, password_file, tls, insecure }))
+        };
+        let store = redis(file.clone(), "192.0.2.1", true).unwrap();
+        assert!(!format!("{store:?} {}", store.describe()).contains("hunter2"));
+        let told = redis(file, "192.0.2.1", false).unwrap_err().to_string();
+        assert!(told.contains("TLS") && !told.contains("hunter2"), "{told}");
+        let told = redis(folder.path().join("none"), "127.0.0.1", false).unwrap_err().to_string();
+        assert!(told.contains("none"), "{told}");
+        assert!(matches!(open(&StoreConfig::File), Err(StoreError::Refused(_))));
+    }
+}
