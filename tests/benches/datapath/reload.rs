@@ -81,6 +81,7 @@ async fn saves(weir: &Weir, text: &str, services: usize, repeat: usize) -> Resul
         watch: Some(store.watch()?),
         text: store.read()?,
         store: store.clone(),
+        shared: None,
         incremental,
         overrides_file: folder.path().join("overrides.json"),
         host_name: "bench".into(),
