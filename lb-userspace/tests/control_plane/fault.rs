@@ -56,6 +56,8 @@ impl Run {
                 // Sometimes there is no replica at all, and everything is gone.
                 if self.random.random_bool(0.15) {
                     self.store.wipe();
+                    // A store without history counts epochs from the beginning; holder and epoch together stay unique.
+                    self.epochs.clear();
                 } else {
                     self.store.fail_over();
                 }
