@@ -474,5 +474,4 @@ pub fn move_way<T: Tables>(tables: &T, index: u32, way: usize, now_s: u32) -> Mo
 }
 
 #[cfg(test)]
-#[path = "table_tests.rs"]
 mod tests;
