@@ -49,6 +49,8 @@ pub struct SetupHelp {
 #[derive(Clone, Debug)]
 struct Facts {
     vip: IpAddr,
+    /// The pool that the VIP comes from: the backend accepts all of it, so that a node with another address needs no change here.
+    pool: Option<IpNet>,
     port: u16,
     protocol: Protocol,
     forward: Forward,
@@ -58,8 +60,8 @@ struct Facts {
     mtu: u32,
     /// `nat`: the node's address towards the backend.
     node: Option<IpAddr>,
-    /// `ipip`: VIPs of all such services. A host has one decapsulator for all of its addresses.
-    vips: Vec<IpAddr>,
+    /// `ipip`: VIPs, and prefixes of pools, of all such services. A host has one decapsulator for all of its addresses.
+    vips: Vec<String>,
     /// Prefixes of the outer sources, if they are not those that a decapsulator expects.
     sources: Vec<IpNet>,
 }
@@ -157,10 +159,19 @@ fn facts(
         let what = format!("which address of the load balancer the backend {name} reaches is not known");
         return Err(Failure::new(Exit::Usage, what).hint("say it with --node ADDRESS, of the backend's family"));
     }
+    let pool = |service: &model::Service| {
+        let name = service.pool.as_ref()?;
+        config.pools.iter().find(|pool| pool.name == *name).map(|pool| pool.prefix)
+    };
     let ipip = config.services.iter().filter(|s| s.forward == model::Forward::Ipip);
+    // In the order of addresses, not of their digits.
+    let vips: BTreeSet<(IpAddr, Option<IpNet>)> = ipip.map(|s| (s.key.vip, pool(s))).collect();
+    let vips = vips.into_iter().map(|(vip, pool)| pool.map_or_else(|| vip.to_string(), |prefix| prefix.to_string()));
+    let vips: Vec<String> = vips.collect();
     let sources = vec![IpNet::V4(config.node.outer_source_v4), IpNet::V6(config.node.outer_source_v6)];
     Ok(Facts {
         vip: service.key.vip,
+        pool: pool(service),
         port: service.key.port,
         protocol: service.key.protocol,
         forward,
@@ -168,7 +179,7 @@ fn facts(
         backend_port: backend.port,
         mtu: known.and_then(|b: &api::Backend| b.next_hop.mtu).unwrap_or(MTU_DEFAULT),
         node,
-        vips: ipip.map(|s| s.key.vip).collect::<BTreeSet<_>>().into_iter().collect(),
+        vips,
         sources: if sources == decap::default_sources() { Vec::new() } else { sources },
     })
 }
@@ -261,6 +272,16 @@ fn step(why: impl Into<String>, commands: impl IntoIterator<Item = String>) -> S
 /// The backend accepts packets for the VIP, but does not claim the address on its segment.
 fn vip_local(facts: &Facts) -> Vec<Step> {
     let vip = facts.vip;
+    if let Some(prefix) = facts.pool {
+        // A route of type local makes every address of it one of this host, and none of them is answered for on a link by IPv6;
+        // ARP needs the same settings as for one address.
+        let why = "Each address of the pool is a local address, whichever a node leases";
+        let route = |family: &str| format!("ip{family} route replace local {prefix} dev lo");
+        return match prefix {
+            IpNet::V6(_) => vec![step(why, [route(" -6")])],
+            IpNet::V4(_) => vec![quiet_arp(), step(why, [route("")])],
+        };
+    }
     if vip.is_ipv6() {
         // An address on lo is not answered for in neighbour discovery, so nothing else is needed.
         return vec![step(
@@ -268,14 +289,16 @@ fn vip_local(facts: &Facts) -> Vec<Step> {
             [format!("ip -6 address replace {vip}/128 dev lo nodad")],
         )];
     }
-    vec![
-        step(
-            "Do not answer ARP for addresses on other interfaces, and do not use the VIP as an ARP source: before the VIP \
-             is added, or the backend takes traffic away from the load balancer",
-            ["sysctl -w net.ipv4.conf.all.arp_ignore=1".into(), "sysctl -w net.ipv4.conf.all.arp_announce=2".into()],
-        ),
-        step("The VIP is a local address", [format!("ip address replace {vip}/32 dev lo")]),
-    ]
+    vec![quiet_arp(), step("The VIP is a local address", [format!("ip address replace {vip}/32 dev lo")])]
+}
+
+/// ARP for addresses on `lo` stays unanswered.
+fn quiet_arp() -> Step {
+    step(
+        "Do not answer ARP for addresses on other interfaces, and do not use the VIP as an ARP source: before the VIP is \
+         added, or the backend takes traffic away from the load balancer",
+        ["sysctl -w net.ipv4.conf.all.arp_ignore=1".into(), "sysctl -w net.ipv4.conf.all.arp_announce=2".into()],
+    )
 }
 
 /// The interface that holds an address, in words of a shell.
@@ -370,6 +393,8 @@ fn listen(facts: &Facts, address: IpAddr, port: u16) -> Step {
         Protocol::Udp => "u",
     };
     let family = if address.is_ipv6() { "6" } else { "4" };
+    let pool = facts.pool.filter(|_| address == facts.vip);
+    let address = pool.map_or_else(|| address.to_string(), |prefix| format!("each address of {prefix}"));
     if port == 0 {
         return step(format!("The servers listen on {address} or on all addresses"), [format!("ss -{family}{flag}ln")]);
     }
@@ -388,6 +413,7 @@ mod tests {
         let vip = vip.parse().unwrap();
         Facts {
             vip,
+            pool: None,
             port: 80,
             protocol: Protocol::Tcp,
             forward,
@@ -395,7 +421,7 @@ mod tests {
             backend_port: 8080,
             mtu: 1500,
             node: Some([10, 0, 0, 1].into()),
-            vips: vec![vip],
+            vips: vec![vip.to_string()],
             sources: Vec::new(),
         }
     }
@@ -424,6 +450,20 @@ mod tests {
             commands(&facts(Forward::Dsr, "2001:db8::1", "fd00::11")),
             ["ip -6 address replace 2001:db8::1/128 dev lo nodad", "ss -6tln 'sport = :80'"]
         );
+    }
+
+    #[test]
+    fn a_pool_is_accepted_whole() {
+        let mut config = sample::config(model::Forward::Ipip);
+        config.pools = vec![model::Pool { name: "front".into(), prefix: "203.0.113.0/28".parse().unwrap() }];
+        config.services[0].pool = Some("front".into());
+        let text = render("web", &of(&config, None).unwrap());
+        assert!(text.contains("\nip route replace local 203.0.113.0/28 dev lo\n"), "{text}");
+        assert!(text.contains(" --vip 203.0.113.0/28\n") && text.contains("arp_ignore=1"), "{text}");
+        assert!(!text.contains("ip address replace"), "{text}");
+        let v6 =
+            Facts { pool: Some("2001:db8:1::/64".parse().unwrap()), ..facts(Forward::Dsr, "2001:db8:1::", "fd00::11") };
+        assert_eq!(commands(&v6)[0], "ip -6 route replace local 2001:db8:1::/64 dev lo");
     }
 
     #[test]
