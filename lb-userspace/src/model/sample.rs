@@ -59,7 +59,10 @@ fn store() -> impl Strategy<Value = StoreConfig> {
             tls,
             insecure: true,
         }),
-        1 => StoreConfig::Remote(RemoteStore { url: http, token_file: file, tls, insecure: true }),
+        1 => {
+            let tls = TlsFiles { ca_file: tls.ca_file.or_else(|| Some(path.into())), ..tls };
+            StoreConfig::Remote(RemoteStore { url: http, token_file: file, tls, insecure: true })
+        }
         2 => {
             let servers = RedisServers::One(redis);
             StoreConfig::Redis(RedisStore { servers, user: None, password_file: file, tls, insecure: true })

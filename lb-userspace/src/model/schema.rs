@@ -175,7 +175,7 @@ pub const KEYS: &[Key] = &[
     key(Table::Store, "user", "a user of Redis", "the default user"),
     key(Table::Store, "password_file", "an absolute path", "none: no password is sent"),
     key(Table::Store, "token_file", "an absolute path", "none: no token is sent or asked for"),
-    key(Table::Store, "ca_file", "an absolute path", "the system's authorities; for listen none"),
+    key(Table::Store, "ca_file", "an absolute path", "for Redis the system's authorities"),
     key(Table::Store, "cert_file", "an absolute path", "none: no certificate is shown"),
     key(Table::Store, "key_file", "an absolute path", "none: see cert_file"),
     key(Table::Store, "insecure", "true or false", "false"),

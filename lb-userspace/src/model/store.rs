@@ -40,7 +40,7 @@ impl StoreConfig {
 /// Files for TLS, all in PEM.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TlsFiles {
-    /// `ca_file`: who may vouch for the other side; the system's authorities unless given.
+    /// `ca_file`: who may vouch for the other side. For Redis the system's authorities unless given.
     pub ca_file: Option<PathBuf>,
     /// `cert_file`: what this side shows.
     pub cert_file: Option<PathBuf>,

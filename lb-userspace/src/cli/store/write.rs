@@ -47,6 +47,16 @@ pub struct Change {
     pub nodes: Option<Waited>,
 }
 
+/// The last decision.
+struct Seen {
+    /// What it was made on.
+    objects: Objects,
+    edits: Vec<NewText>,
+    /// What changes for nodes.
+    sentences: Vec<String>,
+    warnings: Vec<api::Diagnostic>,
+}
+
 /// Why a change is not made.
 #[derive(Debug)]
 enum Reject {
@@ -98,7 +108,7 @@ pub async fn make(
     mut decide: impl FnMut(&Objects) -> Result<Vec<NewText>, EditError>,
 ) -> anyhow::Result<Change> {
     let mut checker = Checker { shared, incremental: Incremental::default() };
-    let mut seen: Option<(Objects, Vec<NewText>, Vec<String>, Vec<api::Diagnostic>)> = None;
+    let mut seen: Option<Seen> = None;
     let mut step = |objects: &Objects| -> Result<Vec<NewText>, Reject> {
         let mut edits = decide(objects).map_err(Reject::Edit)?;
         edits.retain(|(key, text)| objects.get(key) != text.as_ref());
@@ -112,7 +122,7 @@ pub async fn make(
                 .map(|(key, text)| format!("{key}: {}", if text.is_some() { "written" } else { "removed" }))
                 .collect(),
         };
-        seen = Some((objects.clone(), edits.clone(), sentences, warnings));
+        seen = Some(Seen { objects: objects.clone(), edits: edits.clone(), sentences, warnings });
         Ok(edits)
     };
     let first = if args.wait.is_some() { wait::live(&shared.store).await? } else { BTreeSet::new() };
@@ -149,7 +159,7 @@ pub async fn make(
             Outcome::Unchanged(_) => change.outcome = "unchanged",
         }
     }
-    if let Some((objects, edits, sentences, warnings)) = seen {
+    if let Some(Seen { objects, edits, sentences, warnings }) = seen {
         (change.changes, change.diagnostics) = (sentences, warnings);
         if args.dry_run {
             change.unified = compared(&objects, &edits);

@@ -252,10 +252,23 @@ pub fn store(file_name: &str, text: &str) -> Result<StoreConfig, Box<Checked>> {
 
 /// The `state_dir` of a node, by its file alone.
 pub fn state_dir(text: &str) -> PathBuf {
+    path(text, &["node", "state_dir"]).unwrap_or_else(|| "/var/lib/weir".into())
+}
+
+/// The socket of a node's agent, by its file alone.
+pub fn api_socket(text: &str) -> PathBuf {
+    path(text, &["node", "api", "socket"]).unwrap_or_else(|| "/run/weir/api.sock".into())
+}
+
+/// The text under these keys.
+fn path(text: &str, keys: &[&str]) -> Option<PathBuf> {
     let (document, _) = DeTable::parse_recoverable(text);
-    let node = document.get_ref().get("node").and_then(|node| node.get_ref().as_table());
-    let dir = node.and_then(|node| node.get("state_dir")).and_then(|dir| dir.get_ref().as_str());
-    dir.unwrap_or("/var/lib/weir").into()
+    let (last, tables) = keys.split_last()?;
+    let mut table = document.get_ref();
+    for key in tables {
+        table = table.get(*key)?.get_ref().as_table()?;
+    }
+    table.get(*last)?.get_ref().as_str().map(Into::into)
 }
 
 /// Checks services and pools of a text that says nothing, or nothing that counts, about a node: each table by itself and all of them
@@ -281,4 +294,79 @@ pub fn services(file_name: &str, text: &str) -> Checked {
         broken(&document, &errors, text, &mut findings);
     }
     checked(file_name, None, findings)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LOCAL: &str = "[node]\ninterface = \"eth0\"\n[store]\nkind = \"redis\"\nurl = \"redis://127.0.0.1:6379\"\n";
+
+    fn service(n: usize, weight: usize) -> Arc<str> {
+        format!(
+            "[[service]]\nname = \"s{n}\"\nvip = \"192.0.2.{n}\"\nport = 80\nforward = \"dsr\"\n[[service.backends]]\n\
+             address = \"10.0.{n}.1\"\nweight = {weight}\n"
+        )
+        .into()
+    }
+
+    fn document(weights: &[usize]) -> Document {
+        let mut document = Document::new("weir.toml", LOCAL);
+        let objects = weights.iter().enumerate();
+        objects.for_each(|(n, weight)| document.push(&format!("service/s{n}"), service(n, *weight)));
+        document
+    }
+
+    #[test]
+    fn what_did_not_change_is_not_read_again() {
+        let mut known = HashMap::new();
+        assert!(check(&document(&[1, 1, 1]), &mut known).diagnostics.is_empty());
+        // What is known of the second one is made to differ from its text, which shows who is asked.
+        let Some(Known { draft: Draft::Service(draft), .. }) = known.get_mut(&service(1, 1)) else {
+            panic!("not known")
+        };
+        draft.backends[0].weight.value = 7;
+        let config = check(&document(&[11_usize, 1, 1]), &mut known).config.expect("a good document");
+        let weights: Vec<u16> = config.services.iter().map(|service| service.backends[0].weight).collect();
+        assert_eq!(weights, [11, 7, 1], "read again");
+        assert_eq!(known.len(), 3, "what is gone is forgotten");
+    }
+
+    #[test]
+    fn a_broken_file_says_so_and_forgets_nothing() {
+        let mut known = HashMap::new();
+        check(&document(&[1, 2]), &mut known);
+        let broken = Document { local: "[node".into(), ..document(&[1, 2]) };
+        let checked = check(&broken, &mut known);
+        assert!(
+            checked.config.is_none() && checked.count(diagnostic::Severity::Error) == 1,
+            "{}",
+            broken.render(&checked, false)
+        );
+        assert_eq!(known.len(), 2);
+    }
+
+    #[test]
+    fn the_store_is_found_in_any_file() {
+        let kind = |text: &str| store("f", text).map(|store| store.kind());
+        assert_eq!(kind(LOCAL), Ok("redis"));
+        assert_eq!(kind(""), Ok("file"));
+        assert_eq!(kind("[node]\ninterface = 3\n"), Ok("file"), "what else is wrong is not its business");
+        assert_eq!(kind("[node\n"), Ok("file"));
+        assert!(kind("[store]\nkind = \"redis\"\nurl = redis\n").is_err());
+        assert!(kind("[store]\nkind = \"redis\"\n").is_err());
+        assert_eq!(state_dir("[node]\nstate_dir = \"/srv/weir\"\n").to_str(), Some("/srv/weir"));
+        assert_eq!(state_dir("nonsense").to_str(), Some("/var/lib/weir"));
+    }
+
+    #[test]
+    fn a_file_of_services_needs_no_node() {
+        let web = &*service(1, 1);
+        let count = |text: &str| services("f", text).count(diagnostic::Severity::Error);
+        assert_eq!(count(web), 0);
+        assert_eq!(count(&format!("[node]\ninterface = \"eth0\"\n{web}")), 0);
+        assert_eq!(count(&format!("[node]\ninterface = 3\n{web}")), 1, "what it says of its node is checked");
+        assert_eq!(count(&format!("{web}\n{web}")), 2, "name and VIP");
+        assert_eq!(count(&web.replace("192.0.2.1", "pool:front")), 1, "no such pool");
+    }
 }

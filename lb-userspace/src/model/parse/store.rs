@@ -172,6 +172,11 @@ fn remote(section: &Section<'_>, findings: &mut Findings) -> Option<StoreConfig>
     let token_file = path(section, "token_file", findings);
     let (tls, insecure) = (tls(section, findings), insecure(section, findings));
     let At { value: url, span } = url?;
+    if matches!(url, StoreUrl::Tcp { scheme, .. } if scheme.is_tls()) && section.get("ca_file").is_none() {
+        let finding = Diagnostic::new(Code::MissingKey, span.clone(), "a store over TLS needs `ca_file`")
+            .hint("weir serves it with a certificate of your own authority: copy that authority's certificate here, in PEM form");
+        findings.push(finding);
+    }
     let known = token_file.is_some() || tls.cert_file.is_some();
     protected(&url, &span, known, insecure, "`token_file` or `cert_file`", findings);
     Some(StoreConfig::Remote(RemoteStore { url, token_file, tls, insecure }))
@@ -443,6 +448,6 @@ pub(super) fn pools(drafts: &[&PoolDraft], findings: &mut Findings) -> HashMap<S
 }
 
 /// The pool that holds `address`.
-pub(super) fn pool_of<'p>(pools: &'p HashMap<String, At<IpNet>>, address: IpAddr) -> Option<(&'p str, &'p At<IpNet>)> {
+pub(super) fn pool_of(pools: &HashMap<String, At<IpNet>>, address: IpAddr) -> Option<(&str, &At<IpNet>)> {
     pools.iter().find(|(_, prefix)| prefix.value.contains(&address)).map(|(name, prefix)| (name.as_str(), prefix))
 }
