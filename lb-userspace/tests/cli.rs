@@ -461,3 +461,92 @@ fn what_needs_a_store_says_so_where_there_is_none() {
     assert_eq!(out.status.code(), Some(1));
     assert!(text(&out.stderr).contains("cannot open /nonexistent/weir.toml"));
 }
+
+/// Commands against a database of this node that no agent owns: what they write is what they read, and what they refuse changes nothing.
+#[test]
+fn services_live_in_the_store_from_their_creation_to_a_rollback() {
+    let nowhere = Path::new("/nonexistent/api.sock");
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("weir.toml");
+    let node = format!(
+        "[node]\ninterface = \"eth0\"\n[node.api]\nsocket = \"{0}/api.sock\"\n[store]\nkind = \"embedded\"\npath = \"{0}/store.redb\"\n",
+        folder.path().display()
+    );
+    fs::write(&file, &node).expect("a file");
+    let path = file.to_str().expect("UTF-8");
+    let run = |command: &[&str]| weir(nowhere, &[command, &["--config", path]].concat());
+    let done = |command: &[&str]| {
+        let out = run(command);
+        assert_eq!(out.status.code(), Some(0), "{command:?}: {}{}", text(&out.stdout), text(&out.stderr));
+        text(&out.stdout).to_owned()
+    };
+    let refused = |command: &[&str], code: i32, words: &str| {
+        let out = run(command);
+        let error = text(&out.stderr);
+        assert_eq!(out.status.code(), Some(code), "{command:?}: {error}");
+        assert!(error.contains(words), "{command:?}: {error}");
+    };
+    let export = || done(&["config", "export"]);
+
+    assert!(done(&["config", "history"]).contains("never written"));
+    let create = ["service", "create", "web", "vip=192.0.2.1", "port=80", "forward=dsr", "--backend", "10.0.0.11"];
+    let out = done(&[&create[..], &["--author", "op@lb1", "-m", "the shop opens"]].concat());
+    assert!(
+        out.starts_with("stored as revision 1-") && out.contains("- service web: added, 192.0.2.1:80/tcp"),
+        "{out}"
+    );
+    refused(&create, 5, "there is a service `web` already");
+    refused(&["service", "set", "wbe", "algo=maglev"], 6, "did you mean `web`?");
+    refused(&["service", "set", "web", "algo=meglev"], 3, "service/web:6:8");
+    refused(&["service", "set", "web", "name=shop"], 2, "a service keeps its name");
+
+    // A comment that somebody writes survives what commands do.
+    let commented = folder.path().join("services.toml");
+    let commented = commented.to_str().expect("UTF-8");
+    fs::write(commented, format!("# Ask the shop first.\n{}", export())).expect("a file");
+    assert!(done(&["config", "apply", commented, "--dry-run"]).contains("+# Ask the shop first."));
+    done(&["config", "apply", commented, "--expect-rev", "1"]);
+    refused(&["config", "apply", commented, "--expect-rev", "1"], 5, "which is not the expected revision");
+    assert!(done(&["config", "apply", commented]).contains("nothing changed: revision 2-"));
+    done(&["backend", "add", "web/10.0.0.12", "--weight", "3"]);
+    assert!(
+        done(&["backend", "drain", "web/10.0.0.11:80"]).contains("backend 10.0.0.11:80 admin_state ready -> drain")
+    );
+    let drained = export();
+    assert!(
+        drained.starts_with("# Ask the shop first.\n[[service]]\n") && drained.contains("admin_state = \"drain\""),
+        "{drained}"
+    );
+    done(&["backend", "ready", "web/10.0.0.11"]);
+    done(&["backend", "weight", "web/10.0.0.12:80", "5"]);
+    refused(&["backend", "weight", "web/10.0.0.13", "5"], 6, "no backend 10.0.0.13");
+    refused(&["backend", "add", "web/192.0.2.1"], 3, "is a VIP of this node");
+    done(&["backend", "remove", "web/10.0.0.12"]);
+
+    let history = run(&["config", "history", "-o", "json"]);
+    let history: serde_json::Value = serde_json::from_slice(&history.stdout).expect("JSON");
+    let list = history.as_array().expect("a list");
+    assert_eq!(list.len(), 7, "{history}");
+    let first = &list[6];
+    assert_eq!((&first["author"], &first["message"]), (&"op@lb1".into(), &"the shop opens".into()));
+    assert_eq!(first["objects"], serde_json::json!([["service/web", "created"]]));
+    assert!(list[0]["author"].as_str().is_some_and(|author| author.contains('@')));
+    assert!(done(&["config", "show", "4"]).contains("+admin_state = \"drain\""));
+    refused(&["config", "show", "9"], 6, "there is no revision 9");
+
+    // Back to the drain, which is a change like any other and checked like any other.
+    assert!(done(&["config", "rollback", "4", "--dry-run"]).contains("+admin_state = \"drain\""));
+    assert!(done(&["config", "rollback", "4"]).starts_with("stored as revision 8-"));
+    assert_eq!(export(), drained);
+    refused(&["config", "rollback", "77"], 6, "there is no revision 77");
+
+    // A node with smaller limits is heeded before anything is written.
+    fs::write(&file, format!("{node}[node.limits]\nbackends_max = 1\n")).expect("a file");
+    refused(&["backend", "add", "web/10.0.0.14"], 3, "backends, the limit is 1");
+    fs::write(&file, &node).expect("a file");
+
+    assert!(done(&["node", "list"]).contains("no node has reported; the store stands at 8-"));
+    refused(&["service", "delete", "web", "--wait=0"], 7, "");
+    assert_eq!(export(), "", "it was deleted, and nobody has applied that");
+    refused(&["config", "restore"], 1, "store.json");
+}
