@@ -232,8 +232,7 @@ mod tests {
     #[test]
     fn findings_keep_code_place_and_picture() {
         let text = "[node]\ninterfaces = [\"eth0\"]\nbanana = 1\n";
-        let findings =
-            diagnostics(&crate::model::check("weir.toml", text), text);
+        let findings = diagnostics(&crate::model::check("weir.toml", text), text);
         let banana = findings.iter().find(|d| d.line == 3).expect("a finding on line 3");
         assert_eq!((banana.severity, banana.column, banana.file.as_str()), (Severity::Error, 1, "weir.toml"));
         assert!(!banana.code.is_empty());

@@ -136,9 +136,8 @@ pub fn place(args: &StoreArgs) -> anyhow::Result<Place> {
     match store {
         StoreConfig::File => Ok(Place::File),
         store => {
-            let store = store::open(&store)
-                .map_err(failed)
-                .with_context(|| format!("cannot open the store of {file_name}"))?;
+            let store =
+                store::open(&store).map_err(failed).with_context(|| format!("cannot open the store of {file_name}"))?;
             Ok(Place::Store(Shared { store, local: text.into(), file_name }))
         }
     }
