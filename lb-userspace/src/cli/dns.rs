@@ -193,7 +193,7 @@ fn serve_zone(args: &ServeArgs) -> anyhow::Result<Exit> {
     tracing::debug!("{dropped} capabilities given up");
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        let mut server = server::start(&config, keys, bound)?;
+        let mut server = server::start(&config, keys, bound, server::Source::File(config.zone_file.clone()))?;
         let leaving = Arc::new(AtomicBool::new(false));
         if let Some(listener) = metrics {
             listener.set_nonblocking(true)?;

@@ -19,8 +19,9 @@ use proptest::prelude::*;
 use super::{
     answer::{Answer, Facts, Kind, Outcome, Transport, answer, truncated},
     history::Serving,
-    key::{KeyRing, Peer, tests::test_key},
-    zone::{Name, Zone, ZoneObject, tests::*},
+    key::{KeyRing, Peer},
+    sample::*,
+    zone::{Name, Zone, ZoneObject},
 };
 
 const NOW: u64 = 1_800_000_000;

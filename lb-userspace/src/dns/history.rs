@@ -80,7 +80,7 @@ impl Serving {
 
 #[cfg(test)]
 mod tests {
-    use super::{super::zone::tests::*, *};
+    use super::{super::sample::*, *};
 
     #[test]
     fn only_forward() {

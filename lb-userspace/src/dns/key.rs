@@ -149,16 +149,13 @@ impl fmt::Debug for Peer {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+mod tests {
     use std::str::FromStr as _;
 
-    use super::*;
-
-    pub(crate) const SECRET: &str = "c2l4dGVlbiBieXRlcyBhbmQgc29tZSBtb3JlIQ==";
-
-    pub(crate) fn test_key(name: &str) -> Arc<Key> {
-        key(KeyName::from_str(name).unwrap(), Algorithm::Sha256, SECRET).unwrap()
-    }
+    use super::{
+        super::sample::{SECRET, test_key},
+        *,
+    };
 
     #[test]
     fn secrets_are_checked_and_not_shown() {

@@ -16,8 +16,11 @@ pub mod message;
 pub mod notify;
 pub mod publish;
 pub mod retry;
+#[cfg(test)]
+mod sample;
 pub mod server;
 pub mod source;
+pub mod store;
 pub mod transfer;
 pub mod update;
 pub mod zone;

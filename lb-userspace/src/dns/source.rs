@@ -1,6 +1,7 @@
 //! Where zones come from, and what is kept of them.
 //!
-//! Owns: taking a zone that a source offers (a file now, the store later), the last good one on disk, and telling everybody.
+//! Owns: taking a zone that a source offers (a file here, a store in [`super::store`]), the last good one on disk, and telling
+//! everybody.
 //! Invariants: what is served never goes back; a zone that was taken is on disk before it is served, so that a restart
 //! without its source serves it; a source that is silent or broken changes nothing.
 
@@ -17,7 +18,7 @@ use super::{
     history::{Decision, Serving},
     zone::{Name, Zone, ZoneError},
 };
-use crate::store::file::{FileError, FileStore, replace_file};
+use crate::store::file::{FileStore, replace_file};
 
 /// Name of the last good zone in the state folder.
 pub const LAST_GOOD: &str = "zone.json";
@@ -72,7 +73,7 @@ pub enum Accepted {
     Same,
 }
 
-/// Where every source brings its zones. A store's adapter is a loop that calls [`Keeper::offer`] with each object it reads.
+/// Where every source brings its zones.
 #[derive(Debug)]
 pub struct Keeper {
     origin: Name,
@@ -167,7 +168,7 @@ pub async fn watch_file(path: &Path, keeper: &Keeper, mut news: impl FnMut(News)
                 Err(error) => tracing::warn!("{error}; looking every {} s instead", LOOK.as_secs()),
             }
         }
-        let read = store.read().map(|text| text.text).map_err(|e: FileError| e.to_string());
+        let read = store.read().map(|text| text.text).map_err(|e| e.to_string());
         // The same text or the same complaint again is no news.
         if last.as_ref() != Some(&read) {
             news(match &read {
@@ -187,7 +188,7 @@ pub async fn watch_file(path: &Path, keeper: &Keeper, mut news: impl FnMut(News)
 
 #[cfg(test)]
 mod tests {
-    use super::{super::zone::tests::*, *};
+    use super::{super::sample::*, *};
 
     fn serial(keeper: &Keeper) -> Option<u32> {
         keeper.subscribe().borrow().current().map(|zone| zone.serial())

@@ -170,7 +170,7 @@ fn push(answer: &mut AnswerBuilder<Target>, entry: &Entry) -> Result<(), PushErr
 
 #[cfg(test)]
 mod tests {
-    use super::{super::zone::tests::*, *};
+    use super::{super::sample::*, *};
 
     fn serving(versions: &[u32]) -> Serving {
         versions.iter().fold(Serving::default(), |serving, serial| {

@@ -228,7 +228,7 @@ fn found(answer: &Message<Vec<u8>>, name: Name) -> Result<Option<Marker>, Update
 mod tests {
     use domain::base::record::ParsedRecord;
 
-    use super::{super::zone::tests::*, *};
+    use super::{super::sample::*, *};
 
     /// Records of one section: owner, class, type and length of data.
     fn section<'a>(

@@ -371,33 +371,15 @@ fn range(field: &'static str, value: u64, within: RangeInclusive<u64>) -> Result
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+mod tests {
     use std::str::FromStr as _;
 
     use serde_json::json;
 
-    use super::*;
-
-    /// A zone with three names, both families and an empty non-terminal.
-    pub(crate) fn sample(serial: u32) -> Zone {
-        Zone::check(object(serial)).unwrap()
-    }
-
-    pub(crate) fn object(serial: u32) -> ZoneObject {
-        let ips = |list: &[&str]| list.iter().map(|ip| ip.parse().unwrap()).collect::<Vec<IpAddr>>();
-        ZoneObject {
-            origin: "LB.example".into(),
-            serial,
-            ttl_s: 10,
-            soa: SoaObject::new("ns1.lb.example", "hostmaster.example"),
-            ns: vec!["ns1.lb.example.".into(), "ns2.elsewhere.test".into()],
-            records: BTreeMap::from([
-                ("ns1".into(), ips(&["192.0.2.53"])),
-                ("www".into(), ips(&["192.0.2.2", "192.0.2.1", "192.0.2.3", "2001:db8::1", "2001:db8::2"])),
-                ("a.b.deep".into(), ips(&["192.0.2.9"])),
-            ]),
-        }
-    }
+    use super::{
+        super::sample::{object, sample},
+        *,
+    };
 
     #[test]
     fn names_are_found_in_any_case_and_empty_non_terminals_exist() {

@@ -31,7 +31,7 @@ pub fn master_file(zone: &Zone) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{super::zone::tests::sample, *};
+    use super::{super::sample::sample, *};
 
     #[test]
     fn every_record_is_in_it() {

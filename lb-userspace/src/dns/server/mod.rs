@@ -11,6 +11,7 @@ mod stream;
 use std::{
     io,
     net::{IpAddr, SocketAddr},
+    path::PathBuf,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -34,10 +35,12 @@ use super::{
     key::{KeyRing, Peer},
     limit::{Limiter, Verdict},
     source::{self, Accepted, Keeper, News, Refused},
+    store,
     zone::Name,
 };
 use crate::{
     model::dns::{DnsConfig, DnsLimits},
+    store::Store,
     telemetry::{dns::DnsMetrics, metrics::CONTENT_TYPE},
 };
 
@@ -61,7 +64,7 @@ pub enum StartError {
     #[error("cannot use the state folder {}: {cause}", .path.display())]
     State {
         /// The folder.
-        path: std::path::PathBuf,
+        path: PathBuf,
         /// What the system said.
         cause: io::Error,
     },
@@ -160,11 +163,29 @@ pub struct Server {
     tasks: JoinSet<()>,
 }
 
-/// Starts serving on `bound`: first what the state folder has, then what the zone file brings.
+/// Where the zone comes from.
+#[derive(Clone, Debug)]
+pub enum Source {
+    /// A watched file.
+    File(PathBuf),
+    /// The record that the orchestrator's master writes.
+    Store(Arc<dyn Store>),
+}
+
+impl std::fmt::Display for Source {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::File(path) => path.display().fmt(f),
+            Self::Store(store) => f.write_str(&store.describe()),
+        }
+    }
+}
+
+/// Starts serving on `bound`: first what the state folder has, then what `from` brings.
 ///
 /// # Errors
 /// [`StartError`].
-pub fn start(config: &DnsConfig, keys: KeyRing, bound: Bound) -> Result<Server, StartError> {
+pub fn start(config: &DnsConfig, keys: KeyRing, bound: Bound, from: Source) -> Result<Server, StartError> {
     let key_of = |name: &Name| keys.named(name).cloned().ok_or_else(|| StartError::NoKey(name.clone()));
     let failed = |cause| StartError::State { path: config.state_dir.clone(), cause };
     let keeper = Arc::new(Keeper::open(config.origin.clone(), &config.state_dir).map_err(failed)?);
@@ -209,15 +230,21 @@ pub fn start(config: &DnsConfig, keys: KeyRing, bound: Bound) -> Result<Server, 
     }
     tasks.spawn(count_zones(keeper.subscribe(), Arc::clone(&metrics)));
     tasks.spawn({
-        let (path, keeper, metrics) = (config.zone_file.clone(), Arc::clone(&keeper), Arc::clone(&metrics));
-        async move { source::watch_file(&path, &keeper, |news| tell(&news, &path, &metrics)).await }
+        let (keeper, metrics) = (Arc::clone(&keeper), Arc::clone(&metrics));
+        async move {
+            let name = from.to_string();
+            let news = |news: News| tell(&news, &name, &metrics);
+            match from {
+                Source::File(path) => source::watch_file(&path, &keeper, news).await,
+                Source::Store(store) => store::watch_store(store, &keeper, news).await,
+            }
+        }
     });
     Ok(Server { keeper, metrics, tasks })
 }
 
 /// Logs and counts what the source brought.
-fn tell(news: &News, path: &std::path::Path, metrics: &DnsMetrics) {
-    let file = path.display();
+fn tell(news: &News, source: &str, metrics: &DnsMetrics) {
     match news {
         News::Offered(Ok(accepted)) => metrics.offered(match accepted {
             Accepted::New => "accepted",
@@ -225,7 +252,7 @@ fn tell(news: &News, path: &std::path::Path, metrics: &DnsMetrics) {
         }),
         News::Offered(Err(refused)) => {
             metrics.offered(Refused::word(refused));
-            tracing::error!("{file}: {refused}; the zone before stays");
+            tracing::error!("{source}: {refused}; the zone before stays");
         }
         News::Broken(error) => {
             metrics.offered("unreadable");
