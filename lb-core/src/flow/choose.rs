@@ -295,7 +295,7 @@ mod tests {
     /// A generator of numbers below `below`.
     fn draw(state: &mut u64, below: u64) -> u64 {
         *state = state.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(0x1405_7b7e_f767_814f);
-        (*state >> 33) * below >> 31
+        ((*state >> 33) * below) >> 31
     }
 
     /// Flows of which nine of ten live for a moment and one a hundred times as long, about 84 a backend: how many samples of how many
@@ -319,7 +319,7 @@ mod tests {
             if let Some(end) = ends.get_mut(at + lives as usize) {
                 end.push(id);
             }
-            if at as u64 >= 8000 * scale && at as u64 % (20 * scale) == 0 {
+            if at as u64 >= 8000 * scale && (at as u64).is_multiple_of(20 * scale) {
                 let counts = (1..=backends).map(|id| load(&tables, id) as f64);
                 let mean = counts.clone().sum::<f64>() / f64::from(backends);
                 within += u32::from(counts.into_iter().all(|n| (n - mean).abs() <= (0.02 * mean).max(2.0)));

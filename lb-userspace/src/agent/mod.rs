@@ -33,6 +33,8 @@ pub mod flows;
 pub mod follow;
 pub mod lock;
 #[cfg(test)]
+mod loop_scene;
+#[cfg(test)]
 mod loop_tests;
 pub mod mode;
 pub mod network;

@@ -6,6 +6,7 @@
 use std::{
     collections::{BTreeSet, HashMap},
     net::{IpAddr, SocketAddr},
+    os::unix::net::UnixStream,
     path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant, SystemTime},
@@ -43,10 +44,17 @@ use crate::{
         pin::Pins,
     },
     health::Checker,
-    model::{Announce, Config, Incremental, Node as NodeConfig, SERVICE_OBJECT},
+    model::{Announce, Config, Incremental, Node as NodeConfig, SERVICE_OBJECT, StoreConfig, store::EmbeddedStore},
     net::{self, Announcer},
     plan::{MapSizes, Secrets},
-    store::{self, FileStore, Key, Text, copy::COPY_FILE, document::document, follow::Times, object::HISTORY_MAX},
+    store::{
+        self, FileStore, Key, Store, Text,
+        copy::COPY_FILE,
+        document::document,
+        follow::Times,
+        http::{self, Access, Door},
+        object::HISTORY_MAX,
+    },
     telemetry::metrics::Metrics,
 };
 
@@ -133,7 +141,17 @@ async fn begin(
     metrics: &Arc<Metrics>,
 ) -> Result<Begun, StartError> {
     let node = &local.node;
+    // Asked before it is opened: an embedded database that somebody else serves is theirs.
+    let own = match &local.store {
+        StoreConfig::Embedded(embedded) => {
+            Some(embedded).filter(|e| UnixStream::connect(store::socket_path(&e.path)).is_err())
+        }
+        _ => None,
+    };
     let store = store::open(&local.store).context("cannot use the store")?;
+    if let Some(embedded) = own {
+        serve_store(embedded, node, &store).await?;
+    }
     let copy_file = node.state_dir.join(COPY_FILE);
     let copy = follow::keep::load(&copy_file).unwrap_or_else(|error| {
         tracing::error!(%error, "the last good copy in {} cannot be used", copy_file.display());
@@ -165,6 +183,24 @@ async fn begin(
         }
     }
     Ok(Begun { shared: Shared::new(following, news), config, health, before })
+}
+
+/// Serves an embedded database that this agent owns: to command lines of this machine, and to others where `listen` says.
+async fn serve_store(embedded: &EmbeddedStore, node: &NodeConfig, store: &Arc<dyn Store>) -> anyhow::Result<()> {
+    let path = store::socket_path(&embedded.path);
+    let inner = socket::listen(&path, node.api_group.as_deref())?;
+    let outer = store::outer_door(embedded).await.context("cannot serve the store")?;
+    let doors = [Some((Door::Unix(inner), Access::default())), outer];
+    for (door, access) in doors.into_iter().flatten() {
+        tracing::info!("the store is served: {door:?}");
+        let store = Arc::clone(store);
+        tokio::spawn(async move {
+            if let Err(error) = http::serve(door, store, access).await {
+                tracing::error!(%error, "the store is not served");
+            }
+        });
+    }
+    Ok(())
 }
 
 /// The first state of the store. Without one nothing is touched, except that a node without maps may begin with an empty store.

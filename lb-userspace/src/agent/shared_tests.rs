@@ -6,7 +6,7 @@ use lb_core::abi::ring::State;
 
 use super::{
     follow,
-    loop_tests::{Scene, all_up, scrape, secrets, slots, until},
+    loop_scene::{Scene, all_up, scrape, secrets, slots, until},
     reload,
 };
 use crate::{

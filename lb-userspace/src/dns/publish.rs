@@ -176,7 +176,8 @@ mod tests {
         use Held::{Absent, Draining, LastGood};
         let (v4, v6) = (Family::V4, Family::V6);
         // Addresses before, nodes now, addresses after, what is held.
-        let table: [(&str, &str, &str, &[(Family, Held)]); 13] = [
+        type Row<'r> = (&'r str, &'r str, &'r str, &'r [(Family, Held)]);
+        let table: [Row<'_>; 13] = [
             ("", "192.0.2.1 192.0.2.2", "192.0.2.1 192.0.2.2", &[]),
             ("192.0.2.1", "192.0.2.2 192.0.2.1", "192.0.2.1 192.0.2.2", &[]),
             ("192.0.2.1 192.0.2.2", "192.0.2.1 !192.0.2.2", "192.0.2.1", &[]),

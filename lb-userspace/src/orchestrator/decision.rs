@@ -47,6 +47,6 @@ pub fn next_number(view: &View) -> u64 {
 /// The decisions that were read, newest first.
 pub fn newest_first(view: &View) -> Vec<&Decision> {
     let mut all: Vec<&Decision> = view.decisions.values().map(|at| &at.value).collect();
-    all.sort_unstable_by(|a, b| b.number.cmp(&a.number));
+    all.sort_unstable_by_key(|decision| std::cmp::Reverse(decision.number));
     all
 }

@@ -56,7 +56,7 @@ enum Pending {
     Read,
     Election,
     Beat,
-    Write(Write),
+    Write(Box<Write>),
     Vote,
 }
 
@@ -225,7 +225,7 @@ impl Process {
             return Some(Ask::Write(Write::Put(put)));
         }
         if let Some(write) = self.writes.pop_front() {
-            self.pending = Some(Pending::Write(write.clone()));
+            self.pending = Some(Pending::Write(Box::new(write.clone())));
             return Some(Ask::Write(write));
         }
         if now >= self.beat_due {
@@ -343,7 +343,7 @@ impl Process {
             }
             Some(Pending::Write(write)) => match outcome {
                 Outcome::Done { version, replicated } => {
-                    if let (Write::Put(put), Some(master)) = (&write, &mut self.master) {
+                    if let (Write::Put(put), Some(master)) = (&*write, &mut self.master) {
                         master.stored(&put.record, version, replicated);
                     }
                     if self.writes.is_empty() && replicated {

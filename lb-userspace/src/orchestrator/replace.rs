@@ -63,7 +63,7 @@ pub fn update(before: &Suspects, named: &BTreeSet<String>, every: Duration, now:
 }
 
 /// The instance that has been bad for longest, if that is long enough.
-pub fn ripest<'s>(suspects: &'s Suspects, after: Duration) -> Option<(&'s str, Duration)> {
+pub fn ripest(suspects: &Suspects, after: Duration) -> Option<(&str, Duration)> {
     let longest = suspects.instances.iter().max_by_key(|(_, suspicion)| suspicion.held_ms)?;
     let held = Duration::from_millis(longest.1.held_ms);
     (held >= after).then_some((longest.0.as_str(), held))

@@ -51,9 +51,12 @@ pub struct Parts {
     pub executors: BTreeMap<String, Executor>,
 }
 
+/// What the store holds, and the targets by name; or why it cannot be read.
+type Looked = Result<(View, BTreeMap<String, Target>), String>;
+
 /// What a task came to.
 enum Done {
-    Looked(Result<(View, BTreeMap<String, Target>), String>),
+    Looked(Box<Looked>),
     Written(Outcome),
     Executed(String, Action, Executed),
     Answered(String, Answer),
@@ -164,7 +167,7 @@ impl Loop {
                     let looked = looked.unwrap_or_else(|_| {
                         Err(place::PlaceError(format!("no answer within {} ms", timeout.as_millis())))
                     });
-                    Done::Looked(looked.map(|look| place::view(&look)).map_err(|error| error.to_string()))
+                    Done::Looked(Box::new(looked.map(|look| place::view(&look)).map_err(|error| error.to_string())))
                 });
             }
             Ask::Write(write) => {
@@ -245,26 +248,28 @@ impl Loop {
     fn take(&mut self, done: Done) {
         let now = BootTime::now();
         match done {
-            Done::Looked(Ok((view, targets))) => {
-                if self.store_error.take().is_some() {
-                    tracing::info!("the store answers again");
+            Done::Looked(looked) => match *looked {
+                Ok((view, targets)) => {
+                    if self.store_error.take().is_some() {
+                        tracing::info!("the store answers again");
+                    }
+                    for error in &view.unreadable {
+                        tracing::warn!(%error, "a record cannot be read and is left out");
+                    }
+                    self.read_at = Some(UnixMs::now());
+                    self.targets = targets;
+                    if let Some(ask) = self.process.looked(Some(view), now, UnixMs::now()) {
+                        self.carry_out(ask);
+                    }
                 }
-                for error in &view.unreadable {
-                    tracing::warn!(%error, "a record cannot be read and is left out");
+                Err(error) => {
+                    if self.store_error.as_ref() != Some(&error) {
+                        tracing::warn!(error, "the store cannot be read");
+                    }
+                    self.store_error = Some(error);
+                    self.process.looked(None, now, UnixMs::now());
                 }
-                self.read_at = Some(UnixMs::now());
-                self.targets = targets;
-                if let Some(ask) = self.process.looked(Some(view), now, UnixMs::now()) {
-                    self.carry_out(ask);
-                }
-            }
-            Done::Looked(Err(error)) => {
-                if self.store_error.as_ref() != Some(&error) {
-                    tracing::warn!(error, "the store cannot be read");
-                }
-                self.store_error = Some(error);
-                self.process.looked(None, now, UnixMs::now());
-            }
+            },
             Done::Written(outcome) => self.process.written(outcome, now),
             Done::Executed(id, action, executed) => {
                 match &executed {

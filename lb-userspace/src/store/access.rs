@@ -170,7 +170,7 @@ impl Put {
 
     /// The same where `expect` is there.
     #[must_use]
-    pub fn expect(mut self, expect: Expect) -> Self {
+    pub fn expecting(mut self, expect: Expect) -> Self {
         self.expect = expect;
         self
     }

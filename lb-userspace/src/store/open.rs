@@ -10,16 +10,18 @@ use std::{
     sync::Arc,
 };
 
+use tokio::net::TcpListener;
+
 use super::{
     Store, StoreError,
     embedded::EmbeddedStore,
-    http::{ClientTls, Endpoint, HttpStore},
+    http::{Access, ClientTls, Door, Endpoint, HttpStore, ServerTls},
     object::HISTORY_MAX,
     redis::{Address, Login, RedisConfig, RedisStore, Servers, Tls},
     secret::Secret,
 };
 use crate::model::{
-    StoreConfig,
+    self, StoreConfig,
     store::{RedisServers, StoreUrl, TlsFiles},
 };
 
@@ -80,6 +82,30 @@ pub fn open(config: &StoreConfig) -> Result<Arc<dyn Store>, StoreError> {
             Ok(Arc::new(RedisStore::new(config)?))
         }
     }
+}
+
+/// Where and to whom an embedded database is served beyond this machine; `None` where it is not.
+///
+/// # Errors
+/// [`StoreError::Refused`] for files that cannot be read or are no certificates, and an address that cannot be listened on.
+pub async fn outer_door(config: &model::store::EmbeddedStore) -> Result<Option<(Door, Access)>, StoreError> {
+    let Some(listen) = config.listen else { return Ok(None) };
+    let tokens = config.token_file.as_deref().map(secret).transpose()?.into_iter().collect();
+    let access = Access { tokens, insecure: config.insecure };
+    let tls = match identity(&config.tls)? {
+        None => None,
+        Some((chain, key)) => {
+            let callers = config.tls.ca_file.as_deref().map(read).transpose()?;
+            Some(ServerTls::new(&chain, &key, callers.as_deref())?)
+        }
+    };
+    let listener = TcpListener::bind(listen).await;
+    let listener = listener.map_err(|e| StoreError::Refused(format!("cannot serve the store on {listen}: {e}")))?;
+    let door = match tls {
+        Some(tls) => Door::Tls(listener, tls),
+        None => Door::Tcp(listener),
+    };
+    Ok(Some((door, access)))
 }
 
 /// Where the owner of an embedded database serves it to this machine.

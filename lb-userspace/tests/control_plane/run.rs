@@ -74,7 +74,7 @@ pub enum Event {
 
 pub enum Request {
     Read { decisions: bool },
-    Write(Write),
+    Write(Box<Write>),
 }
 
 pub enum Reply {
@@ -387,7 +387,7 @@ impl Run {
                 {
                     self.at(1_000, Event::Order { at, start, order });
                 }
-                self.send(at, Request::Write(write));
+                self.send(at, Request::Write(Box::new(write)));
             }
             Ask::Execute(order) => {
                 let torn = self.world.torn && self.random.random_bool(0.2);
@@ -436,7 +436,7 @@ impl Run {
         }
         let reply = match request {
             Request::Read { decisions } => Reply::View(Some(Box::new(self.look(*decisions)))),
-            Request::Write(write) => Reply::Outcome(self.write(at, write)),
+            Request::Write(write) => Reply::Outcome(self.write(at, &write)),
         };
         if self.is_lost() {
             return;

@@ -4,16 +4,19 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use lb_userspace::orchestrator::record::{Expect, Fence, Outcome, Put, Record, Version, View, Write};
 
+/// Records by key.
+type Records = BTreeMap<String, (Version, Arc<Record>)>;
+
 /// The store.
 #[derive(Clone, Default)]
 pub struct Store {
     /// By key.
-    records: BTreeMap<String, (Version, Arc<Record>)>,
+    records: Records,
     versions: u64,
     /// Revision of the configuration.
     pub revision: u64,
     /// What the replicas have, while they lag.
-    replica: Option<Box<BTreeMap<String, (Version, Arc<Record>)>>>,
+    replica: Option<Box<Records>>,
     /// Whether fences are looked at.
     pub fences: bool,
 }

@@ -262,24 +262,24 @@ async fn news(store: Arc<dyn Store>) {
 
 async fn records(store: Arc<dyn Store>) {
     let put = |text: &str| Put::new(key("lease/a"), text);
-    let first = store.record_put(put("1").expect(Expect::Absent).claim("node-a", 3)).await.unwrap();
+    let first = store.record_put(put("1").expecting(Expect::Absent).claim("node-a", 3)).await.unwrap();
     let record = store.record_get(key("lease/a")).await.unwrap().unwrap();
     assert_eq!((&*record.value, record.version, record.ttl_ms), ("1", first, None));
     assert_eq!(record.claim.map(|claim| (claim.holder, claim.epoch)), Some(("node-a".into(), 3)));
     assert!(record.age_ms < 60_000);
-    let absent = store.record_put(put("2").expect(Expect::Absent)).await;
+    let absent = store.record_put(put("2").expecting(Expect::Absent)).await;
     assert_eq!(absent, Err(StoreError::RecordConflict { have: Some(first) }));
-    let second = store.record_put(put("2").expect(Expect::Version(first))).await.unwrap();
+    let second = store.record_put(put("2").expecting(Expect::Version(first))).await.unwrap();
     assert!(second > first);
-    let old = store.record_put(put("3").expect(Expect::Version(first))).await;
+    let old = store.record_put(put("3").expecting(Expect::Version(first))).await;
     assert_eq!(old, Err(StoreError::RecordConflict { have: Some(second) }));
-    let gone = store.record_put(Put::new(key("lease/none"), "x").expect(Expect::Version(1))).await;
+    let gone = store.record_put(Put::new(key("lease/none"), "x").expecting(Expect::Version(1))).await;
     assert_eq!(gone, Err(StoreError::RecordConflict { have: None }));
     let record = store.record_get(key("lease/a")).await.unwrap().unwrap();
     assert_eq!((&*record.value, record.claim), ("2", None), "a write replaces all of it");
-    store.record_put(Put::remove(key("lease/a")).expect(Expect::Version(second))).await.unwrap();
+    store.record_put(Put::remove(key("lease/a")).expecting(Expect::Version(second))).await.unwrap();
     assert_eq!(store.record_get(key("lease/a")).await, Ok(None));
-    let again = store.record_put(put("4").expect(Expect::Absent)).await.unwrap();
+    let again = store.record_put(put("4").expecting(Expect::Absent)).await.unwrap();
     assert!(again > second, "a version does not come back with the record");
     // Records leave the revision alone.
     assert_eq!(store.snapshot().await, Ok(None));
@@ -293,7 +293,7 @@ async fn records_expire(store: Arc<dyn Store>) {
     until("the record expires", async || store.record_get(key("lease/short")).await == Ok(None)).await;
     let left = store.record_list("lease/".into(), None, 10).await.unwrap();
     assert_eq!(left.iter().map(|record| record.key.as_str()).collect::<Vec<_>>(), ["lease/long"]);
-    let put = Put::new(key("lease/short"), "2").expect(Expect::Absent).ttl_ms(600_000);
+    let put = Put::new(key("lease/short"), "2").expecting(Expect::Absent).ttl_ms(600_000);
     assert!(store.record_put(put).await.is_ok(), "what expired is absent");
     // Writing without a time to live takes it away.
     store.record_put(Put::new(key("lease/long"), "2")).await.unwrap();

@@ -166,7 +166,7 @@ impl Leaser {
 
     async fn write(&self, pool: &str, address: IpAddr, expect: Expect) -> Result<(), StoreError> {
         let key = Key::new(&format!("{}{address}", prefix(pool)))?;
-        let put = Put::new(key, self.node.as_str()).expect(expect).ttl_ms(TTL_MS);
+        let put = Put::new(key, self.node.as_str()).expecting(expect).ttl_ms(TTL_MS);
         self.store.record_put(put).await.map(drop)
     }
 }
@@ -178,7 +178,7 @@ impl Leaser {
 pub async fn give_back(store: &(dyn Store + 'static), node: &str) -> Result<usize, StoreError> {
     let mut given = 0;
     for record in store.record_all("lease/").await?.into_iter().filter(|record| &*record.value == node) {
-        let put = Put::remove(record.key).expect(Expect::Version(record.version));
+        let put = Put::remove(record.key).expecting(Expect::Version(record.version));
         match store.record_put(put).await {
             Ok(_) => given += 1,
             Err(StoreError::RecordConflict { .. }) => {}

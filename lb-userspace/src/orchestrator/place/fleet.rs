@@ -109,7 +109,7 @@ impl Fleet {
 
     async fn put(&self, put: Put) -> Result<Outcome, StoreError> {
         let text = put.record.encode().map_err(|error| StoreError::Refused(error.to_string()))?;
-        let mut wanted = store::access::Put::new(Key::new(&put.record.key())?, text).expect(match put.expect {
+        let mut wanted = store::access::Put::new(Key::new(&put.record.key())?, text).expecting(match put.expect {
             Expect::Absent => store::access::Expect::Absent,
             Expect::Version(Version(version)) => store::access::Expect::Version(version),
             Expect::Any => store::access::Expect::Any,
