@@ -436,7 +436,7 @@ impl Run {
         }
         let reply = match request {
             Request::Read { decisions } => Reply::View(Some(Box::new(self.look(*decisions)))),
-            Request::Write(write) => Reply::Outcome(self.write(at, &write)),
+            Request::Write(write) => Reply::Outcome(self.write(at, write)),
         };
         if self.is_lost() {
             return;
