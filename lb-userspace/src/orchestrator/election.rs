@@ -362,9 +362,9 @@ mod tests {
         let want = one.want(at(23_000)).unwrap();
         one.sent(want.clone(), at(23_000));
         one.answered(&Outcome::Unknown, at(24_000));
-        one.observe(Some((Version(2), &want.lease)), at(24_100));
+        one.observe(Some((Version(3), &want.lease)), at(24_100));
         let again = one.want(at(24_100)).unwrap();
-        assert_eq!((again.expect, again.lease.beat), (Some(Version(2)), 2));
+        assert_eq!((again.expect, again.lease.beat), (Some(Version(3)), 2));
         // An acquisition whose answer was lost is one's own, but gives no right before it is renewed.
         let mut one = candidate(0);
         let want = one.want(at(10_000)).unwrap();

@@ -9,6 +9,7 @@ mod operate;
 mod resize;
 mod scene;
 mod setup;
+mod shared;
 
 use std::{path::PathBuf, process::Command, sync::OnceLock};
 

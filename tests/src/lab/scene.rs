@@ -33,6 +33,11 @@ pub const TRANSFER: u64 = 10 << 20;
 
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
+/// Waits until no other scenario has a lab.
+pub fn turn() -> MutexGuard<'static, ()> {
+    ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// The lab of a running scenario.
 pub struct Scene {
     /// The lab.
@@ -71,7 +76,7 @@ impl Scene {
             return None;
         }
         // A scenario that failed leaves nothing that the next one could trip over.
-        let turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+        let turn = turn();
         let lab = Lab::up("weir-test", &programs().weir).unwrap_or_else(|error| panic!("{error:#}"));
         let mut servers = Vec::new();
         for host in xtask::lab::topology::BACKENDS {

@@ -224,10 +224,10 @@ mod tests {
             "\
 n: held (exclusive) by db1 pid 7: backup, asked 5s ago; expires in 1.5s; on 2 of 3 nodes
 
-NODE  VOTES  FENCE  HOLDER                             EXPIRES IN  WAITERS
-a     yes        9  abababab (exclusive)                     1.5s        0
-b     yes        8  abababab (exclusive)                     1.5s        0
-c     ?          -  no answer within the node time-out                   0
+NODE  VOTES  FENCE  HOLDER                              EXPIRES IN  WAITERS
+a     yes        9  abababab (exclusive)                      1.5s        0
+b     yes        8  abababab (exclusive)                      1.5s        0
+c     ?          -  no answer within the node time-out                    0
 "
         );
         let json = serde_json::to_value(&view).unwrap();

@@ -159,7 +159,17 @@ fn parse(text: &str) -> Result<Table, String> {
         Ok(file) => Ok(file.locks),
         Err(error) => {
             let line = error.span().map_or(1, |span| text.get(..span.start).unwrap_or("").matches('\n').count() + 1);
-            Err(format!("line {line}: {}", error.message()))
+            // A value of the wrong type is quoted, and may be an address with a password.
+            let message = match error.message().split_once(": string ") {
+                Some((what, rest)) => {
+                    format!(
+                        "{what}{}",
+                        rest.rsplit_once(", expected ").map_or(String::new(), |(_, t)| format!(", expected {t}"))
+                    )
+                }
+                None => error.message().to_owned(),
+            };
+            Err(format!("line {line}: {message}"))
         }
     }
 }

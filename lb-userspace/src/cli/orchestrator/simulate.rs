@@ -235,8 +235,7 @@ mod tests {
     fn rows_are_a_table() {
         assert_eq!(
             show(&play(&rule(), &[Some(18.0), None], 2, false), false),
-            "\
- AT    VALUE  CURRENT  DESIRED  WINDOW MAX  DECISION
+            " AT    VALUE  CURRENT  DESIRED  WINDOW MAX  DECISION
  0s    18.00        2        4           -  create 2
 10s  missing        4        -           -  hold: metric missing, no series
 "

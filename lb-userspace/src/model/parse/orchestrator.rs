@@ -389,7 +389,8 @@ mod tests {
         for key in schema::ORCHESTRATOR_KEYS {
             let shown = |line: &str| {
                 let line = line.trim_start_matches("# ");
-                let header = line.trim_matches(['[', ']']).rsplit('.').next() == Some(key.name);
+                let table = line.split('#').next().unwrap_or_default().trim().trim_matches(['[', ']']);
+                let header = table.rsplit('.').next() == Some(key.name);
                 line.starts_with(&format!("{} = ", key.name))
                     || header
                     || line.contains(&format!("{{ {} = ", key.name))
