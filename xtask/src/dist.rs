@@ -22,11 +22,12 @@ pub struct Args {
 }
 
 /// Files of the working copy and their places in the tarball.
-const FILES: [(&str, &str); 14] = [
+const FILES: [(&str, &str); 15] = [
     ("lb-userspace/assets/weir.service", "weir.service"),
     ("lb-userspace/assets/weir.toml", "weir.toml"),
     ("lb-userspace/assets/weir-dns.service", "weir-dns.service"),
     ("lb-userspace/assets/dns.toml", "dns.toml"),
+    ("lb-userspace/assets/weir-orchestrator.service", "weir-orchestrator.service"),
     ("lb-userspace/assets/orchestrator.toml", "orchestrator.toml"),
     ("lb-userspace/assets/prometheus/prometheus.yml", "prometheus/prometheus.yml"),
     ("lb-userspace/assets/prometheus/weir.rules.yml", "prometheus/weir.rules.yml"),

@@ -242,7 +242,8 @@ fn known_health(config: &Config, health: &Observations) -> HashMap<BackendId, bo
     known
 }
 
-fn host_name() -> String {
+/// Name of this machine; empty where the system knows none.
+pub fn host_name() -> String {
     nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok()).unwrap_or_default()
 }
 

@@ -9,6 +9,8 @@ use std::{
     time::Duration,
 };
 
+use super::StoreConfig;
+
 /// Rules of each kind, at most.
 pub const RULES_MAX: usize = 64;
 /// Longest expression, in bytes.
@@ -37,6 +39,8 @@ pub struct OrchestratorConfig {
     pub ready_timeout: Duration,
     /// What is removed is drained for so long; default 5 min.
     pub drain_timeout: Duration,
+    /// `[store]`: the one that the nodes share; never a file.
+    pub store: StoreConfig,
     /// `[zone]`.
     pub zone: Option<ZoneConfig>,
     /// `[[scaling]]`.

@@ -294,6 +294,7 @@ pub const ORCHESTRATOR_KEYS: &[Key] = &[
     key(Table::Orchestrator, "dead_after", "a duration from \"10s\" to \"24h\"", "\"5m\""),
     key(Table::Orchestrator, "ready_timeout", "a duration from \"1s\" to \"24h\"", "\"10m\""),
     key(Table::Orchestrator, "drain_timeout", "a duration from \"0s\" to \"24h\"", "\"5m\""),
+    key(Table::Orchestrator, "store", "a table, `[store]`, as in the nodes' weir.toml", "required"),
     key(Table::Orchestrator, "zone", "a table, `[zone]`", "none: DNS is somebody else's"),
     key(Table::Orchestrator, "scaling", "an array of tables, `[[scaling]]`", "none"),
     key(Table::Orchestrator, "replace", "an array of tables, `[[replace]]`", "none"),

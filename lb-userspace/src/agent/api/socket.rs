@@ -25,10 +25,10 @@ const PATH_BYTES_MAX: usize = 107;
 #[derive(Debug, thiserror::Error)]
 pub enum SocketError {
     /// Somebody listens.
-    #[error("somebody listens on {} already: is another weir agent running? give this one its own `api_socket`", .0.display())]
+    #[error("somebody listens on {} already: is it running twice? give each a socket of its own", .0.display())]
     InUse(PathBuf),
     /// What is there is no socket, and is not removed.
-    #[error("{} exists and is no socket; move it away or change `api_socket`", .0.display())]
+    #[error("{} exists and is no socket; move it away or choose another path", .0.display())]
     NotSocket(PathBuf),
     /// Too long for a socket's address.
     #[error("the path {} is longer than {PATH_BYTES_MAX} bytes, more than a socket can have", .0.display())]

@@ -1,5 +1,6 @@
-//! `weir orchestrator`: what the fleet's control plane sees and decides, and what its rules would decide.
+//! `weir orchestrator`: the fleet's control plane, what it sees and decides, and what its rules would decide.
 
+mod run;
 mod show;
 mod simulate;
 
@@ -27,6 +28,8 @@ const CONFIG_DEFAULT: &str = "/etc/weir/orchestrator.toml";
 /// `weir orchestrator`.
 #[derive(Debug, Subcommand)]
 pub enum OrchestratorCommand {
+    /// Run an orchestrator
+    Run(run::Run),
     /// Check the configuration: every mistake at its line
     Check(File),
     /// The fleet as one orchestrator sees it: master, checks, nodes, what is being done
@@ -71,6 +74,7 @@ pub struct Decisions {
 /// A [`Failure`], or the API's errors.
 pub fn run(shell: &Shell, command: &OrchestratorCommand) -> anyhow::Result<Exit> {
     match command {
+        OrchestratorCommand::Run(args) => return run::run(args),
         OrchestratorCommand::Check(file) => return check(shell, file),
         OrchestratorCommand::Status(at) => {
             let status: Status = ask(at, async |client| client.get(PATH_STATUS).await)?;

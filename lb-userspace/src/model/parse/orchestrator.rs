@@ -21,12 +21,14 @@ use super::{
             EXPR_BYTES_MAX, OrchestratorConfig, RULES_MAX, ReplaceRule, RuleExecutor, RuleTarget, ScalingRule,
             ZoneConfig,
         },
+        StoreConfig,
         schema::{self, Table},
     },
     At, Checked, Code, Diagnostic, Findings, Section, Span, checked, diagnostic,
     node::{name, path},
     reader,
     reader::shown,
+    store,
 };
 
 /// Longest path, in bytes, and longest of a socket.
@@ -48,7 +50,7 @@ pub fn check(file_name: &str, text: &str) -> Checked<OrchestratorConfig> {
     let config = if errors.is_empty() {
         let end = text.trim_end().len();
         let root = Section::open(Table::Orchestrator, document.get_ref(), end..end, &mut findings);
-        Some(read(&root, &mut findings))
+        read(&root, &mut findings)
     } else {
         reader::syntax(text, &diagnostic::Lines::new(text), &errors, &mut findings);
         None
@@ -56,8 +58,8 @@ pub fn check(file_name: &str, text: &str) -> Checked<OrchestratorConfig> {
     checked(file_name, config, findings)
 }
 
-/// What was read; where something was refused, `findings` says so and the value is void.
-fn read(root: &Section<'_>, findings: &mut Findings) -> OrchestratorConfig {
+/// What was read; where something was refused, `findings` says so and the value, if any, is void.
+fn read(root: &Section<'_>, findings: &mut Findings) -> Option<OrchestratorConfig> {
     let duration = |name: &str, range, default, findings: &mut Findings| {
         root.duration(name, range, findings).map_or(default, |at: At<Duration>| at.value)
     };
@@ -71,6 +73,7 @@ fn read(root: &Section<'_>, findings: &mut Findings) -> OrchestratorConfig {
         url(&at, "prometheus", findings);
         at.value.to_owned()
     });
+    let store = shared_store(root, findings);
     let config = OrchestratorConfig {
         name: name(root, findings).filter(|_| root.get("name").is_some()).map(|at| at.value),
         listen: listen(root, findings),
@@ -83,6 +86,8 @@ fn read(root: &Section<'_>, findings: &mut Findings) -> OrchestratorConfig {
         dead_after: duration("dead_after", 10 * SECOND..=DAY, 300 * SECOND, findings),
         ready_timeout: duration("ready_timeout", SECOND..=DAY, 600 * SECOND, findings),
         drain_timeout: duration("drain_timeout", Duration::ZERO..=DAY, 300 * SECOND, findings),
+        // Void without one, which `findings` tell by then.
+        store: store.clone().unwrap_or(StoreConfig::File),
         zone: root.table("zone", Table::OrchestratorZone, findings).map(|section| zone(&section, findings)),
         scaling: scaling(root, findings),
         replace: replace(root, findings),
@@ -91,7 +96,20 @@ fn read(root: &Section<'_>, findings: &mut Findings) -> OrchestratorConfig {
     if config.prometheus.is_none() && (!config.scaling.is_empty() || !config.replace.is_empty()) {
         root.require(&["prometheus"], findings);
     }
-    config
+    store.is_some().then_some(config)
+}
+
+/// `[store]`, which nodes must be able to share.
+fn shared_store(root: &Section<'_>, findings: &mut Findings) -> Option<StoreConfig> {
+    root.require(&["store"], findings);
+    let At { value, span } = store::used(root, findings)?;
+    if !value.is_file() {
+        return Some(value);
+    }
+    let finding = Diagnostic::new(Code::BadValue, span, "an orchestrator needs a store that the nodes share")
+        .hint("write `[store]` as in the nodes' weir.toml, of kind \"redis\" or \"embedded\"");
+    findings.push(finding);
+    None
 }
 
 fn takes(table: Table, key: &str) -> String {
@@ -379,6 +397,7 @@ mod tests {
     use super::*;
 
     const EXAMPLE: &str = include_str!("../../../assets/orchestrator.toml");
+    const STORE: &str = "[store]\nkind = \"redis\"\nurl = \"redis://127.0.0.1\"\n";
 
     #[test]
     fn the_example_is_clean_and_shows_every_key() {
@@ -402,11 +421,11 @@ mod tests {
 
     #[test]
     fn the_defaults_are_those_of_the_reference() {
-        let config = check("o", "").config.unwrap();
+        let config = check("o", STORE).config.unwrap();
         assert_eq!(config.listen, Some(LISTEN));
         assert_eq!((config.vantage_points, config.prefix.as_str(), config.name), (1, "weir", None));
         let text = "prometheus = \"http://p:9090\"\n[[scaling]]\nname = \"n\"\nof = \"nodes\"\nexpr = \"x\"\ntarget = 8\nmin = 2\nmax = 4\n";
-        let rule = check("o", text).config.unwrap().scaling.remove(0);
+        let rule = check("o", &format!("{text}{STORE}")).config.unwrap().scaling.remove(0);
         assert_eq!((rule.tolerance, rule.target, rule.down_window), (0.1, 8.0, 300 * SECOND));
         assert_eq!((rule.settle, rule.every, rule.executor), (30 * SECOND, 15 * SECOND, None));
     }
@@ -458,6 +477,8 @@ label = "a-b"
 [[dns_server]]
 name = "d"
 metrics = "9652"
+[store]
+kind = "file"
 "#;
         let checked = check("orchestrator.toml", text);
         assert!(checked.config.is_none());
@@ -487,8 +508,19 @@ metrics = "9652"
             (40, Code::BadValue),
             (42, Code::BadValue),
             (45, Code::BadValue),
+            (47, Code::BadValue),
         ];
         assert_eq!(found, want, "{}", checked.render(text, false));
+    }
+
+    #[test]
+    fn the_store_is_one_that_nodes_share() {
+        let code = |text: &str| check("o", text).entries(text).first().map(|entry| (entry.line, entry.code));
+        assert_eq!(code(""), Some((1, Code::MissingKey)));
+        assert_eq!(code("[store]\nkind = \"redis\"\n"), Some((1, Code::MissingKey)));
+        let embedded = "[store]\nkind = \"embedded\"\nlisten = \"127.0.0.1:9651\"\n";
+        assert_eq!(code(embedded), Some((3, Code::StoreKey)));
+        assert_eq!(check("o", STORE).config.unwrap().store.kind(), "redis");
     }
 
     proptest! {
@@ -504,7 +536,7 @@ metrics = "9652"
     #[test]
     fn names_are_a_set() {
         let text = "[zone]\norigin = \"lb.example\"\nnames = [\"www\", \"www\", \"@\"]\nns = [\"ns.example\"]\ncontact = \"h.example\"\n";
-        let names: std::collections::BTreeSet<String> = check("o", text).config.unwrap().zone.unwrap().names;
+        let names: std::collections::BTreeSet<String> = check("o", &format!("{text}{STORE}")).config.unwrap().zone.unwrap().names;
         assert_eq!(names.len(), 2);
     }
 }

@@ -5,9 +5,12 @@ use std::{collections::HashMap, net::IpAddr, net::SocketAddr, path::PathBuf};
 use ipnet::IpNet;
 
 use super::{
-    super::store::{
-        EmbeddedStore, POOLS_MAX, Pool, RedisServers, RedisStore, RemoteStore, StoreConfig, StoreUrl, StoreUrlError,
-        TlsFiles,
+    super::{
+        schema::Table,
+        store::{
+            EmbeddedStore, POOLS_MAX, Pool, RedisServers, RedisStore, RemoteStore, StoreConfig, StoreUrl, StoreUrlError,
+            TlsFiles,
+        },
     },
     At, Code, Diagnostic, Findings, Span, address,
     node::{self, PATH_BYTES_MAX, name},
@@ -102,6 +105,20 @@ pub(super) fn read(section: &Section<'_>, findings: &mut Findings) -> Draft {
         }
     };
     Draft { is_file: Some(kind == Kind::File), span, store: store.filter(|_| findings.errors == before) }
+}
+
+/// Reads `[store]` of a process that uses a store and serves none to others; `None` if there is no such table, or something
+/// in it was refused. The place is where the kind is set.
+pub(super) fn used(root: &Section<'_>, findings: &mut Findings) -> Option<At<StoreConfig>> {
+    let section = root.table("store", Table::Store, findings)?;
+    let draft = read(&section, findings);
+    if let (Some(StoreConfig::Embedded(_)), Some(span)) = (&draft.store, section.key_span("listen")) {
+        let finding = Diagnostic::new(Code::StoreKey, span, "only the agent that owns a database opens it to others")
+            .hint("set `listen` in its weir.toml, and here `url` with its address");
+        findings.push(finding);
+        return None;
+    }
+    Some(At { value: draft.store?, span: draft.span })
 }
 
 /// Reports keys that do not belong to the kind of store.
