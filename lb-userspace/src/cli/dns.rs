@@ -28,7 +28,7 @@ use crate::{
     api::{self, Diagnostic},
     dns::{corefile, key, server, zone::Zone, zonefile},
     model::{code::Severity, dns::DnsConfig, parse},
-    store::FileStore,
+    store::{self, FileStore},
     telemetry::log,
 };
 
@@ -181,11 +181,21 @@ fn export(shell: &Shell, args: &ExportArgs) -> anyhow::Result<Exit> {
     Ok(Exit::Ok)
 }
 
+/// Where the zone comes from.
+fn source(config: &DnsConfig) -> anyhow::Result<server::Source> {
+    if config.store.is_file() {
+        return Ok(server::Source::File(config.zone_file.clone()));
+    }
+    Ok(server::Source::Store(store::open(&config.store).context("cannot use the store (`[store]`)")?))
+}
+
 fn serve_zone(args: &ServeArgs) -> anyhow::Result<Exit> {
     log::start(args.log_format, &args.log).map_err(|e| Failure::new(Exit::Usage, e.to_string()))?;
     let config = load(&args.config)?;
     let keys = key::load(&config.keys)?;
     let bound = server::bind(&config.listen)?;
+    // Its secrets may be readable only now.
+    let source = source(&config)?;
     let metrics = config.metrics_listen.map(std::net::TcpListener::bind).transpose();
     let metrics = metrics.with_context(|| format!("cannot serve metrics on {:?}", config.metrics_listen))?;
     // Everything that needed a privilege is open, and the process still has one thread.
@@ -193,7 +203,7 @@ fn serve_zone(args: &ServeArgs) -> anyhow::Result<Exit> {
     tracing::debug!("{dropped} capabilities given up");
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        let mut server = server::start(&config, keys, bound, server::Source::File(config.zone_file.clone()))?;
+        let mut server = server::start(&config, keys, bound, source)?;
         let leaving = Arc::new(AtomicBool::new(false));
         if let Some(listener) = metrics {
             listener.set_nonblocking(true)?;

@@ -11,6 +11,8 @@ use domain::{
 };
 use ipnet::IpNet;
 
+use super::StoreConfig;
+
 /// An absolute domain name.
 pub type Name = DomainName<Vec<u8>>;
 
@@ -28,6 +30,8 @@ pub struct DnsConfig {
     pub listen: Vec<SocketAddr>,
     /// The zone object, as JSON, watched.
     pub zone_file: PathBuf,
+    /// `[store]`: where the orchestrator's master writes the zone; [`StoreConfig::File`]: `zone_file` has it.
+    pub store: StoreConfig,
     /// Where the last good zone is kept.
     pub state_dir: PathBuf,
     /// `[limits]`.

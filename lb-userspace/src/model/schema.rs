@@ -255,6 +255,7 @@ pub const DNS_KEYS: &[Key] = &[
     key(Table::Dns, "origin", "a host name, the zone's", "required"),
     key(Table::Dns, "listen", "an array of addresses with a port, for UDP and TCP", "[\"0.0.0.0:53\", \"[::]:53\"]"),
     key(Table::Dns, "zone_file", "an absolute path", "\"/var/lib/weir/zone.json\""),
+    key(Table::Dns, "store", "a table, `[store]`, as in the nodes' weir.toml", "none: the zone is in zone_file"),
     key(Table::Dns, "state_dir", "an absolute path", "\"/var/lib/weir-dns\""),
     key(Table::Dns, "limits", "a table, `[limits]`", "the defaults of its keys"),
     key(Table::Dns, "metrics", "a table, `[metrics]`", "the defaults of its keys"),

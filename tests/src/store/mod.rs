@@ -6,5 +6,5 @@ mod deaf;
 mod faults;
 mod places;
 mod propagation;
-mod rig;
+pub mod rig;
 mod sentinel;

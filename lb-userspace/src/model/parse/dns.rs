@@ -15,6 +15,7 @@ use toml::de::DeTable;
 
 use super::{
     super::{
+        StoreConfig,
         dns::{DnsConfig, DnsLimits, KeyFile, LISTEN_MAX, Name, PEERS_MAX, Secondary, UpdateTarget, host_name},
         schema::Table,
     },
@@ -22,6 +23,7 @@ use super::{
     node::path,
     reader,
     reader::shown,
+    store,
 };
 
 /// Longest path, in bytes.
@@ -59,6 +61,7 @@ fn read(root: &Section<'_>, findings: &mut Findings) -> Option<DnsConfig> {
     };
     let (zone_file, state_dir) =
         (paths("zone_file", "/var/lib/weir/zone.json"), paths("state_dir", "/var/lib/weir-dns"));
+    let store = zone_store(root, findings);
     let limits =
         root.table("limits", Table::DnsLimits, findings).map_or_else(DnsLimits::default, |s| limits(&s, findings));
     let metrics_listen = match root.table("metrics", Table::DnsMetrics, findings) {
@@ -72,6 +75,7 @@ fn read(root: &Section<'_>, findings: &mut Findings) -> Option<DnsConfig> {
         origin: origin?.value,
         listen: listen?,
         zone_file,
+        store: store?,
         state_dir,
         limits,
         metrics_listen,
@@ -79,6 +83,22 @@ fn read(root: &Section<'_>, findings: &mut Findings) -> Option<DnsConfig> {
         secondaries,
         updates,
     })
+}
+
+/// `[store]`; without one the zone is in a file. `None` if something in it was refused.
+fn zone_store(root: &Section<'_>, findings: &mut Findings) -> Option<StoreConfig> {
+    if root.get("store").is_none() {
+        return Some(StoreConfig::File);
+    }
+    let At { value, span } = store::used(root, findings)?;
+    if let (false, Some(zone_file)) = (value.is_file(), root.key_span("zone_file")) {
+        let finding =
+            Diagnostic::new(Code::ConflictingKeys, zone_file, "the zone comes from the store, not from a file")
+                .related(span, "the store")
+                .hint("keep `zone_file` or `[store]`");
+        findings.push(finding);
+    }
+    Some(value)
 }
 
 /// The host name under `key`.
@@ -316,6 +336,8 @@ mod tests {
         // What is commented out are defaults and examples: all of it together holds too.
         let all: String = EXAMPLE
             .lines()
+            // The zone comes from one place, and the example shows both.
+            .filter(|line| !line.starts_with("# zone_file = "))
             .map(|line| match line.strip_prefix("# ") {
                 Some(rest)
                     if rest.starts_with('[') || rest.split_once(" = ").is_some_and(|(k, _)| !k.contains(' ')) =>
@@ -329,6 +351,7 @@ mod tests {
         assert!(checked.diagnostics.is_empty(), "{}", checked.render(&all, false));
         let all = checked.config.unwrap();
         assert_eq!((all.keys.len(), all.secondaries.len(), all.updates.len()), (1, 1, 1));
+        assert_eq!((shipped.store, all.store.kind()), (StoreConfig::File, "redis"));
         assert_eq!(
             (all.listen, all.limits, all.metrics_listen),
             (shipped.listen, shipped.limits, shipped.metrics_listen)
@@ -392,6 +415,19 @@ zone = "elsewhere.org"
         let text = "origin = \"lb.example.com\"\n[[key]]\nname = \"k\"\nsecret_file = \"/k\"\n[[update]]\nserver = \
                     \"192.0.2.1:53\"\nkey = \"k\"\nzone = \"example.org\"\n";
         assert!(check("d", text).render(text, false).contains("does not hold"));
+    }
+
+    #[test]
+    fn the_zone_comes_from_one_place() {
+        let redis = "[store]\nkind = \"redis\"\nurl = \"redis://127.0.0.1\"\n";
+        let code = |head: &str, store: &str| {
+            let text = format!("origin = \"lb.example.com\"\n{head}{store}");
+            check("d", &text).entries(&text).first().map(|entry| (entry.line, entry.code))
+        };
+        let zone_file = "zone_file = \"/z\"\n";
+        assert_eq!((code("", redis), code(zone_file, "[store]\nkind = \"file\"\n")), (None, None));
+        assert_eq!(code(zone_file, redis), Some((2, Code::ConflictingKeys)));
+        assert_eq!(code("", "[store]\nkind = \"redis\"\n"), Some((2, Code::MissingKey)));
     }
 
     proptest! {

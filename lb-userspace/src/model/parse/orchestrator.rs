@@ -15,13 +15,13 @@ use toml::de::{DeTable, DeValue};
 
 use super::{
     super::{
+        StoreConfig,
         dns::host_name,
         is_name,
         orchestrator::{
             EXPR_BYTES_MAX, OrchestratorConfig, RULES_MAX, ReplaceRule, RuleExecutor, RuleTarget, ScalingRule,
             ZoneConfig,
         },
-        StoreConfig,
         schema::{self, Table},
     },
     At, Checked, Code, Diagnostic, Findings, Section, Span, checked, diagnostic,
@@ -536,7 +536,8 @@ kind = "file"
     #[test]
     fn names_are_a_set() {
         let text = "[zone]\norigin = \"lb.example\"\nnames = [\"www\", \"www\", \"@\"]\nns = [\"ns.example\"]\ncontact = \"h.example\"\n";
-        let names: std::collections::BTreeSet<String> = check("o", &format!("{text}{STORE}")).config.unwrap().zone.unwrap().names;
+        let names: std::collections::BTreeSet<String> =
+            check("o", &format!("{text}{STORE}")).config.unwrap().zone.unwrap().names;
         assert_eq!(names.len(), 2);
     }
 }

@@ -8,8 +8,8 @@ use super::{
     super::{
         schema::Table,
         store::{
-            EmbeddedStore, POOLS_MAX, Pool, RedisServers, RedisStore, RemoteStore, StoreConfig, StoreUrl, StoreUrlError,
-            TlsFiles,
+            EmbeddedStore, POOLS_MAX, Pool, RedisServers, RedisStore, RemoteStore, StoreConfig, StoreUrl,
+            StoreUrlError, TlsFiles,
         },
     },
     At, Code, Diagnostic, Findings, Span, address,

@@ -2,7 +2,7 @@
 
 mod ask;
 mod flood;
-mod process;
+pub(super) mod process;
 mod scene;
 mod secondary;
 mod serve;

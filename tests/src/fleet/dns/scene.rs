@@ -54,9 +54,13 @@ impl Scene {
         let path = |name: &str| folder.path().join(name);
         fs::write(path("secret"), SECRET).expect("a file");
         fs::write(path("other"), OTHER_SECRET).expect("a file");
+        // The zone comes from one place.
+        let zone_file = match more.contains("[store]") {
+            true => String::new(),
+            false => format!("zone_file = \"{}\"\n", path("zone.json").display()),
+        };
         let text = format!(
-            "origin = \"{ORIGIN}\"\nlisten = [\"0.0.0.0:{port}\"]\nzone_file = \"{folder}/zone.json\"\nstate_dir = \
-             \"{folder}/state\"\n{more}\n[metrics]\nlisten = \"127.0.0.1:{metrics_port}\"\n",
+            "origin = \"{ORIGIN}\"\nlisten = [\"0.0.0.0:{port}\"]\n{zone_file}state_dir = \"{folder}/state\"\n{more}\n[metrics]\nlisten = \"127.0.0.1:{metrics_port}\"\n",
             folder = folder.path().display(),
             more = more
                 .replace("{secret}", &path("secret").display().to_string())

@@ -2,11 +2,13 @@
 
 use std::{fs, process::Command};
 
+use lb_userspace::{dns::store::ZONE_KEY, store::access::Put};
+
 use super::{
     process::eventually,
     scene::{ORIGIN, Scene, dig, serial, short, zone},
 };
-use crate::lab::programs;
+use crate::{lab::programs, store::rig};
 
 #[test]
 fn the_last_good_zone_survives_its_source() {
@@ -40,6 +42,25 @@ fn the_last_good_zone_survives_its_source() {
     scene.wait_serial(7);
     assert_eq!(short(scene.port, &["www.lb.example"]), ["192.0.2.1"]);
     assert!(scene.http("/ready").expect("listens").starts_with("200"));
+    assert!(scene.process.terminate().success(), "SIGTERM is an orderly end");
+}
+
+#[test]
+fn the_zone_of_the_store_is_served_and_outlives_the_store() {
+    let mut redis = rig::redis();
+    let mut scene = Scene::start(None, &format!("[store]\nkind = \"redis\"\nurl = \"redis://{}\"", redis.address()));
+    assert!(scene.http("/ready").expect("listens").starts_with("503"), "no master has written a zone");
+    for serial in [7, 8] {
+        let text = serde_json::to_string(&zone(serial, &[("www", &["192.0.2.1"])])).expect("JSON");
+        let put = Put::new(rig::key(ZONE_KEY), text);
+        let config = rig::config(redis.address(), "weir");
+        rig::run(async { rig::store(config).record_put(put).await }).expect("written");
+        scene.wait_serial(serial);
+    }
+    redis.kill();
+    scene.restart();
+    scene.wait_serial(8);
+    assert_eq!(short(scene.port, &["www.lb.example"]), ["192.0.2.1"]);
     assert!(scene.process.terminate().success(), "SIGTERM is an orderly end");
 }
 
