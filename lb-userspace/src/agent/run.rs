@@ -182,7 +182,9 @@ async fn begin(
             before = reload::check(&mut Incremental::default(), input, &node.name).ok().map(|(config, _)| config);
         }
     }
-    Ok(Begun { shared: Shared::new(following, news), config, health, before })
+    let mut shared = Shared::new(following, news);
+    shared.standing.metrics = node.metrics_listen.and_then(follow::report::reached_at);
+    Ok(Begun { shared, config, health, before })
 }
 
 /// Serves an embedded database that this agent owns: to command lines of this machine, and to others where `listen` says.

@@ -116,6 +116,7 @@ mod tests {
             addresses: vec![[192, 0, 2, 1].into()],
             ready: true,
             draining: false,
+            metrics: None,
         };
         let lag = NodeReport {
             node: "lb2".into(),

@@ -46,6 +46,9 @@ pub struct NodeReport {
     pub ready: bool,
     /// Whether it is being taken out.
     pub draining: bool,
+    /// Where others reach its `/metrics` and `/ready`; `None`: nowhere, or an older release wrote the report.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub metrics: Option<std::net::SocketAddr>,
 }
 
 /// A node as the store knows it.

@@ -344,6 +344,7 @@ async fn nodes_report(store: Arc<dyn Store>) {
         addresses: vec!["192.0.2.1".parse().unwrap()],
         ready: true,
         draining: false,
+        metrics: None,
     };
     store.report(&report("b", 600_000, node::Outcome::Refused("no room".into()))).await.unwrap();
     store.report(&report("a", 300, node::Outcome::Applied)).await.unwrap();

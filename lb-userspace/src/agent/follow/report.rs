@@ -4,7 +4,7 @@
 //! said is reported at once.
 
 use std::{
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -38,6 +38,13 @@ pub struct Standing {
     pub addresses: Vec<IpAddr>,
     /// Whether it forwards.
     pub ready: bool,
+    /// Where others reach its metrics.
+    pub metrics: Option<SocketAddr>,
+}
+
+/// Where others reach a listener on `listen`: nowhere if it is of this machine alone, and unknown if it is on all addresses.
+pub fn reached_at(listen: SocketAddr) -> Option<SocketAddr> {
+    Some(listen).filter(|at| !at.ip().is_loopback() && !at.ip().is_unspecified())
 }
 
 /// The report of a node that stands like this.
@@ -56,6 +63,7 @@ pub fn report(node: &str, standing: &Standing) -> NodeReport {
         addresses: standing.addresses.clone(),
         ready: standing.ready,
         draining: false,
+        metrics: standing.metrics,
     }
 }
 
@@ -101,6 +109,18 @@ mod tests {
     use crate::store::object::Digest;
 
     #[test]
+    fn only_a_listener_that_others_reach_is_reported() {
+        for (listen, reached) in
+            [("127.0.0.1:9650", false), ("0.0.0.0:9650", false), ("[::1]:1", false), ("[::]:1", false)]
+                .into_iter()
+                .chain([("10.0.0.1:9650", true), ("[2001:db8::1]:9650", true)])
+        {
+            let listen = listen.parse().unwrap();
+            assert_eq!(reached_at(listen), reached.then_some(listen));
+        }
+    }
+
+    #[test]
     fn a_refused_revision_is_reported_beside_the_one_in_force() {
         let revision = |number| Revision { number, digest: Digest::default() };
         let standing = Standing {
@@ -108,10 +128,12 @@ mod tests {
             applied: Some(revision(7)),
             addresses: vec![[192, 0, 2, 1].into()],
             ready: true,
+            metrics: Some(([192, 0, 2, 7], 9650).into()),
         };
         let said = report("n1", &standing);
         assert_eq!((said.revision, said.applied), (Some(revision(8)), Some(revision(7))));
         assert_eq!(said.outcome, Outcome::Refused("line 3".into()));
+        assert_eq!(said.metrics, standing.metrics);
         assert_eq!(report("n1", &Standing { read: Some((revision(8), None)), ..standing }).outcome, Outcome::Applied);
     }
 }

@@ -144,7 +144,9 @@ fn line(status: &Status) -> String {
     match status {
         Status { store_error: Some(error), .. } => format!("the store cannot be read: {error}"),
         Status { acting: Some(epoch), .. } => format!("master, epoch {epoch}"),
-        Status { master: Some(master), .. } if !master.released => format!("stands by; {} is the master", master.holder),
+        Status { master: Some(master), .. } if !master.released => {
+            format!("stands by; {} is the master", master.holder)
+        }
         Status { .. } => "stands by; there is no master".to_owned(),
     }
 }

@@ -152,6 +152,7 @@ mod tests {
             addresses: Vec::new(),
             ready: true,
             draining: false,
+            metrics: None,
         };
         NodeStatus { report, age_ms: 5, live }
     }

@@ -12,7 +12,6 @@ use std::{
 };
 
 use futures_util::future::BoxFuture;
-use serde::Deserialize;
 
 use super::{Look, Place, PlaceError};
 use crate::{
@@ -54,13 +53,6 @@ impl std::fmt::Debug for Fleet {
     }
 }
 
-/// What a node's report may say beyond what every store knows of it.
-#[derive(Deserialize)]
-struct Reachable {
-    /// Where its metrics and its ready endpoint are.
-    metrics: Option<SocketAddr>,
-}
-
 impl Fleet {
     /// The orchestrator's view of `store`.
     pub fn new(store: Arc<dyn Store>) -> Self {
@@ -91,13 +83,12 @@ impl Fleet {
         let mut nodes = BTreeMap::new();
         for record in self.store.record_all("node/").await? {
             let Ok(report) = serde_json::from_str::<store::node::NodeReport>(&record.value) else { continue };
-            let ready_at = serde_json::from_str::<Reachable>(&record.value).ok().and_then(|one| one.metrics);
             let node = Node {
                 // It differs after each report, which is all that is looked at.
                 beat: record.version,
                 lease: Duration::from_millis(report.lease_ms),
                 addresses: report.addresses.into_iter().collect(),
-                ready_at,
+                ready_at: report.metrics,
                 revision: report.applied.map_or(0, |revision| revision.number),
                 ready: report.ready,
                 draining: report.draining,
@@ -250,6 +241,20 @@ mod tests {
         assert!(matches!(fleet.write(put(released, Expect::Version(version), None)).await, Outcome::Done { .. }));
         let late = put(assignment(2), Expect::Any, Some(master("a/1", 1)));
         assert_eq!(fleet.write(late).await, Outcome::Refused, "who gave the mastership back");
+    }
+
+    #[tokio::test]
+    async fn nodes_are_asked_where_they_report_their_metrics() {
+        let store: Arc<dyn Store> = Arc::new(store::memory::MemoryStore::new(100));
+        let at = SocketAddr::from(([10, 0, 0, 1], 9650));
+        let old = r#"{"node":"n2","lease_ms":1,"revision":null,"outcome":"applied","applied":null,"version":"0","addresses":[],
+                      "ready":true,"draining":false}"#;
+        let older: store::node::NodeReport = serde_json::from_str(old).unwrap();
+        store.report(&store::node::NodeReport { node: "n1".into(), metrics: Some(at), ..older.clone() }).await.unwrap();
+        store.report(&older).await.unwrap();
+        let look = Fleet::new(store).look(false).await.unwrap();
+        let at_each: Vec<_> = look.nodes.iter().map(|(name, node)| (name.as_str(), node.ready_at)).collect();
+        assert_eq!(at_each, [("n1", Some(at)), ("n2", None)]);
     }
 
     #[tokio::test]
