@@ -1,5 +1,6 @@
-//! The fleet: DNS servers as processes of their own, with the real servers that people run beside them; the orchestrator's
-//! questions and rules with the real Prometheus.
+//! The fleet: DNS servers as processes of their own, with the real servers that people run beside them; orchestrators on
+//! a real Redis, and their questions and rules with the real Prometheus.
 
 mod dns;
+mod orchestrator;
 mod prometheus;
