@@ -221,7 +221,8 @@ fn three_nodes_hold_what_the_store_holds_through_faults_of_everything() {
     // Quiet: every node has the store's revision, its weights, and the same ring.
     let head = write(fleet, NODES[0], &["config", "history", "-o", "json"]).expect("history");
     let head: Value = serde_json::from_str(&head).expect("JSON");
-    let revision = head[0]["revision"].as_str().expect("a revision").to_owned();
+    let (number, digest) = (&head[0]["revision"]["number"], head[0]["revision"]["digest"].as_str().expect("a digest"));
+    let revision = format!("{number}-{}", &digest[..8]);
     for node in NODES {
         let current = |status: &Value| status["store"]["applied"] == revision.as_str() && status["store"]["up"] == true;
         let took = fleet.wait_status(node, &format!("at {revision}"), current).unwrap_or_else(|e| panic!("{e:#}"));

@@ -101,13 +101,13 @@ pub fn port(host: Host) -> String {
 /// `ip -batch` lines that make the bridge and its links, run in the switch.
 pub fn links(namespace: impl Fn(Host) -> String) -> Vec<String> {
     let mut lines = vec![
-        "link add br type bridge stp_state 0 forward_delay 0 mcast_snooping 0".to_owned(),
-        "link set br up".to_owned(),
+        "link add br-f type bridge stp_state 0 forward_delay 0 mcast_snooping 0".to_owned(),
+        "link set br-f up".to_owned(),
     ];
     for host in hosts().into_iter().filter(|host| *host != Host::Switch) {
         let port = port(host);
         lines.push(format!("link add {port} type veth peer name eth0 netns {}", namespace(host)));
-        lines.push(format!("link set {port} master br up"));
+        lines.push(format!("link set {port} master br-f up"));
     }
     lines
 }
