@@ -229,26 +229,41 @@ pub fn store_error(error: &RedisError) -> StoreError {
         ErrorKind::AuthenticationFailed => StoreError::Denied("authentication failed".into()),
         ErrorKind::Io => StoreError::Unavailable(error.to_string()),
         ErrorKind::Server(ServerErrorKind::ResponseError) => {
-            let words = words();
-            // A script passes on what its command met, behind words of its own.
-            for (part, error) in [
-                ("NOREPLICAS", StoreError::ReadOnly as fn(String) -> StoreError),
-                ("OOM", StoreError::Full),
-                ("READONLY", StoreError::ReadOnly),
-                ("NOPERM", StoreError::Denied),
-                ("permissions", StoreError::Denied),
-            ] {
-                if words.contains(part) {
-                    return error(words);
-                }
-            }
-            StoreError::Refused(words)
+            passed_on(&words()).unwrap_or_else(|| StoreError::Refused(words()))
         }
         ErrorKind::Server(_) => StoreError::Refused(words()),
         _ if error.is_connection_dropped() || error.is_unrecoverable_error() => {
             StoreError::Unavailable("the connection was closed".into())
         }
-        _ => StoreError::Broken(error.to_string()),
+        // Of several commands at once: what the first of them met stands in the words alone.
+        _ => passed_on(&error.to_string()).unwrap_or_else(|| StoreError::Broken(error.to_string())),
+    }
+}
+
+/// What a command inside a script or among several met, which is passed on behind words of another's.
+fn passed_on(words: &str) -> Option<StoreError> {
+    let known: [(&str, fn(String) -> StoreError); 8] = [
+        ("NOREPLICAS", StoreError::ReadOnly),
+        ("MASTERDOWN", StoreError::ReadOnly),
+        ("MISCONF", StoreError::ReadOnly),
+        ("READONLY", StoreError::ReadOnly),
+        ("OOM", StoreError::Full),
+        ("NOPERM", StoreError::Denied),
+        ("permissions", StoreError::Denied),
+        ("LOADING", StoreError::Unavailable),
+    ];
+    known.into_iter().find(|(part, _)| words.contains(part)).map(|(_, error)| error(words.to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_command_among_several_met_is_told_as_what_it_is() {
+        let few = "Pipeline failure: [(Index 0, error: \"NOREPLICAS\": Not enough good replicas to write.)]";
+        assert!(matches!(passed_on(few), Some(error @ StoreError::ReadOnly(_)) if error.is_passing()));
+        assert_eq!(passed_on("something else"), None);
     }
 }
 
