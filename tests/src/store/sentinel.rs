@@ -9,7 +9,7 @@ use std::{
 
 use lb_locks::torture::server::{RedisServer, ServerOptions};
 use lb_userspace::store::{
-    Outcome,
+    Outcome, Store,
     follow::Loss,
     redis::{Login, RedisConfig, Servers},
 };
@@ -106,6 +106,18 @@ fn ask(address: SocketAddr, command: &str) -> String {
     exchange().unwrap_or_default()
 }
 
+/// Writes an object until a replica confirms it; its text. A replica that is not through with its first copy, or with its disk, confirms
+/// nothing for longer than a write waits for it, which is told. It takes changes in order, so once it confirms one it has all before it.
+async fn confirmed(store: &Arc<dyn Store>, name: &str) -> String {
+    for at in 0..60 {
+        let text = at.to_string();
+        if matches!(insist(store, name, &text).await, Outcome::Changed(written, _) if written.replicated) {
+            return text;
+        }
+    }
+    panic!("the replicas are there, and none confirms anything");
+}
+
 #[test]
 fn a_fail_over_loses_no_write_that_a_replica_confirmed() {
     run(async {
@@ -118,17 +130,7 @@ fn a_fail_over_loses_no_write_that_a_replica_confirmed() {
             insist(&store, &name, "1").await;
             wanted.insert(name, "1".to_owned());
         }
-        // A busy disk may hold an answer back for longer than a write waits for it, which is told; replicas take changes in order, so
-        // once a replica confirmed one it has all before it.
-        for at in 0.. {
-            let text = at.to_string();
-            let outcome = insist(&store, "service/last", &text).await;
-            wanted.insert("service/last".into(), text);
-            if matches!(outcome, Outcome::Changed(written, _) if written.replicated) {
-                break;
-            }
-            assert!(at < 20, "both replicas are there, and none confirms anything");
-        }
+        wanted.insert("service/last".into(), confirmed(&store, "service/last").await);
         for follower in &followers {
             follower.agrees(&store).await;
         }
@@ -149,7 +151,7 @@ fn a_write_that_no_replica_has_is_reported_and_its_loss_is_noticed() {
         let mut group = Group::start().await;
         let store = store(group.config());
         let follower = Follower::start(Arc::clone(&store), 1);
-        insist(&store, "service/kept", "1").await;
+        confirmed(&store, "service/kept").await;
         follower.agrees(&store).await;
         for replica in &group.servers[1..] {
             replica.pause();
