@@ -242,7 +242,9 @@ pub fn store_error(error: &RedisError) -> StoreError {
 
 /// What a command inside a script or among several met, which is passed on behind words of another's.
 fn passed_on(words: &str) -> Option<StoreError> {
-    let known: [(&str, fn(String) -> StoreError); 8] = [
+    /// A word with the error that it stands for.
+    type Known = (&'static str, fn(String) -> StoreError);
+    let known: [Known; 8] = [
         ("NOREPLICAS", StoreError::ReadOnly),
         ("MASTERDOWN", StoreError::ReadOnly),
         ("MISCONF", StoreError::ReadOnly),
