@@ -257,18 +257,6 @@ fn passed_on(words: &str) -> Option<StoreError> {
     known.into_iter().find(|(part, _)| words.contains(part)).map(|(_, error)| error(words.to_owned()))
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_a_command_among_several_met_is_told_as_what_it_is() {
-        let few = "Pipeline failure: [(Index 0, error: \"NOREPLICAS\": Not enough good replicas to write.)]";
-        assert!(matches!(passed_on(few), Some(error @ StoreError::ReadOnly(_)) if error.is_passing()));
-        assert_eq!(passed_on("something else"), None);
-    }
-}
-
 /// `future`'s answer, or [`StoreError::Unavailable`] after `timeout`, and then the link is not used again: answers come in
 /// order, so it would only deliver this one first.
 pub async fn bounded<T>(
@@ -282,5 +270,17 @@ pub async fn bounded<T>(
             link.condemn();
             Err(StoreError::Unavailable(format!("no answer within {} ms", timeout.as_millis())))
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_command_among_several_met_is_told_as_what_it_is() {
+        let few = "Pipeline failure: [(Index 0, error: \"NOREPLICAS\": Not enough good replicas to write.)]";
+        assert!(matches!(passed_on(few), Some(error @ StoreError::ReadOnly(_)) if error.is_passing()));
+        assert_eq!(passed_on("something else"), None);
     }
 }
