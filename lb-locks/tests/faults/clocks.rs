@@ -58,7 +58,8 @@ async fn a_majority_stepped_forward_lets_two_hold_and_the_fence_refuses_the_firs
 #[tokio::test]
 async fn one_stepped_forward_is_no_majority() {
     let (servers, [one, other]) = movable(3).await;
-    let first = one.acquire(Request::new("stepped", LONG)).await.unwrap();
+    // Everywhere: a majority is asked first, and the third node would be free otherwise.
+    let first = one.acquire(Request::new("stepped", LONG).everywhere()).await.unwrap();
     servers[0].move_clock(STEP_MS).unwrap();
     let refused = other.acquire(Request::new("stepped", LONG)).await.unwrap_err();
     assert!(matches!(refused, LockError::Contended { .. }), "{refused}");
