@@ -76,9 +76,13 @@ pub async fn run(
     metrics: Arc<Metrics>,
 ) {
     let mut failed = false;
+    // An agent that has not published yet has nothing to say, and what the one before it said still holds for the node.
+    if standing.changed().await.is_err() {
+        return;
+    }
     loop {
         let mut now = standing.borrow_and_update().clone();
-        // Where the newest revision was not looked at yet, the report must not say that it was applied.
+        // A node without a revision forwards for nobody.
         now.ready &= now.applied.is_some();
         let started = Instant::now();
         let sent = tokio::time::timeout(PATIENCE, store.report(&report(&node, &now))).await;
