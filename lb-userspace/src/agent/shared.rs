@@ -136,6 +136,8 @@ impl EventLoop {
             shared.following.good.send_replace(Some(Arc::clone(&shared.news.snapshot)));
         }
         self.tell_standing();
+        // What was inherited is known here, too.
+        self.tell_health();
     }
 
     fn tell_standing(&mut self) {
@@ -170,17 +172,23 @@ impl EventLoop {
     /// The call, unless it would change on this node what the store says; that is refused, and where to go is told.
     pub(super) fn elsewhere(&self, call: Call) -> Option<Call> {
         let Some(shared) = &self.parts.shared else { return Some(call) };
-        let refusal = |what: &str| {
+        const WRITE: &str =
+            "the same command with `--config FILE` (the node's weir.toml) writes to the store, for all nodes at once";
+        const DRY: &str = "`weir config apply SERVICES --config FILE --dry-run` shows what would change for all nodes";
+        let refusal = |what: &str, hint: &str| {
             let store = shared.following.view.borrow().store.clone();
-            Refusal::new(StatusCode::CONFLICT, format!("{what} of this node stand in the store {store}, not on the node"))
-                .hint("the same command with `--config FILE` (the node's weir.toml) writes to the store, for all nodes at once")
+            Refusal::new(
+                StatusCode::CONFLICT,
+                format!("{what} of this node stand in the store {store}, not on the node"),
+            )
+            .hint(hint)
         };
         match call {
-            Call::Admin(_, _, _, to) => _ = to.send(Err(refusal("backends"))),
-            Call::Set(_, _, to) => _ = to.send(Err(refusal("services"))),
-            Call::Apply(request, to) if request.text.is_some() => _ = to.send(Err(refusal("services"))),
-            Call::Diff(request, to) if request.text.is_some() => _ = to.send(Err(refusal("services"))),
-            Call::Plan(request, to) if request.text.is_some() => _ = to.send(Err(refusal("services"))),
+            Call::Admin(_, _, _, to) => _ = to.send(Err(refusal("backends", WRITE))),
+            Call::Set(_, _, to) => _ = to.send(Err(refusal("services", WRITE))),
+            Call::Apply(request, to) if request.text.is_some() => _ = to.send(Err(refusal("services", WRITE))),
+            Call::Diff(request, to) if request.text.is_some() => _ = to.send(Err(refusal("services", DRY))),
+            Call::Plan(request, to) if request.text.is_some() => _ = to.send(Err(refusal("services", DRY))),
             call => return Some(call),
         }
         None
