@@ -167,7 +167,8 @@ impl Scene {
                 let copy_file = self.path("store.json");
                 let copy = follow::keep::load(&copy_file).unwrap();
                 let times = Times { look_ms: 300, ..Times::default() };
-                let options = follow::Options { node: "n".into(), copy_file, times };
+                let leases_file = self.path("leases.json");
+                let options = follow::Options { node: "n".into(), copy_file, leases_file, times };
                 let mut following = follow::start(from, copy, &options, Arc::clone(&metrics));
                 following.news.changed().await.unwrap();
                 let news = following.news.borrow_and_update().clone().unwrap();

@@ -68,6 +68,10 @@ const API_TIMEOUT: Duration = Duration::from_secs(60);
 const METRICS_TIMEOUT: Duration = Duration::from_secs(15);
 /// Name of the file of overrides in the state folder.
 const OVERRIDES_FILE: &str = "overrides.json";
+/// Name of the file of leases in the state folder.
+const LEASES_FILE: &str = "leases.json";
+/// Longest wait of `--unload` until the store has taken leases back.
+const GIVE_BACK: Duration = Duration::from_secs(3);
 /// Longest wait for what the store knows about health and history.
 const FIRST_HEALTH: Duration = Duration::from_secs(2);
 /// How often it is said that the store is waited for.
@@ -157,7 +161,8 @@ async fn begin(
         tracing::error!(%error, "the last good copy in {} cannot be used", copy_file.display());
         None
     });
-    let options = follow::Options { node: node.name.clone(), copy_file, times: Times::default() };
+    let leases_file = node.state_dir.join(LEASES_FILE);
+    let options = follow::Options { node: node.name.clone(), copy_file, leases_file, times: Times::default() };
     let mut following = follow::start(Arc::clone(&store), copy, &options, Arc::clone(metrics));
     let news = first_news(&mut following, adopted).await;
     let present = document(file_name, text, &news.snapshot.objects);
@@ -222,10 +227,15 @@ async fn first_news(following: &mut Following, adopted: bool) -> Arc<News> {
             tracing::error!("waiting for the store {}, and nothing is touched meanwhile: {why}", view.store);
             systemd::status(&format!("waiting for the store: {why}"));
         }
-        tokio::select! {
-            _ = following.news.changed() => {}
-            _ = following.view.changed() => {}
-            () = tokio::time::sleep(WAITING_TOLD) => {}
+        // Both end with their task alone, and then there is no more news: the pause keeps this from turning in place.
+        let changed = async {
+            tokio::select! {
+                news = following.news.changed() => news,
+                view = following.view.changed() => view,
+            }
+        };
+        if let Ok(Err(_)) = tokio::time::timeout(WAITING_TOLD, changed).await {
+            tokio::time::sleep(WAITING_TOLD).await;
         }
     }
 }
@@ -457,6 +467,20 @@ pub async fn run(options: Options) -> Result<(), StartError> {
     Ok(())
 }
 
+/// Gives leases back, so that other nodes may have the addresses at once; a failure leaves them to run out.
+async fn give_back(config: &Config) {
+    let _ = std::fs::remove_file(config.node.state_dir.join(LEASES_FILE));
+    let given = async {
+        let store = store::open(&config.store)?;
+        follow::lease::give_back(&*store, &config.node.name).await
+    };
+    match tokio::time::timeout(GIVE_BACK, given).await {
+        Ok(Ok(leases)) => tracing::info!(leases, "leases given back"),
+        Ok(Err(error)) => tracing::warn!(%error, "leases are not given back, they run out by themselves"),
+        Err(_) => tracing::warn!("the store does not answer: leases run out by themselves"),
+    }
+}
+
 async fn listen(address: SocketAddr) -> anyhow::Result<tokio::net::TcpListener> {
     let listener = tokio::net::TcpListener::bind(address).await;
     listener.with_context(|| format!("cannot serve metrics on {address}; change or remove `metrics.listen`"))
@@ -486,6 +510,9 @@ pub async fn unload(options: Options) -> Result<(), StartError> {
     }
     let existed = pins.remove_all().map_err(anyhow::Error::from)?;
     let _ = std::fs::remove_file(&node.api_socket);
+    if !config.store.is_file() {
+        give_back(&config).await;
+    }
     if existed || withdrawn > 0 {
         tracing::info!(withdrawn, pin_dir = %node.pin_dir.display(), "unloaded: forwarding has stopped");
     } else {

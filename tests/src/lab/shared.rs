@@ -254,7 +254,7 @@ fn three_nodes_hold_what_the_store_holds_through_faults_of_everything() {
 fn fault(fleet: &mut Fleet, random: &mut Random) {
     let redis = Fleet::redis_of(REDIS_PORT);
     let node = NODES[random.below(3) as usize];
-    match random.below(4) {
+    match random.below(5) {
         0 => {
             println!("redis is killed, and restarted from its file");
             let process = fleet.ground.process(&redis).expect("redis").clone();
@@ -274,10 +274,19 @@ fn fault(fleet: &mut Fleet, random: &mut Random) {
             thread::sleep(Duration::from_secs(1));
             fleet.join(node, Host::Control).expect("join");
         }
-        _ => {
+        3 => {
             println!("the agent of {} is killed and restarted", node.name());
             fleet.kill_agent(node).expect("kill");
             fleet.start_agent(node).expect("agent");
+        }
+        _ => {
+            println!("the agent of {} starts while redis is away", node.name());
+            let process = fleet.ground.process(&redis).expect("redis").clone();
+            process.end().expect("end");
+            fleet.kill_agent(node).expect("kill");
+            fleet.start_agent(node).expect("agent");
+            thread::sleep(Duration::from_secs(2));
+            fleet.start_redis(REDIS_PORT, Keep::Everything, &[]).expect("redis");
         }
     }
 }

@@ -5,10 +5,13 @@
 //! A lease outlives a dead agent for [`TTL_MS`]: the node's program goes on forwarding for that address, and another node that
 //! answered for it would break its connections. Only a node that gives its lease back frees the address sooner.
 //!
+//! The node remembers its leases in a file, so that an agent that starts while the store is away goes on serving them: nobody can lease
+//! them meanwhile.
+//!
 //! Invariants: an address is held by at most one node, because a lease is written where none is, by compare and set; a node that
 //! holds one never asks for another of the same pool.
 
-use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, fs, io, net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use ipnet::IpNet;
 use tokio::time::Instant;
@@ -16,6 +19,7 @@ use tokio::time::Instant;
 use crate::store::{
     Key, Store, StoreError,
     access::{Expect, Put, Record},
+    file::replace_file,
 };
 
 /// How long a lease is good without renewal: 1 h.
@@ -75,13 +79,34 @@ pub struct Leaser {
     node: String,
     pools: BTreeMap<String, IpNet>,
     held: BTreeMap<String, IpAddr>,
+    /// Where `held` is remembered.
+    file: PathBuf,
     due: Instant,
 }
 
+/// What an earlier run held; nothing where that cannot be read, which costs no more than asking for it.
+fn remembered(file: &std::path::Path) -> BTreeMap<String, IpAddr> {
+    let read = fs::read(file).and_then(|text| serde_json::from_slice(&text).map_err(io::Error::other));
+    read.unwrap_or_else(|error| {
+        if error.kind() != io::ErrorKind::NotFound {
+            tracing::warn!(%error, "cannot read the leases of an earlier run in {}", file.display());
+        }
+        BTreeMap::new()
+    })
+}
+
 impl Leaser {
-    /// No lease yet.
-    pub fn new(store: Arc<dyn Store>, node: String) -> Self {
-        Self { store, node, pools: BTreeMap::new(), held: BTreeMap::new(), due: far() }
+    /// With the leases that an earlier run remembered in `file`.
+    pub fn new(store: Arc<dyn Store>, node: String, file: PathBuf) -> Self {
+        let held = remembered(&file);
+        Self { store, node, pools: BTreeMap::new(), held, file, due: far() }
+    }
+
+    fn remember(&self) {
+        let written = serde_json::to_vec(&self.held).map_err(io::Error::other);
+        if let Err(error) = written.and_then(|text| replace_file(&self.file, &text, Some(0o600))) {
+            tracing::error!(%error, "cannot remember the leases in {}", self.file.display());
+        }
     }
 
     /// What is held, by pool.
@@ -99,7 +124,8 @@ impl Leaser {
         self.due
     }
 
-    /// Sets the pools of which one address each is wanted. Says whether that asks for something new.
+    /// Sets the pools of which one address each is wanted. Says whether one is missing that has to be asked for first; what is held is
+    /// renewed in its own time.
     pub fn set(&mut self, pools: BTreeMap<String, IpNet>) -> bool {
         if pools == self.pools {
             return false;
@@ -107,12 +133,13 @@ impl Leaser {
         let inside = |pool: &String, address: &IpAddr| pools.get(pool).is_some_and(|net| net.contains(address));
         self.held.retain(|pool, address| inside(pool, address));
         self.pools = pools;
-        true
+        self.due = Instant::now();
+        !self.without().is_empty()
     }
 
     /// Renews what is held and asks for what is missing. Failures are told and tried again later; what is held stays so.
     pub async fn renew(&mut self) {
-        let mut missing = false;
+        let (mut missing, before) = (false, self.held.clone());
         for (pool, net) in self.pools.clone() {
             match tokio::time::timeout(PATIENCE, self.lease(&pool, &net)).await {
                 Ok(Ok(Some(address))) => {
@@ -135,6 +162,9 @@ impl Leaser {
                 }
             }
         }
+        if self.held != before {
+            self.remember();
+        }
         self.due = match (self.pools.is_empty(), missing) {
             (true, _) => far(),
             (false, true) => Instant::now() + RETRY,
@@ -154,7 +184,10 @@ impl Leaser {
             }
         }
         let taken: Vec<IpAddr> = records.iter().filter_map(|record| place(record, pool)).collect();
-        for address in order(net, &self.node).into_iter().filter(|address| !taken.contains(address)) {
+        // One that ran out while the store was away is asked for first: connections go through it.
+        let first = self.held.get(pool).copied().filter(|address| net.contains(address));
+        let all = first.into_iter().chain(order(net, &self.node));
+        for address in all.filter(|address| !taken.contains(address)) {
             match self.write(pool, address, Expect::Absent).await {
                 Ok(()) => return Ok(Some(address)),
                 Err(StoreError::RecordConflict { .. }) => {}
@@ -213,10 +246,12 @@ mod tests {
         assert_eq!(all("2001:db8::/64").len(), POOL_ADDRESSES_MAX);
     }
 
-    fn leaser(store: &Arc<dyn Store>, node: &str, pool: &str) -> Leaser {
-        let mut leaser = Leaser::new(Arc::clone(store), node.into());
+    /// A leaser that has forgotten everything but its name, and the folder of its file.
+    fn leaser(store: &Arc<dyn Store>, node: &str, pool: &str) -> (Leaser, tempfile::TempDir) {
+        let folder = tempfile::tempdir().unwrap();
+        let mut leaser = Leaser::new(Arc::clone(store), node.into(), folder.path().join("leases.json"));
         assert!(leaser.set([("front".to_owned(), net(pool))].into()));
-        leaser
+        (leaser, folder)
     }
 
     #[tokio::test]
@@ -224,16 +259,16 @@ mod tests {
         let store: Arc<dyn Store> = Arc::new(MemoryStore::default());
         let mut held = BTreeMap::new();
         for node in ["n1", "n2", "n3", "n4", "n5", "n6"] {
-            let mut leaser = leaser(&store, node, "192.0.2.0/29");
+            let (mut leaser, _folder) = leaser(&store, node, "192.0.2.0/29");
             leaser.renew().await;
             held.insert(node, leaser.held()["front"]);
         }
         assert_eq!(held.values().collect::<BTreeSet<_>>().len(), 6, "{held:?}");
         // A seventh finds none; a node that starts again has its own.
-        let mut late = leaser(&store, "n7", "192.0.2.0/29");
+        let (mut late, _folder) = leaser(&store, "n7", "192.0.2.0/29");
         late.renew().await;
         assert_eq!(late.without(), ["front"]);
-        let mut again = leaser(&store, "n3", "192.0.2.0/29");
+        let (mut again, _folder) = leaser(&store, "n3", "192.0.2.0/29");
         again.renew().await;
         assert_eq!(again.held()["front"], held["n3"]);
         // What is given back is free.
@@ -245,12 +280,31 @@ mod tests {
     #[tokio::test]
     async fn another_prefix_is_another_lease() {
         let store: Arc<dyn Store> = Arc::new(MemoryStore::default());
-        let mut leaser = leaser(&store, "n1", "192.0.2.0/29");
+        let (mut leaser, _folder) = leaser(&store, "n1", "192.0.2.0/29");
         leaser.renew().await;
         assert!(!leaser.set([("front".to_owned(), net("192.0.2.0/29"))].into()));
         assert!(leaser.set([("front".to_owned(), net("198.51.100.0/29"))].into()));
         assert!(leaser.held().is_empty());
         leaser.renew().await;
         assert!(net("198.51.100.0/29").contains(&leaser.held()["front"]));
+    }
+
+    /// A store that answers nothing.
+    #[tokio::test(start_paused = true)]
+    async fn a_store_that_is_away_takes_no_lease_from_anybody() {
+        let memory = MemoryStore::default();
+        let store: Arc<dyn Store> = Arc::new(memory.clone());
+        let pools = || BTreeMap::from([("front".to_owned(), net("192.0.2.0/29"))]);
+        let (mut first, folder) = leaser(&store, "n1", "192.0.2.0/29");
+        first.renew().await;
+        let held = first.held().clone();
+        assert_eq!(held.len(), 1);
+        // A new agent needs no answer to go on, and where the lease ran out in the store it has the same address again.
+        let mut again = Leaser::new(store, "n1".into(), folder.path().join("leases.json"));
+        assert!(!again.set(pools()), "nothing is missing");
+        assert_eq!(*again.held(), held);
+        memory.wipe();
+        again.renew().await;
+        assert_eq!(*again.held(), held);
     }
 }

@@ -107,6 +107,8 @@ pub struct Options {
     pub node: String,
     /// Where the last good copy is kept.
     pub copy_file: std::path::PathBuf,
+    /// Where leases are remembered.
+    pub leases_file: std::path::PathBuf,
     /// Pauses of the reader.
     pub times: Times,
 }
@@ -137,7 +139,7 @@ pub fn start(store: Arc<dyn Store>, copy: Option<Snapshot>, options: &Options, m
     let (health, health_from) = watch::channel(health::Observations::default());
     let seed = seed_of(&options.node);
     let feed = Feed::new(Arc::clone(&store), copy, options.times, seed);
-    let leaser = lease::Leaser::new(Arc::clone(&store), options.node.clone());
+    let leaser = lease::Leaser::new(Arc::clone(&store), options.node.clone(), options.leases_file.clone());
     tokio::spawn(Task { feed, leaser, news: news_to, view: view_to }.run());
     tokio::spawn(report::run(Arc::clone(&store), options.node.clone(), standing_from, view.clone(), metrics));
     tokio::spawn(health::run(store, options.node.clone(), health_from));
