@@ -7,7 +7,7 @@ use lb_core::abi::backend::BackendKey;
 use lb_userspace::plan::ring::{Member, build};
 
 use crate::{
-    report::{Target, median},
+    report::{Promise, Target, median},
     scene::{BACKENDS, Family, Mode, Protocol, RING_SLOTS, Service, large_configuration, one_service},
     weir::Weir,
 };
@@ -42,7 +42,13 @@ pub fn ring_build(repeat: usize) -> Target {
         black_box(build(black_box(seed), RING_SLOTS, black_box(&members)));
         start.elapsed().as_secs_f64() * 1e3
     });
-    Target::at_most(format!("ring of {RING_SLOTS} slots for {RING_BACKENDS} backends"), " ms", median(times), 1.8)
+    Target::at_most(
+        Promise::Changes,
+        format!("ring of {RING_SLOTS} slots for {RING_BACKENDS} backends"),
+        " ms",
+        median(times),
+        1.8,
+    )
 }
 
 /// Changes the weight of one backend of one service again and again; the median in milliseconds that the plan takes: the new
@@ -58,7 +64,7 @@ pub fn ring_diff(interface: &str, egress: u32, repeat: usize) -> Result<Target> 
         times.push(weir.change_weight(0, 2 + (n % 2) as u16)?.as_secs_f64() * 1e3);
     }
     let what = format!("one backend changed among {BACKENDS} of a ring of {RING_SLOTS} slots: window planned");
-    Ok(Target::at_most(what, " ms", median(times), 5.0))
+    Ok(Target::at_most(Promise::Changes, what, " ms", median(times), 5.0))
 }
 
 /// Changes one backend at a time, each time in another service; the median in milliseconds from the changed
@@ -72,5 +78,5 @@ pub fn one_change(interface: &str, egress: u32, repeat: usize) -> Result<Target>
         times.push(start.elapsed().as_secs_f64() * 1e3);
     }
     let what = format!("one backend changed among {SERVICES} services of {BACKENDS}: planned and applied");
-    Ok(Target::at_most(what, " ms", median(times), 50.0))
+    Ok(Target::at_most(Promise::Changes, what, " ms", median(times), 50.0))
 }

@@ -1,5 +1,4 @@
-//! What records cost: slots in every state, services that record every flow, new flows, and floods; the kernel's LRU hash in the
-//! same rounds.
+//! What records cost: slots in every state, services that record every flow, and new flows; the kernel's LRU hash in the same rounds.
 //!
 //! Each way of keeping flows has its own instance of weir with its own table. What a row says of itself is checked: packets that
 //! pass without the table are counted, and so are records that should have been there.
@@ -7,24 +6,22 @@
 use anyhow::{Result, ensure};
 use lb_core::{
     abi::{ring::State, stats::FlowEvent},
-    wire::transport::{ACK, SYN},
+    wire::transport::SYN,
 };
 
 use crate::{
-    lab::{self, Flood, Lab, Sample, Traffic},
-    report::{Row, Target, flows_text, median},
+    lab::{self, Lab, Sample, Traffic},
+    report::{Promise, Row, Target, flows_text, median},
     scene::{Family, Mode, Protocol, Service, one_service},
     weir::Weir,
 };
 
 /// The packets of every row here.
-const SERVICE: Service = Service { family: Family::V4, protocol: Protocol::Tcp, mode: Mode::Ipip };
+pub const SERVICE: Service = Service { family: Family::V4, protocol: Protocol::Tcp, mode: Mode::Ipip };
 /// Live flows at which what recording adds is compared.
 const MANY: u32 = 1_000_000;
 /// First of the flows that nobody has seen.
 const UNSEEN: u32 = 2_000_000;
-/// Live flows beside a flood.
-const LIVE: u32 = 1_000;
 /// A measurement of steady rows may find so small a share of its packets unrecorded.
 const MISSED_MAX: f64 = 0.001;
 
@@ -34,14 +31,11 @@ pub struct Amount {
     pub flows: &'static [u32],
     /// Packets of a measurement, and of one with a million flows.
     pub packets: [u32; 2],
-    /// Packets of a flood, and the tuples that it draws from.
-    pub flood: u32,
-    pub tuples: u32,
 }
 
 /// A way of keeping flows.
 #[derive(Clone, Copy, PartialEq)]
-enum Way {
+pub enum Way {
     /// Every slot is settled: no record.
     Settled,
     /// Every slot is residual: records are looked for, and there are none.
@@ -65,7 +59,7 @@ impl Way {
         Self::Chosen("random_two"),
     ];
 
-    fn name(self) -> &'static str {
+    pub fn name(self) -> &'static str {
         match self {
             Self::Settled => "settled",
             Self::Residual => "residual",
@@ -75,7 +69,7 @@ impl Way {
         }
     }
 
-    fn keys(self) -> String {
+    pub fn keys(self) -> String {
         match self {
             Self::Settled | Self::Residual | Self::Moving => "algo = \"maglev\"".into(),
             Self::Tracked => "algo = \"maglev\"\ntrack = \"all\"".into(),
@@ -97,14 +91,14 @@ impl Way {
 }
 
 /// A program under test.
-enum Subject {
+pub enum Subject {
     /// One of the bench's programs, with its mode.
     Bench(&'static str, &'static str, &'static str),
     Weir(Way, Box<Weir>),
 }
 
 impl Subject {
-    fn run(&self, lab: &mut Lab, traffic: Traffic, packets: u32) -> Result<Sample> {
+    pub fn run(&self, lab: &mut Lab, traffic: Traffic, packets: u32) -> Result<Sample> {
         match self {
             Self::Bench(function, ..) => {
                 lab.install(function)?;
@@ -117,7 +111,7 @@ impl Subject {
         }
     }
 
-    fn send(&self, lab: &mut Lab, traffic: Traffic, packets: u32) -> Result<()> {
+    pub fn send(&self, lab: &mut Lab, traffic: Traffic, packets: u32) -> Result<()> {
         match self {
             Self::Bench(function, ..) => lab.install(function)?,
             Self::Weir(_, weir) => lab.install_other(&mut weir.program()?)?,
@@ -134,7 +128,7 @@ impl Subject {
     }
 
     /// Program and mode in the report.
-    fn names(&self) -> (&'static str, &'static str) {
+    pub fn names(&self) -> (&'static str, &'static str) {
         match self {
             Self::Bench(_, name, mode) => (name, mode),
             Self::Weir(..) => ("weir", Mode::Ipip.name()),
@@ -273,8 +267,8 @@ fn settled_targets(samples: &[Vec<Sample>], flows: u32) -> Vec<Target> {
     let rates = |index: usize| samples.get(index).into_iter().flatten().map(|sample| sample.pps);
     let rate = median(rates(SETTLED).zip(rates(MINIMAL)).map(|(weir, minimal)| weir / minimal));
     vec![
-        Target::at_most(format!("net time, settled / minimal, {case}"), "", net, 1.3),
-        Target::at_least(format!("forwarded rate, settled / minimal, {case}"), "", rate, 0.95),
+        Target::at_most(Promise::Forwarding, format!("net time, settled / minimal, {case}"), "", net, 1.3),
+        Target::at_least(Promise::Forwarding, format!("forwarded rate, settled / minimal, {case}"), "", rate, 0.95),
     ]
 }
 
@@ -290,93 +284,7 @@ fn recording_target(samples: &[Vec<Sample>]) -> Target {
         median(lru.iter().copied()),
         flows_text(MANY)
     );
-    Target::at_most(what, "", median(weir.iter().zip(&lru).map(|(weir, lru)| weir / lru)), 0.5)
-}
-
-/// A kind of flood.
-const FLOODS: [(&str, [u32; 2]); 3] = [("ACK", [ACK, ACK]), ("SYN", [SYN, SYN]), ("mixed", [SYN, ACK])];
-
-/// A service in a state, under packets of its own.
-struct Flooded {
-    subject: Subject,
-    case: String,
-    /// `None`: no flood, but ACKs of as many flows as a flood has tuples.
-    flags: Option<[u32; 2]>,
-}
-
-impl Flooded {
-    fn traffic(&self, tuples: u32) -> Traffic {
-        match self.flags {
-            Some(flags) => {
-                let flood = Flood { tuples, flags: flags.map(|flags| flags as u8) };
-                Traffic { flood: Some(flood), ..Traffic::of(SERVICE, LIVE) }
-            }
-            None => Traffic { first: LIVE, drawn: true, ..Traffic::of(SERVICE, tuples) },
-        }
-    }
-}
-
-/// The packets without a flood, then the floods beside live flows, of a service in a state. Each has its own table.
-fn flooded(lab: &mut Lab, way: Way, in_window: bool, first: usize) -> Result<Vec<Flooded>> {
-    let algo = if way == Way::Settled { "maglev" } else { way.name() };
-    let when = if in_window { "in a window" } else { "at rest" };
-    let kinds = FLOODS.map(|(kind, flags)| (format!("{algo}, {kind} flood {when}"), Some(flags)));
-    let mut all = Vec::new();
-    for (case, flags) in [(format!("{algo}, no flood {when}"), None)].into_iter().chain(kinds) {
-        let keys = format!("{}\nannounce_for = \"0s\"", way.keys());
-        let text = one_service(&lab::spare(first + all.len()), SERVICE, &keys);
-        let mut weir = Weir::load(&text, lab.egress())?;
-        if in_window {
-            weir.change_weight(0, 3)?;
-        }
-        let subject = Subject::Weir(way, Box::new(weir));
-        let live = Traffic::of(SERVICE, LIVE);
-        subject.send(lab, Traffic { flags: Some(SYN as u8), ..live }, LIVE)?;
-        subject.send(lab, live, LIVE * 2)?;
-        all.push(Flooded { subject, case, flags });
-    }
-    Ok(all)
-}
-
-/// Floods beside live flows, at rest and while a change is in its window.
-pub fn floods(lab: &mut Lab, amount: &Amount) -> Result<(Vec<Row>, Vec<Target>)> {
-    let (mut rows, mut targets) = (Vec::new(), Vec::new());
-    for way in [Way::Settled, Way::Chosen("least_connections")] {
-        eprintln!("measuring floods, {}", if way == Way::Settled { "maglev" } else { way.name() });
-        let floor = Subject::Bench("bench_floor", "floor", "-");
-        let mut all = vec![Flooded { subject: floor, case: "flood".into(), flags: None }];
-        for in_window in [false, true] {
-            let first = all.len();
-            all.extend(flooded(lab, way, in_window, first)?);
-        }
-        let mut samples = vec![Vec::new(); all.len()];
-        for _ in 0..amount.rounds {
-            for (flooded, samples) in all.iter().zip(&mut samples) {
-                let sample = flooded.subject.run(lab, flooded.traffic(amount.tuples), amount.flood)?;
-                let lost = sample.lost * 100.0;
-                ensure!(lost < 0.1, "{}: {lost:.2} % of the packets were lost", flooded.case);
-                samples.push(sample);
-            }
-        }
-        let floors = samples.first().cloned().unwrap_or_default();
-        let kind = (SERVICE.family.name(), SERVICE.protocol.name(), amount.tuples);
-        // Where the last service without a flood stands: those that follow are in its state.
-        let mut reference = 0;
-        for (n, (Flooded { subject, case, flags }, of)) in all.iter().zip(&samples).enumerate() {
-            rows.push(Row::new(subject.names(), case.clone(), kind, of, &floors));
-            if flags.is_some() {
-                let ratio = ratio(&samples, n, reference);
-                targets.push(Target::at_most(format!("net time, {case} / no flood"), "", ratio, 1.15));
-            } else {
-                if reference != 0 {
-                    let ratio = ratio(&samples, n, reference);
-                    targets.push(Target::at_most(format!("net time, {case} / at rest"), "", ratio, 1.15));
-                }
-                reference = n;
-            }
-        }
-    }
-    Ok((rows, targets))
+    Target::at_most(Promise::Recording, what, "", median(weir.iter().zip(&lru).map(|(weir, lru)| weir / lru)), 0.5)
 }
 
 /// Net time of a program in terms of another's, round by round: the median.

@@ -6,6 +6,7 @@
 
 mod compare;
 mod control;
+mod floods;
 mod flows;
 mod lab;
 mod plot;
@@ -17,7 +18,6 @@ mod weir;
 use std::{env, fs, path::PathBuf, process::ExitCode};
 
 use anyhow::{Context, Result, bail, ensure};
-use flows::Amount;
 use lab::{Lab, Sample, Traffic};
 use report::{Machine, Report, Row, Target};
 use scene::{BACKENDS, Family, Mode, Protocol, RING_SLOTS, Service};
@@ -47,7 +47,8 @@ struct Plan {
     flows: &'static [u32],
     /// Packets of a measurement, and of one with a million flows.
     packets: [u32; 2],
-    amount: Amount,
+    amount: flows::Amount,
+    floods: floods::Amount,
     /// The only part that is run, of [`PARTS`].
     only: Option<String>,
     json: Option<PathBuf>,
@@ -65,13 +66,8 @@ impl Plan {
             protocols: &Protocol::ALL,
             flows: &[1, 1_000, 100_000, 1_000_000],
             packets: [300_000, 1_500_000],
-            amount: Amount {
-                rounds: 5,
-                flows: &[1_000, 100_000, 1_000_000],
-                packets: [300_000, 1_500_000],
-                flood: 4_000_000,
-                tuples: 1 << 24,
-            },
+            amount: flows::Amount { rounds: 5, flows: &[1_000, 100_000, 1_000_000], packets: [300_000, 1_500_000] },
+            floods: floods::Amount { rounds: 30, packets: 250_000, tuples: 1 << 24 },
             only: None,
             json: None,
             svg: None,
@@ -87,13 +83,8 @@ impl Plan {
                         protocols: &[Protocol::Tcp],
                         flows: &[1_000, 1_000_000],
                         packets: [200_000, 1_000_000],
-                        amount: Amount {
-                            rounds: 3,
-                            flows: &[1_000, 1_000_000],
-                            packets: [100_000, 1_000_000],
-                            flood: 1_000_000,
-                            tuples: 1 << 22,
-                        },
+                        amount: flows::Amount { rounds: 3, flows: &[1_000, 1_000_000], packets: [100_000, 1_000_000] },
+                        floods: floods::Amount { rounds: 10, packets: 150_000, tuples: 1 << 22 },
                         ..plan
                     }
                 }
@@ -194,7 +185,7 @@ fn run(plan: &Plan) -> Result<()> {
         report.add(flows::measure(&mut lab, &plan.amount)?);
     }
     if plan.wants("floods") {
-        report.add(flows::floods(&mut lab, &plan.amount)?);
+        report.add(floods::measure(&mut lab, &plan.floods)?);
     }
     if plan.wants("control") {
         eprintln!("measuring the control side");
