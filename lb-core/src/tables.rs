@@ -159,6 +159,13 @@ pub trait Tables {
     fn forget(&self, n: u64) -> u64 {
         n
     }
+    /// All ones for a number below 0, else 0.
+    ///
+    /// The kernel's side keeps the compiler from making a branch of what is decided by it.
+    #[inline(always)]
+    fn sign(&self, n: u64) -> u64 {
+        (n as i64 >> 63) as u64
+    }
     /// The kernel's 64-bit jiffies.
     fn jiffies(&self) -> u64;
     /// A 64-bit word of an entry above that the agent publishes while packets read it: loaded exactly once and whole.

@@ -283,6 +283,12 @@ fn syn<T: Tables>(tables: &T, step: &Step<'_>) -> u64 {
     let before = if state == State::Announced { still_takes(tables, request, owner) } else { 0 };
     let backend = if before != 0 && alive(tables, request.service, before) {
         before
+    } else if all && service.algo() == Algo::LeastConnections {
+        // VERIFIER: "BPF program is too large": all ways through the choice meet again.
+        match tables.forget(choose::least(tables, request, service) as u64) as u32 {
+            0 => tables.flow_current(request, true),
+            id => id,
+        }
     } else if all {
         chosen(tables, request)
     } else {
