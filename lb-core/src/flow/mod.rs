@@ -147,9 +147,13 @@ pub fn resolve<T: Tables>(tables: &T, request: &Request) -> u64 {
     };
     let now_s = now_s(tables, node);
     tables.count(FlowEvent::Lookup);
+    let begins = request.is_syn() && request.about == 0;
+    if begins {
+        table::fetch(tables, request.hash, node.flow_mask);
+    }
     let held = tables.flow_find(request.hash, node.flow_mask, now_s);
     let step = Step { request, service, mask: node.flow_mask, now_s, held };
-    if request.is_syn() && request.about == 0 { syn(tables, &step) } else { other(tables, &step) }
+    if begins { syn(tables, &step) } else { other(tables, &step) }
 }
 
 /// A request with what was read for it.

@@ -84,6 +84,17 @@ pub fn find<T: Tables>(tables: &T, hash: u64, mask: u32, now_s: u32) -> u64 {
     }
 }
 
+/// Reads the second bucket of a flow that most likely has no record and gets one. Its miss of the cache is then over together with
+/// that of the first, which [`find`] meets, and not only begun by [`insert`]; BPF has no prefetch.
+#[inline(always)]
+pub fn fetch<T: Tables>(tables: &T, hash: u64, mask: u32) {
+    let flows = Table::flows(tables, mask);
+    let (_, _, second) = flow_buckets(hash, flows.mask);
+    if let Some(Bucket { tags: [head, ..], .. }) = flows.bucket(tables, second) {
+        tables.load(head);
+    }
+}
+
 #[inline(always)]
 fn find_at<T: Tables>(tables: &T, table: Table, hash: u64, now_s: u32) -> u64 {
     let (tag, first, second) = flow_buckets(hash, table.mask);
