@@ -208,10 +208,15 @@ impl Engine {
         }
     }
 
-    /// The same command to the nodes at `indices`; ends with the majority of all, won or lost.
-    pub async fn tally(self: &Arc<Self>, nodes: &Arc<Nodes>, indices: &[usize], command: Command) -> (bool, Report) {
+    /// The same command to the nodes at `indices`; ends when `tally` is won or lost.
+    pub async fn tally(
+        self: &Arc<Self>,
+        nodes: &Arc<Nodes>,
+        indices: &[usize],
+        command: Command,
+        mut tally: Tally,
+    ) -> (bool, Report) {
         let command = Arc::new(command);
-        let mut tally = Tally::among(nodes.nodes.len(), indices);
         let each = indices.iter().map(|&at| (at, Arc::clone(&nodes.nodes[at]), Arc::clone(&command)));
         let mut verdict = None;
         self.round(nodes, each, |at, answer| {

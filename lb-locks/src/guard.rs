@@ -15,6 +15,7 @@ use crate::{
     error::{LockError, NodeOutcome, Report},
     held::{self, Held},
     lock::Request,
+    round::Tally,
 };
 
 /// Longest sleep between two looks at the boot-time clock: timers stand still while the machine sleeps.
@@ -33,7 +34,7 @@ pub struct Guard {
 /// What became of a release.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Released {
-    /// Whether a majority gave it back. Else it had expired, or expires where nodes could not be told.
+    /// Whether a majority is free of it, nodes that were never asked for it included. Else it had expired, or expires where nodes could not be told.
     pub confirmed: bool,
     /// Whether the lock was still valid when the release began.
     pub in_time: bool,
@@ -140,7 +141,7 @@ impl Guard {
             terms: engine.terms(&nodes),
         };
         let all: Vec<usize> = (0..nodes.nodes.len()).collect();
-        let (won, report) = engine.tally(&nodes, &all, command).await;
+        let (won, report) = engine.tally(&nodes, &all, command, Tally::new(all.len())).await;
         let now = BootTime::now();
         let valid_until = started + ttl.saturating_sub(drift(ttl));
         if won && valid_until > now && self.valid_until() > now {
@@ -178,13 +179,14 @@ impl Guard {
         }
     }
 
-    /// Gives the lock back on all nodes that were asked for it; returns once a majority confirmed it or cannot. The rest
-    /// follows in the background.
+    /// Gives the lock back on all nodes that were asked for it; returns once a majority of all nodes is free of it, those
+    /// that were never asked included, or cannot be. The rest follows in the background.
     pub async fn release(mut self) -> Released {
         self.claim.disarm();
         let in_time = self.is_valid();
         let (holders, command) = (self.claim.holders(), self.claim.release());
-        let (confirmed, report) = self.claim.engine.tally(&self.claim.nodes, &holders, command).await;
+        let tally = Tally::release(self.claim.nodes.nodes.len(), &holders);
+        let (confirmed, report) = self.claim.engine.tally(&self.claim.nodes, &holders, command, tally).await;
         Released { confirmed, in_time, report }
     }
 

@@ -288,20 +288,25 @@ impl Acquisition {
 /// One round of a command that needs a majority: extension, release, change of the list.
 #[derive(Clone, Debug)]
 pub struct Tally {
-    quorum: usize,
+    /// Answers that are needed.
+    wanted: usize,
     outcomes: Vec<NodeOutcome>,
 }
 
 impl Tally {
     /// A round over `nodes` nodes of which nothing has been heard.
     pub fn new(nodes: usize) -> Self {
-        Self { quorum: majority(nodes), outcomes: vec![NodeOutcome::Pending; nodes] }
+        Self { wanted: majority(nodes), outcomes: vec![NodeOutcome::Pending; nodes] }
     }
 
-    /// A round over `nodes` nodes of which only those at `indices` are asked: the others hold nothing.
-    pub fn among(nodes: usize, indices: &[usize]) -> Self {
+    /// A round over `nodes` nodes of which only those at `indices` are asked, for the others never held it. It is won when
+    /// a majority of all nodes does not hold it, these among them, and at least one gave it back: from then on another can
+    /// have it.
+    pub fn release(nodes: usize, indices: &[usize]) -> Self {
         let outcome = |at| if indices.contains(&at) { NodeOutcome::Pending } else { NodeOutcome::Gone };
-        Self { quorum: majority(nodes), outcomes: (0..nodes).map(outcome).collect() }
+        let outcomes: Vec<_> = (0..nodes).map(outcome).collect();
+        let free = count(&outcomes, &NodeOutcome::Gone);
+        Self { wanted: majority(nodes).saturating_sub(free).max(1), outcomes }
     }
 
     /// The answer of `node`; whether the majority is won or lost with it.
@@ -324,10 +329,10 @@ impl Tally {
 
     fn verdict(&self) -> Option<bool> {
         let yes = count(&self.outcomes, &NodeOutcome::Ok);
-        if yes >= self.quorum {
+        if yes >= self.wanted {
             return Some(true);
         }
-        (yes + count(&self.outcomes, &NodeOutcome::Pending) < self.quorum).then_some(false)
+        (yes + count(&self.outcomes, &NodeOutcome::Pending) < self.wanted).then_some(false)
     }
 
     /// Whether every node has answered.

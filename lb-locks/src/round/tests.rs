@@ -139,3 +139,22 @@ fn a_round_is_won_or_lost_as_soon_as_it_is_certain() {
     assert_eq!(tally.on_answer(2, Err(NodeError::Timeout)), Some(false));
     assert!(!tally.is_complete() && !tally.on_timeout() && tally.is_complete());
 }
+
+#[test]
+fn a_release_is_won_when_another_could_have_the_lock() {
+    // Three of five were asked for it: one that is free again makes a majority with the two that never held it.
+    let mut tally = Tally::release(5, &[0, 1, 2]);
+    assert_eq!(tally.on_answer(0, Ok(Reply::Gone)), None, "what had expired is not given back");
+    assert_eq!(tally.on_answer(1, Err(NodeError::Timeout)), None);
+    assert_eq!(tally.on_answer(2, Ok(Reply::Done)), Some(true));
+    let mut tally = Tally::release(5, &[0, 1, 2]);
+    for (node, verdict) in [(0, None), (1, None), (2, Some(false))] {
+        assert_eq!(tally.on_answer(node, Ok(Reply::Gone)), verdict, "{node}");
+    }
+    // All were asked: a majority has to give it back.
+    let mut tally = Tally::release(5, &[0, 1, 2, 3, 4]);
+    for (node, verdict) in [(0, None), (1, None), (2, Some(true))] {
+        assert_eq!(tally.on_answer(node, Ok(Reply::Done)), verdict, "{node}");
+    }
+    assert_eq!(Tally::release(1, &[0]).on_answer(0, Ok(Reply::Done)), Some(true));
+}

@@ -1,7 +1,7 @@
--- ARGV: value, ttl, epoch, digest, max_ttl, guarded
-local ttl = tonumber(ARGV[2])
-local refusal = admit(ttl, tonumber(ARGV[3]), ARGV[4], tonumber(ARGV[5]), ARGV[6] == '1')
+-- ARGV: value, ttl, epoch, digest, max_ttl, guarded (0 or 1)
+local refusal = admit(ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6] == '1')
 if refusal then return refusal end
+local ttl = tonumber(ARGV[2])
 if redis.call('GET', KEYS[2]) == ARGV[1] then
   redis.call('PEXPIRE', KEYS[2], ttl)
   return {'done'}

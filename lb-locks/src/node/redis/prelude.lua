@@ -1,4 +1,6 @@
--- Shared by all functions. KEYS: node record, writer, readers, order of waiters, their deadlines, writer's intent.
+-- Shared by all functions. KEYS: node record, writer, readers, order of waiters, their deadlines, writer's intent; each
+-- function gets the first ones up to the last that it uses. A vote's price is mostly that of the words and calls that it
+-- takes, so both are few where a lock is free, and numbers stay text until they are calculated with.
 local node
 -- The run of the server, asked for once: a local of the library lives in the process and ends with it.
 local run_known
@@ -27,19 +29,21 @@ local function quarantine(run, max_ttl_offered, now)
 end
 -- Checked before every vote. Returns a refusal, or nil and the run.
 local function admit(ttl, epoch, digest, max_ttl_offered, guarded)
-  local run = run_id()
+  local run = run_known or run_id()
   local n = redis.call('HMGET', node, 'ready', 'max_ttl', 'epoch', 'digest')
   if guarded and n[1] ~= run then
-    local rest = quarantine(run, max_ttl_offered, now_ms())
+    local rest = quarantine(run, tonumber(max_ttl_offered), now_ms())
     if rest > 0 then return {'quarantined', rest} end
     return {'repair', run}
   end
-  local mine = tonumber(n[3]) or 0
-  if mine > epoch or (mine == epoch and (n[4] or '') ~= digest) then
-    return {'list', mine, n[4] or '', redis.call('HGET', node, 'members') or ''}
+  if n[3] ~= epoch or n[4] ~= digest then
+    local mine, theirs = tonumber(n[3]) or 0, tonumber(epoch)
+    if mine > theirs or (mine == theirs and (n[4] or '') ~= digest) then
+      return {'list', mine, n[4] or '', redis.call('HGET', node, 'members') or ''}
+    end
   end
-  local max_ttl = tonumber(n[2]) or max_ttl_offered
-  if ttl > max_ttl then return {'ttl', max_ttl} end
+  local max_ttl = tonumber(n[2]) or tonumber(max_ttl_offered)
+  if tonumber(ttl) > max_ttl then return {'ttl', max_ttl} end
   return nil, run
 end
 -- Lets a key live for at least `ms` more.

@@ -1,5 +1,5 @@
--- ARGV: value, ticket id or ''
-if ARGV[2] ~= '' then
+-- ARGV: value, and of a waiter its ticket id
+if ARGV[2] then
   redis.call('ZREM', KEYS[4], ARGV[2])
   redis.call('ZREM', KEYS[5], ARGV[2])
 end

@@ -11,7 +11,7 @@ use redis::{Cmd, Value as Raw};
 use sha2::{Digest, Sha256};
 
 use crate::{
-    command::{Command, Inspection, List, ListId, Mode, Refusal, Reply, Status},
+    command::{Command, Inspection, List, ListId, Mode, Refusal, Reply, Status, Ticket},
     error::NodeError,
     model::{INTENT_MS, QUEUE_MAX},
     value::Value,
@@ -38,7 +38,7 @@ struct Library {
 }
 
 static LIBRARY: LazyLock<Library> = LazyLock::new(|| {
-    let prelude = include_str!("prelude.lua");
+    let prelude = format!("local INTENT_MS, QUEUE_MAX = {INTENT_MS}, {QUEUE_MAX}\n{}", include_str!("prelude.lua"));
     let bodies = FUNCTIONS.map(|(name, flags, body)| format!("{name}{flags}{body}")).concat();
     let digest = Sha256::digest(format!("{prelude}{bodies}"));
     let version: String = digest.iter().take(6).map(|byte| format!("{byte:02x}")).collect();
@@ -86,92 +86,68 @@ impl Keys {
         format!("{}:{kind}:", self.prefix)
     }
 
-    fn all(&self, name: &str) -> [String; 6] {
-        let [writer, readers, order, deadlines, intent] =
-            [WRITER, 'r', 'q', 'd', 'i'].map(|kind| self.kind(kind) + name);
-        [format!("{}:node", self.prefix), writer, readers, order, deadlines, intent]
+    /// A call of `function` with the first `count` of the keys of the lock `name`; its arguments follow.
+    fn call(&self, function: Function, count: usize, name: &str) -> Cmd {
+        let mut cmd = redis::cmd("FCALL");
+        cmd.arg(format!("weir_{}_{}", function.0, LIBRARY.version)).arg(count);
+        cmd.arg(format!("{}:node", self.prefix));
+        for kind in [WRITER, 'r', 'q', 'd', 'i'].into_iter().take(count.saturating_sub(1)) {
+            cmd.arg(self.kind(kind) + name);
+        }
+        cmd
     }
 }
 
 /// `command` as a call of a function.
 pub fn encode(command: &Command, keys: &Keys) -> Result<Cmd, NodeError> {
-    let (function, name, arguments): (Function, &str, Vec<String>) = match command {
+    Ok(match command {
         Command::Acquire { name, value, mode, ttl_ms, fence, ticket, terms } => {
-            let mode = if *mode == Mode::Exclusive { "x" } else { "s" };
-            let (id, order, patience_ms) = match ticket {
-                Some(ticket) => (ticket.id.clone(), ticket.order.map(|o| o.to_string()), ticket.patience_ms),
-                None => (String::new(), None, 0),
-            };
-            let arguments = vec![
-                value.as_str().to_owned(),
-                mode.to_owned(),
-                ttl_ms.to_string(),
-                u8::from(*fence).to_string(),
-                terms.list.epoch.to_string(),
-                terms.list.digest.clone(),
-                terms.max_ttl_ms.to_string(),
-                u8::from(terms.quarantine).to_string(),
-                id,
-                order.unwrap_or_default(),
-                patience_ms.to_string(),
-                INTENT_MS.to_string(),
-                QUEUE_MAX.to_string(),
-            ];
-            (ACQUIRE, name, arguments)
+            let mut flags = String::new();
+            for (flag, is_set) in [('s', *mode == Mode::Shared), ('f', *fence), ('u', !terms.quarantine)] {
+                flags.extend(is_set.then_some(flag));
+            }
+            let mut cmd = keys.call(ACQUIRE, 6, name);
+            cmd.arg(value.as_str()).arg(ttl_ms).arg(flags);
+            cmd.arg(terms.list.epoch).arg(&terms.list.digest).arg(terms.max_ttl_ms);
+            if let Some(Ticket { id, order, patience_ms }) = ticket {
+                cmd.arg(id).arg(order.map_or_else(String::new, |order| order.to_string())).arg(patience_ms);
+            }
+            cmd
         }
-        Command::Confirm { name, value, fence } => (CONFIRM, name, vec![value.as_str().to_owned(), fence.to_string()]),
+        Command::Confirm { name, value, fence } => {
+            let mut cmd = keys.call(CONFIRM, 3, name);
+            cmd.arg(value.as_str()).arg(fence);
+            cmd
+        }
         Command::Extend { name, value, ttl_ms, terms } => {
-            let arguments = vec![
-                value.as_str().to_owned(),
-                ttl_ms.to_string(),
-                terms.list.epoch.to_string(),
-                terms.list.digest.clone(),
-                terms.max_ttl_ms.to_string(),
-                u8::from(terms.quarantine).to_string(),
-            ];
-            (EXTEND, name, arguments)
+            let mut cmd = keys.call(EXTEND, 3, name);
+            cmd.arg(value.as_str()).arg(ttl_ms);
+            cmd.arg(terms.list.epoch).arg(&terms.list.digest).arg(terms.max_ttl_ms);
+            cmd.arg(u8::from(terms.quarantine));
+            cmd
         }
         Command::Release { name, value, ticket } => {
-            (RELEASE, name, vec![value.as_str().to_owned(), ticket.clone().unwrap_or_default()])
+            let mut cmd = keys.call(RELEASE, if ticket.is_some() { 5 } else { 3 }, name);
+            cmd.arg(value.as_str()).arg(ticket);
+            cmd
         }
-        Command::Status => (STATUS, "", Vec::new()),
+        Command::Status => keys.call(STATUS, 1, ""),
         Command::Ready { run_id, fence, max_ttl_ms, list, force } => {
-            let arguments = vec![
-                run_id.clone(),
-                fence.to_string(),
-                max_ttl_ms.to_string(),
-                list.id.epoch.to_string(),
-                list.id.digest.clone(),
-                list.members.clone(),
-                u8::from(*force).to_string(),
-            ];
-            (READY, "", arguments)
+            let mut cmd = keys.call(READY, 1, "");
+            cmd.arg(run_id).arg(fence).arg(max_ttl_ms);
+            cmd.arg(list.id.epoch).arg(&list.id.digest).arg(&list.members).arg(u8::from(*force));
+            cmd
         }
         Command::SetList { from, list, join } => {
-            let arguments = vec![
-                from.epoch.to_string(),
-                from.digest.clone(),
-                list.id.epoch.to_string(),
-                list.id.digest.clone(),
-                list.members.clone(),
-                keys.channel(),
-                u8::from(*join).to_string(),
-            ];
-            (SET_LIST, "", arguments)
+            let mut cmd = keys.call(SET_LIST, 1, "");
+            cmd.arg(from.epoch).arg(&from.digest).arg(list.id.epoch).arg(&list.id.digest).arg(&list.members);
+            cmd.arg(keys.channel()).arg(u8::from(*join));
+            cmd
         }
-        Command::Inspect { name } => (INSPECT, name, Vec::new()),
+        Command::Inspect { name } => keys.call(INSPECT, 5, name),
         // Listing walks over the keys in steps; the node itself does it.
         Command::Names { .. } => return Err(NodeError::Protocol("names are not listed by a function".into())),
-    };
-    let mut cmd = redis::cmd("FCALL");
-    cmd.arg(format!("weir_{}_{}", function.0, LIBRARY.version)).arg(6);
-    for key in keys.all(name) {
-        cmd.arg(key);
-    }
-    for argument in arguments {
-        cmd.arg(argument);
-    }
-    Ok(cmd)
+    })
 }
 
 /// Reads what a function returned.
