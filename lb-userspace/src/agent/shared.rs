@@ -23,8 +23,16 @@ use super::{
 };
 use crate::{
     api,
-    model::Document,
-    store::{Revision, document::document, follow::Resync},
+    model::{
+        Document,
+        diagnostic::{Severity, Sources},
+        parse::document::services,
+    },
+    store::{
+        Revision,
+        document::{after, document, replace, split},
+        follow::Resync,
+    },
     telemetry::metrics::Stage,
 };
 
@@ -56,6 +64,29 @@ impl Shared {
     /// The configuration of a node whose own file says `text`, with the addresses that it leases.
     pub fn document(&self, file_name: &str, text: &str) -> (Document, BTreeMap<String, IpAddr>) {
         (document(file_name, text, &self.news.snapshot.objects), self.news.leases.clone())
+    }
+
+    /// The configuration of the node if the store held the services and pools of `text` and no others; of what it holds without one.
+    ///
+    /// # Errors
+    /// A refusal with every error of `text` at its line.
+    pub fn planned(
+        &self,
+        (own_file, own_text): (&str, &str),
+        file: &str,
+        text: Option<&str>,
+    ) -> Result<(Document, BTreeMap<String, IpAddr>), Refusal> {
+        let Some(text) = text else { return Ok(self.document(own_file, own_text)) };
+        let refusal = |message: String| Refusal::new(StatusCode::UNPROCESSABLE_ENTITY, message);
+        let checked = services(file, text);
+        if checked.count(Severity::Error) > 0 {
+            let diagnostics = api::diagnostics_in(&checked, &Sources::one(file, text));
+            return Err(refusal(format!("{file}: {}", checked.summary())).diagnostics(diagnostics));
+        }
+        let wanted = split(file, text).map_err(|error| refusal(error.to_string()))?;
+        let held = &self.news.snapshot.objects;
+        let objects = after(held, &replace(held, &wanted, true));
+        Ok((document(own_file, own_text, &objects), self.news.leases.clone()))
     }
 
     /// How it stands, in the words of the API.
@@ -188,7 +219,6 @@ impl EventLoop {
             Call::Set(_, _, to) => _ = to.send(Err(refusal("services", WRITE))),
             Call::Apply(request, to) if request.text.is_some() => _ = to.send(Err(refusal("services", WRITE))),
             Call::Diff(request, to) if request.text.is_some() => _ = to.send(Err(refusal("services", DRY))),
-            Call::Plan(request, to) if request.text.is_some() => _ = to.send(Err(refusal("services", DRY))),
             call => return Some(call),
         }
         None

@@ -88,6 +88,7 @@ impl Group {
             // The first one is not there.
             sentinels: vec![("127.0.0.1".into(), 1), ("127.0.0.1".into(), self.address.port())],
             login: Login::default(),
+            tls: None,
         })
     }
 }

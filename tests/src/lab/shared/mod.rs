@@ -4,6 +4,8 @@
 //! is up to the machine).
 
 mod fault;
+mod places;
+mod propagation;
 
 mod record;
 mod rings;

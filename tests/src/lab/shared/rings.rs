@@ -13,6 +13,7 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 use lb_core::abi::{
     backend::BackendKey,
+    lookup::{Bucket, Entry, Kind},
     node::Node,
     ring::{Extent, Slot, State},
     service::Service,
@@ -60,11 +61,11 @@ pub fn maps(fleet: &Fleet, node: Host) -> Result<Maps> {
 /// Every ring that a service of the maps names.
 pub fn held(maps: &Maps) -> Result<BTreeMap<At, Ring>> {
     let mut rings = BTreeMap::new();
-    for id in 0..maps.entries(Map::Services) {
+    // Services are those that the lookup table names; what else lies in the maps is nobody's.
+    let buckets = (0..maps.entries(Map::Lookup)).filter_map(|at| maps.read::<Bucket>(Map::Lookup, at));
+    let entries = buckets.flat_map(|bucket| bucket.entries).map(Entry::unpack);
+    for id in entries.filter(|entry| entry.kind == Kind::Service as u8).map(|entry| entry.id) {
         let service: Service = maps.read(Map::Services, id).context("a service")?;
-        if service.proto == 0 {
-            continue;
-        }
         let slots = maps.ring(Extent::unpack(service.ring)).context("a ring beyond the arena")?;
         let mut names: BTreeMap<u32, (IpAddr, u16)> = BTreeMap::new();
         let mut ring = Ring { current: Vec::with_capacity(slots.len()), unsettled: 0 };
@@ -128,8 +129,9 @@ pub fn agree(fleet: &Fleet, node: Host, objects: &Objects) -> Result<Duration> {
     loop {
         let maps = maps(fleet, node)?;
         let seed = maps.read::<Node>(Map::Node, 0).context("NODE is empty")?.ring_seed;
-        let (wanted, held) = (expected(fleet, node, objects, seed)?, held(&maps)?);
-        let differs = compare(&wanted, &held);
+        let wanted = expected(fleet, node, objects, seed)?;
+        // Where the agent writes at this moment, what is read need not fit together.
+        let differs = held(&maps).map_or_else(|error| Some(format!("{error:#}")), |held| compare(&wanted, &held));
         match differs {
             None => return Ok(start.elapsed()),
             Some(why) if start.elapsed() > SETTLE => bail!("{}: {why} after {SETTLE:?}", node.name()),
