@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result, ensure};
 use lb_userspace::store::{Change, Revision, Snapshot};
 use xtask::lab::fleet::{Fleet, topology::Host};
 
-use super::writer::Done;
+use super::writer::{Done, breaks};
 
 /// The store's history, collected while it lasts, and what writers were told.
 #[derive(Debug, Default)]
@@ -47,6 +47,8 @@ impl Record {
         let oldest = history.last().context("no history")?;
         let joins = self.chain.get(&oldest.previous.number).is_none_or(|before| *before == oldest.previous);
         ensure!(joins, "the history does not go back to {}", oldest.previous);
+        let broken = history.iter().filter(|change| breaks(change));
+        self.invalid.extend(broken.map(|change| change.revision.to_string()));
         self.chain.extend(history.iter().map(|change| (change.revision.number, change.revision)));
         self.chain.entry(oldest.previous.number).or_insert(oldest.previous);
         Ok(())

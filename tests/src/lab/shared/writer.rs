@@ -14,7 +14,7 @@ use anyhow::{Context as _, Result, bail};
 use lb_userspace::{
     model::{AdminState, Incremental, StoreConfig, parse},
     store::{
-        Key, Objects, Outcome, Revision, Store, StoreError, WriteError,
+        Change, Key, Objects, Outcome, Revision, Store, StoreError, WriteError,
         document::document,
         edit::{self, BackendChange, NewBackend, Setting, Target},
         write::{Intent, NewText},
@@ -99,12 +99,10 @@ async fn one(store: &Arc<dyn Store>, local: &str, random: &mut Random, done: &mu
         let invalid = random.below(60) == 0;
         let decide = |objects: &Objects| decide(objects, local, Random(seed), invalid);
         match store.update(&intent, decide).await {
-            Ok(Outcome::Changed(written, _)) => {
-                if invalid {
-                    done.invalid.insert(written.revision.to_string());
-                }
+            Ok(Outcome::Changed(written, change)) => {
                 if written.replicated { &mut done.safe } else { &mut done.unsafe_ }.push(written.revision);
-                if invalid {
+                if breaks(&change) {
+                    done.invalid.insert(written.revision.to_string());
                     // Long enough that nodes read it.
                     tokio::time::sleep(Duration::from_millis(150)).await;
                 }
@@ -129,6 +127,11 @@ async fn one(store: &Arc<dyn Store>, local: &str, random: &mut Random, done: &mu
 /// The object that makes a state no configuration.
 fn broken() -> Result<Key> {
     Ok(Key::new("service/broken")?)
+}
+
+/// Whether a change leads to what is no configuration; the next one takes it back.
+pub fn breaks(change: &Change) -> bool {
+    broken().is_ok_and(|key| change.edits.iter().any(|edit| edit.key == key && edit.after.is_some()))
 }
 
 /// What to write: something that `objects` do not say yet. Repairs what an earlier change broke first.
@@ -192,7 +195,7 @@ fn draw(objects: &Objects, random: &mut Random) -> Result<Vec<NewText>> {
 }
 
 /// What the store holds and the changes that it keeps, newest first.
-pub fn look(fleet: &Fleet, local: &str) -> Result<(lb_userspace::store::Snapshot, Vec<lb_userspace::store::Change>)> {
+pub fn look(fleet: &Fleet, local: &str) -> Result<(lb_userspace::store::Snapshot, Vec<Change>)> {
     let started = Instant::now();
     fleet.ground.namespace(&Host::Control.name()).run(|| {
         block(async {
