@@ -32,6 +32,7 @@ use crate::{
         Revision,
         document::{after, document, replace, split},
         follow::Resync,
+        node::{DRAINS_MAX, NodeDrain},
     },
     telemetry::metrics::Stage,
 };
@@ -171,10 +172,36 @@ impl EventLoop {
         self.tell_health();
     }
 
+    /// Drains that are not over, for the store.
+    fn drains(&mut self) -> Vec<NodeDrain> {
+        // Nothing is looked at where nothing drains.
+        if self.parts.node.drains().is_empty() {
+            return Vec::new();
+        }
+        let backends = self.parts.node.backends().unwrap_or_default();
+        let one = |backend: api::Backend| {
+            let drain = backend.drain.filter(|drain| drain.phase != api::DrainPhase::Ended)?;
+            let name = format!("{}/{}", backend.service, backend.name);
+            let timed_out = drain.phase == api::DrainPhase::TimedOut;
+            Some(NodeDrain { backend: name, connections: drain.connections, timed_out })
+        };
+        backends.into_iter().filter_map(one).take(DRAINS_MAX).collect()
+    }
+
+    /// Tells the store how drains stand, if there are any or were.
+    pub(super) fn tell_drains(&mut self) {
+        let told = self.parts.shared.as_ref().is_some_and(|shared| !shared.standing.drains.is_empty());
+        if told || (self.parts.shared.is_some() && !self.parts.node.drains().is_empty()) {
+            self.tell_standing();
+        }
+    }
+
     fn tell_standing(&mut self) {
         let addresses = self.parts.node.state.vips().into_iter().collect();
+        let drains = self.drains();
         let Some(shared) = &mut self.parts.shared else { return };
         shared.standing.addresses = addresses;
+        shared.standing.drains = drains;
         shared.standing.ready = true;
         shared.following.standing.send_if_modified(|told| {
             let differs = *told != shared.standing;

@@ -31,8 +31,8 @@ pub enum BackendCommand {
         #[command(flatten)]
         watch: Watch,
     },
-    /// Give a backend no new connections once the change was announced; those that it has go on. Where services stand in a file,
-    /// --wait waits until the drain is over
+    /// Give a backend no new connections once the change was announced; those that it has go on. --wait waits until the drain is
+    /// over, with a store on all live nodes
     Drain(DrainArgs),
     /// Let a backend take traffic according to its weight and health
     Ready(TargetArgs),
@@ -200,7 +200,7 @@ pub fn in_store(
 
 impl Target {
     /// The same as the store names it.
-    fn in_store(&self) -> Result<edit::Target, Failure> {
+    pub fn in_store(&self) -> Result<edit::Target, Failure> {
         let (service, which) = parse(&self.target)?;
         let (address, port) = match which {
             Which::Exact(name) => match name.parse::<SocketAddr>() {

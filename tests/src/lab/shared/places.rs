@@ -47,6 +47,7 @@ fn a_node_serves_its_database_to_another() {
             write(fleet, node, &["backend", "weight", &backend, weight, "--wait=30"])?;
         }
         agree(fleet, other, "5")?;
+        commands(fleet, other)?;
         // Without its owner the other node goes on, says so, and follows again.
         fleet.kill_agent(owner)?;
         fleet.wait_status(other, "without its store", |status| status["store"]["up"] == false)?;
@@ -67,6 +68,34 @@ fn a_node_serves_its_database_to_another() {
         }
         Ok(())
     });
+}
+
+/// Commands of a node with a store.
+fn commands(fleet: &Fleet, node: Host) -> Result<()> {
+    // What a file would change on this node is planned, and nothing is changed.
+    let file = fleet.ground.folder().join("planned.toml");
+    fs::write(&file, super::services().replacen("weight = 1", "weight = 7", 1))?;
+    let plan = fleet.weir_json(node, &["plan", &file.display().to_string()])?;
+    ensure!(plan["changed"] == true && plan["services"][0]["slots_moved"].as_u64() > Some(0), "{plan}");
+    agree(fleet, node, "5")?;
+    let pools = write(fleet, node, &["pool", "list", "-o", "json"])?;
+    ensure!(pools.contains("front") && pools.contains("n1") && pools.contains("n2"), "{pools}");
+    write(fleet, node, &["pool", "set", "spare", "10.78.0.160/30"])?;
+    ensure!(write(fleet, node, &["pool", "delete", "front"]).is_err(), "a pool that is used is not deleted");
+    write(fleet, node, &["pool", "delete", "spare"])?;
+    // Waiting ends with the drain on both nodes; one that is removed at once leaves nothing behind.
+    let backend = |n: u8| format!("web/{}:80", Host::Backend(n).address(false));
+    write(fleet, node, &["service", "set", "web", "drain_timeout=2s", "--wait"])?;
+    write(fleet, node, &["backend", "drain", &backend(3), "--wait"])?;
+    write(fleet, node, &["backend", "remove", &backend(4), "--now", "--wait"])?;
+    let list = fleet.weir_json(node, &["backend", "list"])?;
+    let all = list.as_array().cloned().unwrap_or_default();
+    let name = format!("{}:80", Host::Backend(4).address(false));
+    ensure!(all.len() == 3 && !all.iter().any(|b| b["name"] == name.as_str()), "{list}");
+    let doctor = fleet.weir(node, &["doctor", "--config", &fleet.config_file(node).display().to_string()]);
+    let told = doctor.unwrap_or_else(|error| format!("{error:#}"));
+    ensure!(told.contains("store at"), "{told}");
+    Ok(())
 }
 
 /// Whether the maps of a node have the configured weight of the second backend.
