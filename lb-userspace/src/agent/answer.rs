@@ -112,10 +112,24 @@ impl EventLoop {
 
     /// What an apply would do to slots and flows.
     async fn plan(&mut self, request: api::DiffRequest) -> Result<api::PlanReport, Refusal> {
+        let own = self.parts.process.config_file.clone();
+        // With a store, services and pools are the request's and everything else is the node's own.
+        let shared = match &self.parts.shared {
+            Some(shared) => {
+                let text = self.parts.store.read().map_err(ReloadError::from)?;
+                let file = request.file.as_deref().unwrap_or("the services");
+                Some(shared.planned((&own, &text.text), file, request.text.as_deref())?)
+            }
+            None => None,
+        };
         let (text, file) = self.asked(request.text, request.file)?;
         let parts = &mut self.parts;
         let in_force = parts.node.state.config();
-        let candidate = reload::consider(in_force, &mut parts.incremental, input(&file, &text), &parts.host_name)?;
+        let input = match &shared {
+            Some((document, leases)) => reload::Input::Shared { document, leases },
+            None => input(&file, &text),
+        };
+        let candidate = reload::consider(in_force, &mut parts.incremental, input, &parts.host_name)?;
         let node = &parts.node;
         let mut report = api::PlanReport {
             revision: node.revision(),

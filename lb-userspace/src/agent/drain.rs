@@ -46,6 +46,11 @@ impl Drains {
         begun
     }
 
+    /// Whether nothing drains.
+    pub fn is_empty(&self) -> bool {
+        self.since_s.is_empty()
+    }
+
     /// Where the drain of a backend stands; `None` if it takes new flows. `connections` are its recorded flows, where all are.
     pub fn of(&self, backend: &PresentBackend, times: Times, now_s: u64, connections: Option<u64>) -> Option<Drain> {
         let since_s = *self.since_s.get(&backend.id)?;

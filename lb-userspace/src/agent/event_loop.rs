@@ -325,7 +325,10 @@ impl EventLoop {
                 Some(call) = self.parts.calls.recv() => self.answer(call).await,
                 () = at(due) => self.pace.request(Instant::now()),
                 () = at(look_at) => self.look = Some(tokio::task::spawn_blocking(self.parts.node.look())),
-                looked = finished(&mut self.look) => self.take_look(looked),
+                looked = finished(&mut self.look) => {
+                    self.take_look(looked);
+                    self.tell_drains();
+                }
                 () = at(grace) => {
                     if let Err(error) = self.parts.node.settle() {
                         tracing::error!(%error, "cannot give back what earlier changes took out of use");

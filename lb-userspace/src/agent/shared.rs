@@ -23,8 +23,17 @@ use super::{
 };
 use crate::{
     api,
-    model::Document,
-    store::{Revision, document::document, follow::Resync},
+    model::{
+        Document,
+        diagnostic::{Severity, Sources},
+        parse::document::services,
+    },
+    store::{
+        Revision,
+        document::{after, document, replace, split},
+        follow::Resync,
+        node::{DRAINS_MAX, NodeDrain},
+    },
     telemetry::metrics::Stage,
 };
 
@@ -56,6 +65,29 @@ impl Shared {
     /// The configuration of a node whose own file says `text`, with the addresses that it leases.
     pub fn document(&self, file_name: &str, text: &str) -> (Document, BTreeMap<String, IpAddr>) {
         (document(file_name, text, &self.news.snapshot.objects), self.news.leases.clone())
+    }
+
+    /// The configuration of the node if the store held the services and pools of `text` and no others; of what it holds without one.
+    ///
+    /// # Errors
+    /// A refusal with every error of `text` at its line.
+    pub fn planned(
+        &self,
+        (own_file, own_text): (&str, &str),
+        file: &str,
+        text: Option<&str>,
+    ) -> Result<(Document, BTreeMap<String, IpAddr>), Refusal> {
+        let Some(text) = text else { return Ok(self.document(own_file, own_text)) };
+        let refusal = |message: String| Refusal::new(StatusCode::UNPROCESSABLE_ENTITY, message);
+        let checked = services(file, text);
+        if checked.count(Severity::Error) > 0 {
+            let diagnostics = api::diagnostics_in(&checked, &Sources::one(file, text));
+            return Err(refusal(format!("{file}: {}", checked.summary())).diagnostics(diagnostics));
+        }
+        let wanted = split(file, text).map_err(|error| refusal(error.to_string()))?;
+        let held = &self.news.snapshot.objects;
+        let objects = after(held, &replace(held, &wanted, true));
+        Ok((document(own_file, own_text, &objects), self.news.leases.clone()))
     }
 
     /// How it stands, in the words of the API.
@@ -140,10 +172,36 @@ impl EventLoop {
         self.tell_health();
     }
 
+    /// Drains that are not over, for the store.
+    fn drains(&mut self) -> Vec<NodeDrain> {
+        // Nothing is looked at where nothing drains.
+        if self.parts.node.drains().is_empty() {
+            return Vec::new();
+        }
+        let backends = self.parts.node.backends().unwrap_or_default();
+        let one = |backend: api::Backend| {
+            let drain = backend.drain.filter(|drain| drain.phase != api::DrainPhase::Ended)?;
+            let name = format!("{}/{}", backend.service, backend.name);
+            let timed_out = drain.phase == api::DrainPhase::TimedOut;
+            Some(NodeDrain { backend: name, connections: drain.connections, timed_out })
+        };
+        backends.into_iter().filter_map(one).take(DRAINS_MAX).collect()
+    }
+
+    /// Tells the store how drains stand, if there are any or were.
+    pub(super) fn tell_drains(&mut self) {
+        let told = self.parts.shared.as_ref().is_some_and(|shared| !shared.standing.drains.is_empty());
+        if told || (self.parts.shared.is_some() && !self.parts.node.drains().is_empty()) {
+            self.tell_standing();
+        }
+    }
+
     fn tell_standing(&mut self) {
         let addresses = self.parts.node.state.vips().into_iter().collect();
+        let drains = self.drains();
         let Some(shared) = &mut self.parts.shared else { return };
         shared.standing.addresses = addresses;
+        shared.standing.drains = drains;
         shared.standing.ready = true;
         shared.following.standing.send_if_modified(|told| {
             let differs = *told != shared.standing;
@@ -188,7 +246,6 @@ impl EventLoop {
             Call::Set(_, _, to) => _ = to.send(Err(refusal("services", WRITE))),
             Call::Apply(request, to) if request.text.is_some() => _ = to.send(Err(refusal("services", WRITE))),
             Call::Diff(request, to) if request.text.is_some() => _ = to.send(Err(refusal("services", DRY))),
-            Call::Plan(request, to) if request.text.is_some() => _ = to.send(Err(refusal("services", DRY))),
             call => return Some(call),
         }
         None

@@ -10,7 +10,7 @@ use super::{
     exit::{Exit, Failure},
     service::active,
     setup_help,
-    shell::{Shell, Watch, now_unix_s},
+    shell::{Shell, Watch, block_on, now_unix_s},
     store::{self, Place, Shared, WriteArgs},
     table::{Cell, Column, Tone, table},
     unit,
@@ -31,8 +31,8 @@ pub enum BackendCommand {
         #[command(flatten)]
         watch: Watch,
     },
-    /// Give a backend no new connections once the change was announced; those that it has go on. Where services stand in a file,
-    /// --wait waits until the drain is over
+    /// Give a backend no new connections once the change was announced; those that it has go on. --wait waits until the drain is
+    /// over, with a store on all live nodes
     Drain(DrainArgs),
     /// Let a backend take traffic according to its weight and health
     Ready(TargetArgs),
@@ -65,7 +65,15 @@ pub enum BackendCommand {
         write: WriteArgs,
     },
     /// Remove a backend from a service of the store; connections that it has are drained
-    Remove(TargetArgs),
+    Remove {
+        #[command(flatten)]
+        target: Target,
+        /// Without a drain: it is taken out on all live nodes first, which ends its connections
+        #[arg(long)]
+        now: bool,
+        #[command(flatten)]
+        write: WriteArgs,
+    },
     /// Forget overrides: administrative state and weight are the configuration's again
     Reset(Target),
     /// Print the commands that a backend's host needs for the service's forwarding mode
@@ -117,13 +125,17 @@ pub fn run(shell: &Shell, command: &BackendCommand) -> anyhow::Result<Exit> {
                 edit::add_backend(objects, &target.service, &new)
             });
         }
-        BackendCommand::Remove(args) => {
-            let target = args.target.in_store()?;
-            let shared = store::place(&args.write.store)?.store(IN_THE_FILE)?;
+        BackendCommand::Remove { target, now, write } => {
+            let target = target.in_store()?;
+            let shared = store::place(&write.store)?.store(IN_THE_FILE)?;
+            let mut write = write.clone();
+            if *now && !write.dry_run {
+                take_out(&shared, &target, &write)?;
+                // The revision that was insisted on is the one before it was taken out.
+                write.expect_rev = None;
+            }
             let subject = format!("backend remove {target}");
-            return store::change(shell, &shared, &args.write, &subject, |objects| {
-                edit::remove_backend(objects, &target)
-            });
+            return store::change(shell, &shared, &write, &subject, |objects| edit::remove_backend(objects, &target));
         }
         BackendCommand::Reset(target) => change(shell, target, AdminChange { reset: true, ..AdminChange::default() }),
         BackendCommand::SetupHelp(args) => setup_help::run(shell, args),
@@ -133,6 +145,28 @@ pub fn run(shell: &Shell, command: &BackendCommand) -> anyhow::Result<Exit> {
 
 /// What there is to do where backends stand in a file.
 const IN_THE_FILE: &str = "edit the file, then `weir config apply`";
+
+/// How long live nodes may take to take a backend out that is removed without a drain.
+const TAKE_OUT_S: u32 = 30;
+
+/// Puts a backend into maintenance and waits until all live nodes have it: what is in maintenance leaves without a drain, and a node that
+/// met both changes at once would drain it.
+fn take_out(shared: &Shared, target: &edit::Target, write: &WriteArgs) -> anyhow::Result<()> {
+    let write = WriteArgs { wait: Some(TAKE_OUT_S), ..write.clone() };
+    let maint = BackendChange { admin_state: Some(AdminState::Maint), ..BackendChange::default() };
+    let subject = format!("backend maint {target}");
+    let made = store::make(shared, &write, &subject, |objects| edit::change_backend(objects, target, maint));
+    let nodes = block_on(made)?.nodes.unwrap_or_default();
+    let refused = nodes.refused.iter().map(|refusal| &refusal.node);
+    let without: Vec<&str> = nodes.late.iter().chain(refused).map(String::as_str).collect();
+    if without.is_empty() {
+        return Ok(());
+    }
+    let message =
+        format!("{target} is in maintenance now, and not removed: {} did not take it out", without.join(", "));
+    let hint = "`weir node list` says how they stand; without `--now` it is removed and drained";
+    Err(Failure::new(Exit::TimedOut, message).hint(hint).into())
+}
 
 /// Changes what an administrator says about a backend, where that stands.
 fn admin(shell: &Shell, target: &Target, write: &WriteArgs, wanted: AdminChange) -> anyhow::Result<Exit> {
@@ -166,7 +200,7 @@ pub fn in_store(
 
 impl Target {
     /// The same as the store names it.
-    fn in_store(&self) -> Result<edit::Target, Failure> {
+    pub fn in_store(&self) -> Result<edit::Target, Failure> {
         let (service, which) = parse(&self.target)?;
         let (address, port) = match which {
             Which::Exact(name) => match name.parse::<SocketAddr>() {

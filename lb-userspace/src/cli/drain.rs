@@ -8,11 +8,15 @@ use super::{
     backend::{Target, admin_state, in_store, list},
     exit::{Exit, Failure},
     shell::{Format, Shell, block_on, json, now_unix_s},
-    store::{self, Place, WriteArgs},
+    store::{self, Place, Shared, WriteArgs},
 };
 use crate::{
-    api::{AdminChange, Backend, DrainPhase, HealthState, client::ClientError},
+    api::{AdminChange, Backend, DrainPhase, HealthState, backend_name, client::ClientError},
     model::AdminState,
+    store::{
+        edit,
+        node::{NodeDrain, NodeStatus},
+    },
 };
 
 /// Time between questions while waiting.
@@ -25,8 +29,8 @@ const AWAY: Duration = Duration::from_secs(60);
 pub struct DrainArgs {
     #[command(flatten)]
     target: Target,
-    // Of a file, `--wait` waits for the drain's end: exit code 0 if no connection is left (or none is counted), 7 if its time
-    // ended it before. Of a store, for the nodes.
+    // `--wait` waits for the drain's end: exit code 0 if no connection is left (or none is counted), 7 if its time ended it before.
+    // With a store, for all live nodes first, and then for its end on each.
     #[command(flatten)]
     write: WriteArgs,
 }
@@ -35,7 +39,15 @@ pub struct DrainArgs {
 pub fn run(shell: &Shell, args: &DrainArgs) -> anyhow::Result<Exit> {
     let change = AdminChange { admin_state: Some(AdminState::Drain), ..AdminChange::default() };
     if let Place::Store(shared) = store::place(&args.write.store)? {
-        return in_store(shell, &shared, &args.target, &args.write, change);
+        let exit = in_store(shell, &shared, &args.target, &args.write, change)?;
+        if args.write.wait.is_none() || args.write.dry_run || exit != Exit::Ok {
+            return Ok(exit);
+        }
+        let (target, over) = (args.target.in_store()?, block_on(wait_on_nodes(&shared, &args.target.in_store()?))?);
+        if shell.format == Format::Table {
+            shell.print(&format!("{target}: {}\n", over.words))?;
+        }
+        return Ok(over.exit);
     }
     args.write.refuse_without_store("--wait")?;
     let (service, name) = args.target.resolve(shell)?;
@@ -54,6 +66,53 @@ pub fn run(shell: &Shell, args: &DrainArgs) -> anyhow::Result<Exit> {
         Format::Json => shell.print(&json(&last)?)?,
     }
     Ok(over.exit)
+}
+
+/// Whether the drain of `target` is over on all live nodes, by their reports; else who still has it.
+fn over_on(target: &edit::Target, nodes: &[NodeStatus]) -> Result<Over, Vec<String>> {
+    let service = &target.service;
+    let named = |drain: &&NodeDrain| match target.port {
+        Some(port) => drain.backend == format!("{service}/{}", backend_name(target.address, port)),
+        None => drain.backend.starts_with(&format!("{service}/{}:", backend_name(target.address, 0))),
+    };
+    let live = nodes.iter().filter(|node| node.live);
+    let left: Vec<(&str, &NodeDrain)> =
+        live.filter_map(|node| Some((&*node.report.node, node.report.drains.iter().find(named)?))).collect();
+    let words = |(node, drain): &(&str, &NodeDrain)| match drain.connections {
+        Some(n) => format!("{node}: {n} connections are left"),
+        None => format!("{node}: draining"),
+    };
+    if left.is_empty() {
+        return Ok(Over { exit: Exit::Ok, words: "the drain has ended on all live nodes".into() });
+    }
+    let told: Vec<String> = left.iter().map(words).collect();
+    if left.iter().all(|(_, drain)| drain.timed_out) {
+        return Ok(Over { exit: Exit::TimedOut, words: format!("its time is over; {}", told.join(", ")) });
+    }
+    Err(told)
+}
+
+/// Waits until the drain is over on all live nodes: each ends it by itself, at `drain_timeout` at the latest.
+async fn wait_on_nodes(shared: &Shared, target: &edit::Target) -> anyhow::Result<Over> {
+    let (mut seen, mut told) = (Instant::now(), Vec::new());
+    loop {
+        match shared.store.nodes().await {
+            Ok(nodes) => {
+                seen = Instant::now();
+                match over_on(target, &nodes) {
+                    Ok(over) => return Ok(over),
+                    Err(left) if left != told => {
+                        eprintln!("{target}: {}", left.join(", "));
+                        told = left;
+                    }
+                    Err(_) => {}
+                }
+            }
+            Err(error) if error.is_passing() && seen.elapsed() < AWAY => {}
+            Err(error) => return Err(store::failed(error).into()),
+        }
+        tokio::time::sleep(INTERVAL).await;
+    }
 }
 
 fn began(target: &str, backend: &Backend, colour: bool) -> String {
@@ -156,6 +215,45 @@ mod tests {
         assert!(
             over(Some(&ready)).unwrap_err().message.contains("web/10.0.0.11:80 does not drain any more: it is ready")
         );
+    }
+
+    #[test]
+    fn a_drain_is_over_when_it_is_on_every_live_node() {
+        use crate::store::node::{NodeReport, Outcome};
+        let node = |name: &str, live, drains: &[(&str, Option<u64>, bool)]| {
+            let drain = |(backend, connections, timed_out): &(&str, Option<u64>, bool)| NodeDrain {
+                backend: (*backend).into(),
+                connections: *connections,
+                timed_out: *timed_out,
+            };
+            let report = NodeReport {
+                node: name.into(),
+                lease_ms: 10_000,
+                revision: None,
+                outcome: Outcome::Applied,
+                applied: None,
+                version: "0".into(),
+                addresses: Vec::new(),
+                ready: true,
+                draining: false,
+                metrics: None,
+                drains: drains.iter().map(drain).collect(),
+            };
+            NodeStatus { report, age_ms: 1, live }
+        };
+        let (ours, other) = ("web/10.0.0.11:80", "web/10.0.0.111:80");
+        for port in [Some(80), None] {
+            let target = edit::Target { service: "web".into(), address: [10, 0, 0, 11].into(), port };
+            let exit = |nodes: &[NodeStatus]| over_on(&target, nodes).map(|over| over.exit);
+            let away = node("c", false, &[(ours, None, false)]);
+            let through = node("b", true, &[(other, Some(1), false)]);
+            assert_eq!(exit(&[through.clone(), away]), Ok(Exit::Ok));
+            let left = node("a", true, &[(ours, Some(2), false)]);
+            assert_eq!(exit(&[left.clone(), through.clone()]), Err(vec!["a: 2 connections are left".to_owned()]));
+            let late = node("d", true, &[(ours, Some(3), true)]);
+            assert_eq!(exit(&[late.clone(), through]), Ok(Exit::TimedOut));
+            assert!(exit(&[late, left]).is_err(), "one of them goes on");
+        }
     }
 
     #[test]

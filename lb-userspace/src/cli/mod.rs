@@ -20,6 +20,7 @@ mod lock;
 mod node;
 mod orchestrator;
 mod plan;
+mod pool;
 #[cfg(test)]
 mod sample;
 mod service;
@@ -64,6 +65,9 @@ enum Command {
     /// Nodes that share a store
     #[command(subcommand)]
     Node(node::NodeCommand),
+    /// Pools of addresses that nodes lease from the store
+    #[command(subcommand)]
+    Pool(pool::PoolCommand),
     /// Show what applying a configuration would do to slots and flows, without doing it
     Plan(config::Text),
     /// Recorded flows: list them, find one, forget them
@@ -127,6 +131,7 @@ fn run(shell: &Shell, command: &Command) -> anyhow::Result<ExitCode> {
         Command::Node(command) => done(node::run(shell, command))?,
         Command::Backend(command) => backend::run(shell, command)?,
         Command::Config(command) => config::run(shell, command)?,
+        Command::Pool(command) => pool::run(shell, command)?,
         Command::Plan(text) => plan::run(shell, text)?,
         Command::Flow(command) => flow::run(shell, command)?,
         Command::Health(command) => done(health::run(shell, command))?,
@@ -188,6 +193,9 @@ mod tests {
             (vec!["weir", "config", "rollback", "42", "--wait=5", "-m", "back"], true),
             (vec!["weir", "config", "rollback", "yesterday"], false),
             (vec!["weir", "config", "show"], true),
+            (vec!["weir", "backend", "remove", "web/10.0.0.1:80", "--now"], true),
+            (vec!["weir", "pool", "set", "front", "192.0.2.0/28", "--wait"], true),
+            (vec!["weir", "pool", "set", "front", "192.0.2.0"], false),
             (vec!["weir", "nonsense"], false),
         ] {
             assert_eq!(Cli::try_parse_from(&arguments).is_ok(), good, "{arguments:?}");

@@ -117,6 +117,7 @@ mod tests {
             ready: true,
             draining: false,
             metrics: None,
+            drains: Vec::new(),
         };
         let lag = NodeReport {
             node: "lb2".into(),

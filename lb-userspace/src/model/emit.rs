@@ -84,10 +84,13 @@ pub(super) fn store_settings(store: &StoreConfig) -> Vec<(&'static str, String)>
             settings.extend(redis.user.as_ref().map(|user| ("user", quoted(user))));
             match &redis.servers {
                 RedisServers::One(url) => settings.push(("url", quoted(&url.to_string()))),
-                RedisServers::Sentinels { urls, master_name } => {
+                RedisServers::Sentinels { urls, master_name, server_tls, user, password_file } => {
                     let urls: Vec<String> = urls.iter().map(|url| quoted(&url.to_string())).collect();
                     settings.push(("sentinels", format!("[{}]", urls.join(", "))));
                     settings.push(("master_name", quoted(master_name)));
+                    settings.extend(server_tls.map(|tls| ("server_tls", tls.to_string())));
+                    settings.extend(user.as_ref().map(|user| ("sentinel_user", quoted(user))));
+                    settings.extend(password_file.as_ref().map(|path| ("sentinel_password_file", text(path))));
                 }
             }
             (&redis.tls, redis.insecure)

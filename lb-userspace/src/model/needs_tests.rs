@@ -75,10 +75,13 @@ const CASES: &[Case] = &[
     (Table::Root, "pool", "", "", Change::Table),
     (Table::Store, "kind", "", "\"embedded\"", Change::Table),
     (Table::Store, "path", "", "\"/srv/store.redb\"", Store("path")),
-    (Table::Store, "listen", "", "\"127.0.0.1:9651\"", Store("listen")),
+    (Table::Store, "listen", "", "\"127.0.0.1:9653\"", Store("listen")),
     (Table::Store, "url", "\"redis://127.0.0.1\"", "\"redis://127.0.0.1:6380\"", Store("url")),
     (Table::Store, "sentinels", "[\"redis://[::1]:1\"]", "[\"redis://[::1]:2\"]", Store("sentinels")),
     (Table::Store, "master_name", "\"a\"", "\"b\"", Store("master_name")),
+    (Table::Store, "server_tls", "", "true", Store("server_tls")),
+    (Table::Store, "sentinel_user", "\"a\"", "\"b\"", Store("sentinel_user")),
+    (Table::Store, "sentinel_password_file", "", "\"/etc/weir/sentinel\"", Store("sentinel_password_file")),
     (Table::Store, "user", "\"a\"", "\"b\"", Store("user")),
     (Table::Store, "password_file", "", "\"/etc/weir/password\"", Store("password_file")),
     (Table::Store, "token_file", "", "\"/etc/weir/token\"", Store("token_file")),
@@ -148,7 +151,13 @@ fn text(table: Table, key: &str, value: &str) -> String {
             "path" => &[("kind", "\"embedded\"")],
             "listen" => &[("kind", "\"embedded\""), ("path", "\"/a\"")],
             "token_file" => &[("kind", "\"embedded\""), ("url", "\"http://[::1]:1\"")],
-            "sentinels" | "master_name" => {
+            "sentinel_user" => &[
+                ("kind", "\"redis\""),
+                ("sentinels", "[\"redis://[::1]:1\"]"),
+                ("master_name", "\"m\""),
+                ("sentinel_password_file", "\"/p\""),
+            ],
+            "sentinels" | "master_name" | "server_tls" | "sentinel_password_file" => {
                 &[("kind", "\"redis\""), ("sentinels", "[\"redis://[::1]:1\"]"), ("master_name", "\"m\"")]
             }
             "user" => &[("kind", "\"redis\""), ("url", "\"redis://[::1]\""), ("password_file", "\"/p\"")],

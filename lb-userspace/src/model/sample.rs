@@ -54,7 +54,7 @@ fn store() -> impl Strategy<Value = StoreConfig> {
     (0..5u8, rest).prop_map(|(kind, (path, file, tls, http, redis))| match kind {
         0 => StoreConfig::Embedded(EmbeddedStore {
             path: path.into(),
-            listen: Some(([192, 0, 2, 1], 9651).into()),
+            listen: Some(([192, 0, 2, 1], 9653).into()),
             token_file: file,
             tls,
             insecure: true,
@@ -68,7 +68,13 @@ fn store() -> impl Strategy<Value = StoreConfig> {
             StoreConfig::Redis(RedisStore { servers, user: None, password_file: file, tls, insecure: true })
         }
         3 => {
-            let servers = RedisServers::Sentinels { urls: vec![redis.clone(), redis], master_name: "m".into() };
+            let servers = RedisServers::Sentinels {
+                urls: vec![redis.clone(), redis],
+                master_name: "m".into(),
+                server_tls: file.as_ref().map(|_| true),
+                user: file.as_ref().map(|_| "s".to_owned()),
+                password_file: file,
+            };
             let (user, password_file) = (Some("weir".to_owned()), Some(path.into()));
             StoreConfig::Redis(RedisStore { servers, user, password_file, tls, insecure: true })
         }

@@ -98,14 +98,20 @@ pub enum RedisServers {
     One(StoreUrl),
     /// Whoever the sentinels say is master.
     Sentinels {
-        /// The sentinels; the master is reached with or without TLS as they are, and so is its database.
+        /// The sentinels, reached with or without TLS as their scheme says; the first one names the master's database.
         urls: Vec<StoreUrl>,
         /// What they call the master.
         master_name: String,
+        /// `server_tls`: whether the master is reached with TLS; `None`: as the sentinels are.
+        server_tls: Option<bool>,
+        /// `sentinel_user`: who logs in at the sentinels.
+        user: Option<String>,
+        /// `sentinel_password_file`: the password for the sentinels; without it none is sent to them.
+        password_file: Option<PathBuf>,
     },
 }
 
-/// Address of a store: `redis://10.0.0.5:6379/2`, `https://store.example.com:9651`, `unix:/run/weir/store.sock`.
+/// Address of a store: `redis://10.0.0.5:6379/2`, `https://store.example.com:9653`, `unix:/run/weir/store.sock`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum StoreUrl {
     /// A Unix socket.
@@ -307,7 +313,7 @@ mod tests {
     #[test]
     fn addresses_are_read_as_they_are_shown() {
         for text in
-            ["redis://10.0.0.5:6379/2", "rediss://r.example.com:7000", "https://[2001:db8::1]:9651", "unix:/run/r.sock"]
+            ["redis://10.0.0.5:6379/2", "rediss://r.example.com:7000", "https://[2001:db8::1]:9653", "unix:/run/r.sock"]
         {
             assert_eq!(text.parse::<StoreUrl>().map(|url| url.to_string()).as_deref(), Ok(text));
         }

@@ -33,5 +33,5 @@ pub use access::{Notice, Snapshot, Store, StoreError, Written};
 pub use file::{FileError, FileStore, Text, Watch};
 pub use node::{NodeReport, NodeStatus};
 pub use object::{Change, Edit, Key, Objects, Revision};
-pub use open::{open, outer_door, socket_path};
+pub use open::{open, outer_door, redis_config, socket_path};
 pub use write::{Outcome, WriteError};

@@ -12,6 +12,8 @@ use super::{
 
 /// How long a node that fell silent is remembered.
 pub const FORGET_MS: u64 = 7 * 24 * 3_600_000;
+/// Drains in a report: those of one service of many backends.
+pub const DRAINS_MAX: usize = 4_096;
 /// Kind of the records.
 const KIND: &str = "node/";
 
@@ -49,6 +51,20 @@ pub struct NodeReport {
     /// Where others reach its `/metrics` and `/ready`; `None`: nowhere, or an older release wrote the report.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub metrics: Option<std::net::SocketAddr>,
+    /// Drains that are not over, at most [`DRAINS_MAX`]; none also where an older release wrote the report.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub drains: Vec<NodeDrain>,
+}
+
+/// A backend that drains on a node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeDrain {
+    /// Service and backend: `web/10.0.0.11:80`.
+    pub backend: String,
+    /// Connections that it has left, where all are recorded.
+    pub connections: Option<u64>,
+    /// Its time is over, and connections are left.
+    pub timed_out: bool,
 }
 
 /// A node as the store knows it.

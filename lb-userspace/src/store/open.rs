@@ -59,29 +59,48 @@ pub fn open(config: &StoreConfig) -> Result<Arc<dyn Store>, StoreError> {
             };
             Ok(Arc::new(HttpStore::new(endpoint, token, remote.insecure)?))
         }
-        StoreConfig::Redis(redis) => {
-            let password = redis.password_file.as_deref().map(secret).transpose()?;
-            let (servers, first) = match &redis.servers {
-                RedisServers::One(url) => (Servers::Standalone(address(url)?), Some(url)),
-                RedisServers::Sentinels { urls, master_name } => {
-                    let sentinels = urls.iter().map(address).collect::<Result<_, _>>()?;
-                    let (master, login) = (master_name.clone(), Login::default());
-                    (Servers::Sentinel { master, sentinels, login }, urls.first())
-                }
-            };
-            let mut config = RedisConfig::new(servers);
-            config.login = Login { user: redis.user.clone(), password };
-            config.insecure = redis.insecure;
-            if let Some(StoreUrl::Tcp { scheme, database, .. }) = first {
-                config.database = i64::from(*database);
-                if scheme.is_tls() {
-                    let ca = redis.tls.ca_file.as_deref().map(read).transpose()?;
-                    config.tls = Some(Tls { ca, identity: identity(&redis.tls)? });
-                }
-            }
-            Ok(Arc::new(RedisStore::new(config)?))
-        }
+        StoreConfig::Redis(redis) => Ok(Arc::new(RedisStore::new(redis_config(redis)?)?)),
     }
+}
+
+/// How `[store]` reaches a Redis.
+///
+/// # Errors
+/// [`StoreError::Refused`] for files that cannot be read.
+pub fn redis_config(redis: &model::store::RedisStore) -> Result<RedisConfig, StoreError> {
+    let login = |user: &Option<String>, file: &Option<PathBuf>| {
+        Ok::<_, StoreError>(Login { user: user.clone(), password: file.as_deref().map(secret).transpose()? })
+    };
+    let tls = |wanted: bool| {
+        let of = || {
+            let ca = redis.tls.ca_file.as_deref().map(read).transpose()?;
+            Ok::<_, StoreError>(Tls { ca, identity: identity(&redis.tls)? })
+        };
+        wanted.then(of).transpose()
+    };
+    let spoken = |url: Option<&StoreUrl>| match url {
+        Some(StoreUrl::Tcp { scheme, database, .. }) => (scheme.is_tls(), i64::from(*database)),
+        _ => (false, 0),
+    };
+    let (servers, encrypted, database) = match &redis.servers {
+        RedisServers::One(url) => {
+            let (encrypted, database) = spoken(Some(url));
+            (Servers::Standalone(address(url)?), encrypted, database)
+        }
+        RedisServers::Sentinels { urls, master_name, server_tls, user, password_file } => {
+            let sentinels = urls.iter().map(address).collect::<Result<_, _>>()?;
+            let (encrypted, database) = spoken(urls.first());
+            let (master, login) = (master_name.clone(), login(user, password_file)?);
+            let servers = Servers::Sentinel { master, sentinels, login, tls: tls(encrypted)? };
+            (servers, server_tls.unwrap_or(encrypted), database)
+        }
+    };
+    let mut config = RedisConfig::new(servers);
+    config.login = login(&redis.user, &redis.password_file)?;
+    config.insecure = redis.insecure;
+    config.database = database;
+    config.tls = tls(encrypted)?;
+    Ok(config)
 }
 
 /// Where and to whom an embedded database is served beyond this machine; `None` where it is not.

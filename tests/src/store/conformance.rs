@@ -345,6 +345,7 @@ async fn nodes_report(store: Arc<dyn Store>) {
         ready: true,
         draining: false,
         metrics: None,
+        drains: Vec::new(),
     };
     store.report(&report("b", 600_000, node::Outcome::Refused("no room".into()))).await.unwrap();
     store.report(&report("a", 300, node::Outcome::Applied)).await.unwrap();

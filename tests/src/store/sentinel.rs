@@ -11,7 +11,7 @@ use lb_locks::torture::server::{RedisServer, ServerOptions};
 use lb_userspace::store::{
     Outcome, Store,
     follow::Loss,
-    redis::{Login, RedisConfig, Servers},
+    redis::{Login, RedisConfig, Replication, Servers},
 };
 use tempfile::TempDir;
 
@@ -88,6 +88,7 @@ impl Group {
             // The first one is not there.
             sentinels: vec![("127.0.0.1".into(), 1), ("127.0.0.1".into(), self.address.port())],
             login: Login::default(),
+            tls: None,
         })
     }
 }
@@ -134,6 +135,11 @@ fn a_fail_over_loses_no_write_that_a_replica_confirmed() {
         for follower in &followers {
             follower.agrees(&store).await;
         }
+        let asked = Replication::ask(&group.config()).await.unwrap();
+        assert_eq!(asked, Replication { replicas: 2, required: true });
+        group.servers[0].command("CONFIG SET min-replicas-to-write 0").unwrap();
+        assert!(!Replication::ask(&group.config()).await.unwrap().required);
+        group.servers[0].command("CONFIG SET min-replicas-to-write 1").unwrap();
         group.servers[0].kill();
         insist(&store, "service/after", "1").await;
         wanted.insert("service/after".into(), "1".into());

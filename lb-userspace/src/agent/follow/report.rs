@@ -15,7 +15,7 @@ use super::View;
 use crate::{
     store::{
         Revision, Store,
-        node::{NodeReport, Outcome},
+        node::{NodeDrain, NodeReport, Outcome},
     },
     telemetry::metrics::Metrics,
 };
@@ -40,6 +40,8 @@ pub struct Standing {
     pub ready: bool,
     /// Where others reach its metrics.
     pub metrics: Option<SocketAddr>,
+    /// Drains that are not over.
+    pub drains: Vec<NodeDrain>,
 }
 
 /// Where others reach a listener on `listen`: nowhere if it is of this machine alone, and unknown if it is on all addresses.
@@ -64,6 +66,7 @@ pub fn report(node: &str, standing: &Standing) -> NodeReport {
         ready: standing.ready,
         draining: false,
         metrics: standing.metrics,
+        drains: standing.drains.clone(),
     }
 }
 
@@ -133,6 +136,7 @@ mod tests {
             addresses: vec![[192, 0, 2, 1].into()],
             ready: true,
             metrics: Some(([192, 0, 2, 7], 9650).into()),
+            drains: Vec::new(),
         };
         let said = report("n1", &standing);
         assert_eq!((said.revision, said.applied), (Some(revision(8)), Some(revision(7))));

@@ -11,6 +11,7 @@ use super::{
     Finding,
     host::{self, HostFacts, Pins},
     network::{self, InterfaceFacts, NetworkFacts, PathFacts},
+    store,
 };
 use crate::{
     api::{self, backend_name, client::ClientError},
@@ -52,6 +53,7 @@ pub fn findings(shell: &Shell, file: Option<&Path>) -> anyhow::Result<Vec<Findin
             let routes = block_on(async { Ok(net::resolver::look(addresses).await?) })?;
             let facts = NetworkFacts { interfaces: interfaces(config)?, paths: paths(config, &backends, &routes) };
             findings.extend(network::check(&facts, config));
+            findings.extend(block_on(async { Ok(store::check(&config.store).await) })?);
         }
         None => findings.push(
             Finding::warn("configuration", "none: interfaces and services were not checked")

@@ -1,10 +1,11 @@
 //! `weir doctor`: is this machine ready, and if not, what is to be done?
 //!
-//! [`host`] and [`network`] judge, [`gather`] collects; this file shows the findings.
+//! [`host`], [`network`] and [`store`] judge, [`gather`] collects; this file shows the findings.
 
 mod gather;
 mod host;
 mod network;
+mod store;
 
 use std::path::PathBuf;
 

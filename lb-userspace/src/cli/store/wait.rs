@@ -153,6 +153,7 @@ mod tests {
             ready: true,
             draining: false,
             metrics: None,
+            drains: Vec::new(),
         };
         NodeStatus { report, age_ms: 5, live }
     }

@@ -58,12 +58,15 @@ impl Draft {
 }
 
 /// Keys of every kind but `kind` itself, with the kinds that have them: embedded and owned, embedded elsewhere, Redis.
-const KEYS: [(&str, [bool; 3]); 13] = [
+const KEYS: [(&str, [bool; 3]); 16] = [
     ("path", [true, false, false]),
     ("listen", [true, false, false]),
     ("url", [false, true, true]),
     ("sentinels", [false, false, true]),
     ("master_name", [false, false, true]),
+    ("server_tls", [false, false, true]),
+    ("sentinel_user", [false, false, true]),
+    ("sentinel_password_file", [false, false, true]),
     ("user", [false, false, true]),
     ("password_file", [false, false, true]),
     ("token_file", [true, true, false]),
@@ -148,7 +151,7 @@ fn embedded(section: &Section<'_>, kind: &Span, findings: &mut Findings) -> Opti
         }
         let message = format!("`listen` is not an address with a port: \"{}\"", shown(value));
         let hint =
-            "write \"[::]:9651\" for every address of this machine, \"127.0.0.1:9651\" for none that others reach";
+            "write \"[::]:9653\" for every address of this machine, \"127.0.0.1:9653\" for none that others reach";
         findings.push(Diagnostic::new(Code::BadListen, span, message).hint(hint));
         None
     });
@@ -200,21 +203,9 @@ fn remote(section: &Section<'_>, findings: &mut Findings) -> Option<StoreConfig>
 }
 
 fn redis(section: &Section<'_>, findings: &mut Findings) -> Option<StoreConfig> {
-    let user = section.string("user", findings).and_then(|At { value, span }| {
-        let good = (1..=128).contains(&value.len()) && value.chars().all(|c| c.is_ascii_graphic());
-        if !good {
-            let message = format!("no user of Redis is called \"{}\"", shown(value));
-            findings.push(Diagnostic::new(Code::BadName, span, message).hint("`ACL LIST` shows the users of a server"));
-        }
-        good.then(|| value.to_owned())
-    });
-    let password_file = path(section, "password_file", findings);
-    if let Some(span) = section.key_span("user").filter(|_| section.get("password_file").is_none()) {
-        let finding = Diagnostic::new(Code::MissingKey, span, "a `user` needs a `password_file`");
-        findings.push(
-            finding.hint("write the password into a file that only weir may read (mode 0600), and its path here"),
-        );
-    }
+    let (user, password_file) = login(section, "user", "password_file", findings);
+    let sentinel = login(section, "sentinel_user", "sentinel_password_file", findings);
+    let server_tls = section.boolean("server_tls", findings);
     let (tls, insecure) = (tls(section, findings), insecure(section, findings));
     let servers = servers(section, findings)?;
     let urls: Vec<&At<StoreUrl>> = match &servers {
@@ -225,14 +216,48 @@ fn redis(section: &Section<'_>, findings: &mut Findings) -> Option<StoreConfig> 
     if let Some(url) = urls.iter().find(|url| url.value.leaves_machine()) {
         let url = urls.iter().find(|url| url.value.is_readable()).unwrap_or(url);
         protected(&url.value, &url.span, password_file.is_some(), insecure, "`user` and `password_file`", findings);
+        let span = section.key_span("server_tls").filter(|_| server_tls == Some(false) && !insecure);
+        if let Some(span) = span.filter(|_| !url.value.is_readable()) {
+            let finding =
+                Diagnostic::new(Code::StoreInsecure, span, "the master is reached over a network without TLS");
+            findings
+                .push(finding.hint("leave `server_tls` out; where the network itself is protected, `insecure = true`"));
+        }
     }
     let servers = match servers {
         Servers::One(url) => RedisServers::One(url.value),
         Servers::Sentinels(urls, master_name) => {
-            RedisServers::Sentinels { urls: urls.into_iter().map(|url| url.value).collect(), master_name }
+            let urls = urls.into_iter().map(|url| url.value).collect();
+            let (user, password_file) = sentinel;
+            RedisServers::Sentinels { urls, master_name, server_tls, user, password_file }
         }
     };
     Some(StoreConfig::Redis(RedisStore { servers, user, password_file, tls, insecure }))
+}
+
+/// A user and the file with its password.
+fn login(
+    section: &Section<'_>,
+    user: &str,
+    password_file: &str,
+    findings: &mut Findings,
+) -> (Option<String>, Option<PathBuf>) {
+    let name = section.string(user, findings).and_then(|At { value, span }| {
+        let good = (1..=128).contains(&value.len()) && value.chars().all(|c| c.is_ascii_graphic());
+        if !good {
+            let message = format!("no user of Redis is called \"{}\"", shown(value));
+            findings.push(Diagnostic::new(Code::BadName, span, message).hint("`ACL LIST` shows the users of a server"));
+        }
+        good.then(|| value.to_owned())
+    });
+    let file = path(section, password_file, findings);
+    if let Some(span) = section.key_span(user).filter(|_| section.get(password_file).is_none()) {
+        let finding = Diagnostic::new(Code::MissingKey, span, format!("a `{user}` needs a `{password_file}`"));
+        findings.push(
+            finding.hint("write the password into a file that only weir may read (mode 0600), and its path here"),
+        );
+    }
+    (name, file)
 }
 
 enum Servers {
@@ -257,9 +282,11 @@ fn servers(section: &Section<'_>, findings: &mut Findings) -> Option<Servers> {
                         .hint("`url = \"rediss://redis.example.com:6379\"`, or `sentinels` and `master_name`");
                 findings.push(finding);
             }
-            if let Some(span) = section.key_span("master_name") {
-                let finding = Diagnostic::new(Code::StoreKey, span, "`master_name` without `sentinels` means nothing")
-                    .hint("sentinels know masters by name: `sentinels = [\"rediss://10.0.0.5:26379\"]`");
+            let words = ["master_name", "server_tls", "sentinel_user", "sentinel_password_file"];
+            for (word, span) in words.iter().filter_map(|word| Some((word, section.key_span(word)?))) {
+                let finding =
+                    Diagnostic::new(Code::StoreKey, span, format!("`{word}` without `sentinels` means nothing"))
+                        .hint("sentinels know masters by name: `sentinels = [\"rediss://10.0.0.5:26379\"]`");
                 findings.push(finding);
             }
             url(section, true, findings).map(Servers::One)
@@ -292,7 +319,7 @@ fn sentinels(section: &Section<'_>, findings: &mut Findings) -> Option<Servers> 
         let finding =
             Diagnostic::new(Code::BadUrl, other.span.clone(), "sentinels with and without TLS cannot be mixed")
                 .related(first.span.clone(), "the first one")
-                .hint("the master is reached as the sentinels are: give all of them one scheme");
+                .hint("give all of them one scheme; `server_tls` says how the master is reached where that differs");
         findings.push(finding);
     }
     Some(Servers::Sentinels(urls, master_name?))
@@ -327,7 +354,7 @@ fn parsed(text: &str, redis_port: Option<u16>) -> Result<StoreUrl, (String, &'st
     let hint = if redis {
         "write \"rediss://redis.example.com:6379\" (TLS) or \"redis://127.0.0.1:6379\""
     } else {
-        "write \"https://store.example.com:9651\", \"http://127.0.0.1:9651\" or \"unix:/run/weir/api.sock\""
+        "write \"https://store.example.com:9653\", \"http://127.0.0.1:9653\" or \"unix:/run/weir/api.sock\""
     };
     let url = StoreUrl::parse(text, redis_port.unwrap_or(StoreUrl::REDIS_PORT)).map_err(|error| match error {
         StoreUrlError::Secret if redis => (error.to_string(), "write `user` and `password_file` instead"),

@@ -4,6 +4,7 @@
 //! which the same check as for a file decides ([`super::document`]), and how it is stored.
 
 mod backend;
+mod pool;
 mod setting;
 #[cfg(test)]
 mod tests;
@@ -11,6 +12,7 @@ mod tests;
 use toml_edit::{ArrayOfTables, DocumentMut, Item, Table};
 
 pub use backend::{BackendChange, NewBackend, Target, add_backend, change_backend, remove_backend};
+pub use pool::{delete_pool, set_pool};
 pub use setting::Setting;
 
 use super::{
@@ -31,6 +33,9 @@ pub enum EditError {
         /// Which one may be meant, as the end of the sentence.
         near: String,
     },
+    /// There is no such pool.
+    #[error("there is no pool `{0}`")]
+    NoPool(String),
     /// There is one already.
     #[error("there is a service `{0}` already")]
     ServiceExists(String),

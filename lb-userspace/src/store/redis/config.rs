@@ -25,8 +25,10 @@ pub enum Servers {
         master: String,
         /// The Sentinels, asked in turn.
         sentinels: Vec<Address>,
-        /// Their own user and password; TLS is as for the servers.
+        /// Their own user and password.
         login: Login,
+        /// TLS towards them, which need not be as towards the servers.
+        tls: Option<Tls>,
     },
 }
 
@@ -118,36 +120,40 @@ impl RedisConfig {
         )))
     }
 
-    /// The client for one address.
-    pub(super) fn client(&self, address: &Address, login: &Login, database: i64) -> Result<Client, StoreError> {
-        let (host, port) = address;
-        let wrong =
-            |e: redis::RedisError| StoreError::Refused(format!("the Redis client does not take its settings: {e}"));
-        let addr = match &self.tls {
-            None => ConnectionAddr::Tcp(host.clone(), *port),
-            Some(_) => ConnectionAddr::TcpTls { host: host.clone(), port: *port, insecure: false, tls_params: None },
-        };
-        // Push messages tell at once that a connection broke.
-        let mut settings = RedisConnectionInfo::default().set_protocol(ProtocolVersion::RESP3).set_db(database);
-        if let Some(user) = &login.user {
-            settings = settings.set_username(user);
-        }
-        if let Some(password) = &login.password {
-            settings = settings.set_password(password.expose());
-        }
-        let info = addr
-            .into_connection_info()
-            .map_err(wrong)?
-            .set_tcp_settings(TcpSettings::default().set_nodelay(true))
-            .set_redis_settings(settings);
-        let Some(tls) = &self.tls else { return Client::open(info).map_err(wrong) };
-        crate::store::tls::provide();
-        let client_tls = tls.identity.as_ref().map(|(cert, key)| ClientTlsConfig {
-            client_cert: cert.clone(),
-            client_key: key.expose().as_bytes().to_vec(),
-        });
-        Client::build_with_tls(info, TlsCertificates { client_tls, root_cert: tls.ca.clone() }).map_err(wrong)
+    /// The client for the server at an address.
+    pub(super) fn server(&self, address: &Address) -> Result<Client, StoreError> {
+        client(address, &self.login, self.tls.as_ref(), self.database)
     }
+}
+
+/// The client for one address.
+pub(super) fn client(address: &Address, login: &Login, tls: Option<&Tls>, database: i64) -> Result<Client, StoreError> {
+    let (host, port) = address;
+    let wrong = |e: redis::RedisError| StoreError::Refused(format!("the Redis client does not take its settings: {e}"));
+    let addr = match tls {
+        None => ConnectionAddr::Tcp(host.clone(), *port),
+        Some(_) => ConnectionAddr::TcpTls { host: host.clone(), port: *port, insecure: false, tls_params: None },
+    };
+    // Push messages tell at once that a connection broke.
+    let mut settings = RedisConnectionInfo::default().set_protocol(ProtocolVersion::RESP3).set_db(database);
+    if let Some(user) = &login.user {
+        settings = settings.set_username(user);
+    }
+    if let Some(password) = &login.password {
+        settings = settings.set_password(password.expose());
+    }
+    let info = addr
+        .into_connection_info()
+        .map_err(wrong)?
+        .set_tcp_settings(TcpSettings::default().set_nodelay(true))
+        .set_redis_settings(settings);
+    let Some(tls) = tls else { return Client::open(info).map_err(wrong) };
+    crate::store::tls::provide();
+    let client_tls = tls
+        .identity
+        .as_ref()
+        .map(|(cert, key)| ClientTlsConfig { client_cert: cert.clone(), client_key: key.expose().as_bytes().to_vec() });
+    Client::build_with_tls(info, TlsCertificates { client_tls, root_cert: tls.ca.clone() }).map_err(wrong)
 }
 
 /// Whether only this machine can be there.

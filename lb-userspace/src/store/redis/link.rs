@@ -19,7 +19,7 @@ use redis::{
     aio::MultiplexedConnection,
 };
 
-use super::config::{Address, RedisConfig, Servers};
+use super::config::{Address, RedisConfig, Servers, client};
 use crate::store::{access::StoreError, object::SCHEMA_VERSION};
 
 /// Requests on their way at a time; the next one waits.
@@ -61,7 +61,7 @@ impl Link {
         let address = master(config).await?;
         let dead = Arc::new(AtomicBool::new(false));
         let dead_too = Arc::clone(&dead);
-        let client = config.client(&address, &config.login, config.database)?;
+        let client = config.server(&address)?;
         let connection = connect(config, client, move |push| {
             if push.kind == PushKind::Disconnection {
                 dead_too.store(true, Ordering::Release);
@@ -171,14 +171,14 @@ async fn connect(
 
 /// Where the master is.
 pub async fn master(config: &RedisConfig) -> Result<Address, StoreError> {
-    let (name, sentinels, login) = match &config.servers {
+    let (name, sentinels, login, tls) = match &config.servers {
         Servers::Standalone(address) => return Ok(address.clone()),
-        Servers::Sentinel { master, sentinels, login } => (master, sentinels, login),
+        Servers::Sentinel { master, sentinels, login, tls } => (master, sentinels, login, tls.as_ref()),
     };
     let mut last = StoreError::Unavailable("no Sentinel is named".into());
     for sentinel in sentinels {
         let asked = async {
-            let connection = connect(config, config.client(sentinel, login, 0)?, |_| {}).await?;
+            let connection = connect(config, client(sentinel, login, tls, 0)?, |_| {}).await?;
             let mut cmd = redis::cmd("SENTINEL");
             cmd.arg("GET-MASTER-ADDR-BY-NAME").arg(name);
             cmd.query_async::<Option<Address>>(&mut connection.clone()).await.map_err(|e| store_error(&e))

@@ -72,6 +72,36 @@ impl Keys {
     }
 }
 
+/// How the master is replicated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Replication {
+    /// Replicas that are connected.
+    pub replicas: u32,
+    /// Whether the master takes writes only with a replica (`min-replicas-to-write`).
+    pub required: bool,
+}
+
+impl Replication {
+    /// From what `INFO replication` says, which names the good replicas only where some are required.
+    fn parse(info: &str) -> Self {
+        let value = |name: &str| info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+        let replicas = value("connected_slaves").and_then(|count| count.trim().parse().ok()).unwrap_or(0);
+        Self { replicas, required: value("min_slaves_good_slaves").is_some() }
+    }
+
+    /// Asks the master.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`] if it is not reached, [`StoreError::Denied`] if it does not say.
+    pub async fn ask(config: &RedisConfig) -> Result<Self, StoreError> {
+        let link = Link::open(config, None).await?;
+        let mut info = redis::cmd("INFO");
+        info.arg("replication");
+        let answer = tokio::time::timeout(config.answer_timeout, link.ask::<String>(info)).await;
+        answer.unwrap_or_else(|_| Err(StoreError::Unavailable("no answer".into()))).map(|info| Self::parse(&info))
+    }
+}
+
 impl RedisStore {
     /// A store on a server.
     ///

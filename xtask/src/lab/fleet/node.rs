@@ -36,6 +36,11 @@ impl Fleet {
         Path::new(BPF_FS).join(format!("weir-lab-{}-{}", self.ground.name(), node.name()))
     }
 
+    /// Folder of what a node keeps.
+    pub fn state_dir(&self, node: Host) -> PathBuf {
+        self.file_of(node, "state")
+    }
+
     /// Name under which a node's agent is recorded.
     pub fn agent_of(node: Host) -> String {
         format!("agent-{}", node.name())
@@ -78,7 +83,7 @@ ring_slots_max = 2097152
 
 {store}",
             self.pin_dir(node).display(),
-            self.file_of(node, "state").display(),
+            self.state_dir(node).display(),
             seed.display(),
             node.address(false),
             self.api_socket(node).display(),
@@ -90,7 +95,7 @@ ring_slots_max = 2097152
 
     /// Starts the agent of a node.
     pub fn start_agent(&mut self, node: Host) -> Result<Process> {
-        fs::create_dir_all(self.file_of(node, "state"))?;
+        fs::create_dir_all(self.state_dir(node))?;
         let pin_dir = self.pin_dir(node);
         self.ground.add_pin_dir(&pin_dir)?;
         let mut command = self.command(node, &self.ground.weir_binary().to_string_lossy())?;

@@ -47,6 +47,30 @@ impl Fleet {
         Ok(process)
     }
 
+    /// Starts a Sentinel at the control host's address that watches one master, with `options` of that master.
+    pub fn start_sentinel(
+        &mut self,
+        port: u16,
+        master: &str,
+        at: SocketAddr,
+        options: &[(&str, &str)],
+    ) -> Result<Process> {
+        let what = Self::redis_of(port);
+        let folder = self.ground.folder().join(&what);
+        fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
+        let mut text = format!("port {port}\nbind {}\nprotected-mode no\ndir {}\n", at.ip(), folder.display());
+        text += &format!("sentinel monitor {master} {} {} 1\n", at.ip(), at.port());
+        options.iter().for_each(|(key, value)| text += &format!("sentinel {key} {master} {value}\n"));
+        // It writes what it learns into its own file.
+        let file = folder.join("sentinel.conf");
+        fs::write(&file, text)?;
+        let mut command = self.command(Host::Control, "redis-server")?;
+        command.arg(&file).arg("--sentinel");
+        let process = self.ground.start(&what, &mut command)?;
+        wait_listening(&self.ground, &Host::Control.name(), self.redis_at(port), &process)?;
+        Ok(process)
+    }
+
     /// Where the server at a port is reached.
     pub fn redis_at(&self, port: u16) -> SocketAddr {
         (Host::Control.address(false), port).into()

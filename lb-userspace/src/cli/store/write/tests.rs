@@ -107,6 +107,7 @@ async fn waiting_ends_when_the_nodes_have_it_and_names_those_that_do_not() {
         ready: true,
         draining: false,
         metrics: None,
+        drains: Vec::new(),
     };
     shared.store.report(&report("a", None, NodeOutcome::Applied, 60_000)).await.unwrap();
     shared.store.report(&report("b", None, NodeOutcome::Applied, 60_000)).await.unwrap();
