@@ -92,15 +92,13 @@ impl Engine {
         });
         let order = nodes.order(started);
         let (first, rest) = order.split_at(if request.everywhere { order.len() } else { quorum });
-        let unasked = Unasked::of(rest);
+        let unasked = Unasked::of(&order);
         // Dropped without a lock, this releases on every node that may hold it.
         let mut claim = Claim::new(self, &nodes, &request.name, &value, None);
         claim.unasked = Arc::clone(&unasked);
         let calls = Calls::new();
         let mut asker = Asker { calls: Leftover::new(calls, self, &nodes), acquire, unasked };
-        for &at in first {
-            asker.calls.calls.push(first_round(at, &nodes.nodes[at], &asker.acquire));
-        }
+        asker.ask(first.len());
         let mut ask_all = pin!(sleep(ASK_ALL_AFTER));
         let mut all_asked = rest.is_empty();
         let mut time_is_up = pin!(sleep(self.options.node_timeout));

@@ -118,8 +118,11 @@ impl Engine {
         loop {
             let (error, acquisition) = match self.attempt(&request, ticket.as_ref()).await {
                 Ok(guard) => {
-                    // The guard gives the place up together with the lock.
-                    if let Some(place) = &mut place {
+                    // The guard gives the place up together with the lock, on the nodes that it asked. An earlier attempt may
+                    // have asked others, and there the place must not stand before others until it is given up for lost.
+                    if let Some(place) = &mut place
+                        && attempt == 0
+                    {
                         place.disarm();
                     }
                     return Ok(guard);

@@ -154,14 +154,15 @@ impl Guard {
             return Err(LockError::Lost { name: name(), why, report });
         }
         let gone = report.0.iter().filter(|(_, outcome)| *outcome == NodeOutcome::Gone).count();
-        if gone + report.yes() >= crate::round::majority(nodes.nodes.len()) && gone > 0 {
+        // Nodes that did not answer may hold it: it is lost where even all of them are no majority.
+        if nodes.nodes.len() - gone < crate::round::majority(nodes.nodes.len()) {
             self.valid_until.send_modify(|end| *end = (*end).min(now));
             return Err(LockError::Lost { name: name(), why: "a majority does not hold it any more", report });
         }
         Err(LockError::NoQuorum { name: name(), report })
     }
 
-    /// Extends again and again, a third of the lifetime before each end, until the lock is lost; returns why. Dropping the
+    /// Extends again and again, whenever two thirds of the lifetime are left, until the lock is lost; returns why. Dropping the
     /// future stops it.
     pub async fn keep(&self) -> LockError {
         loop {
@@ -194,6 +195,8 @@ impl Guard {
     /// any more. A process that ends right after this asks for the lock with [`Request::everywhere`].
     pub fn leave(mut self) -> Held {
         self.claim.disarm();
+        // Who resumes it may give it back before the rest was asked, and nobody would undo that.
+        self.claim.unasked.take();
         Held {
             name: self.claim.name.clone(),
             value: self.value().to_owned(),

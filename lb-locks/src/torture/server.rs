@@ -192,8 +192,15 @@ impl RedisServer {
         let mut stream = TcpStream::connect_timeout(&self.address(), Duration::from_secs(1))?;
         stream.set_read_timeout(Some(Duration::from_secs(1)))?;
         stream.write_all(format!("{text}\r\n").as_bytes())?;
-        let mut answer = [0; 512];
-        let read = stream.read(&mut answer)?;
+        let mut answer = [0; 8192];
+        let mut read = 0;
+        // A bulk string says its length, and may come in pieces.
+        while read < answer.len() && !is_whole(&answer[..read]) {
+            match stream.read(&mut answer[read..])? {
+                0 => break,
+                more => read += more,
+            }
+        }
         Ok(String::from_utf8_lossy(&answer[..read]).into_owned())
     }
 
@@ -208,6 +215,13 @@ impl RedisServer {
         std::fs::write(&new, format!("{sign}{}.{:03}\n", offset_ms / 1000, offset_ms % 1000))?;
         std::fs::rename(new, path)
     }
+}
+
+/// Whether `answer` is one: a line, or a bulk string with all its bytes.
+fn is_whole(answer: &[u8]) -> bool {
+    let Some(end) = answer.windows(2).position(|pair| pair == b"\r\n") else { return false };
+    let size = answer.strip_prefix(b"$").and_then(|_| std::str::from_utf8(&answer[1..end]).ok()?.parse::<i64>().ok());
+    size.is_none_or(|size| size < 0 || answer.len() as i64 >= end as i64 + 4 + size)
 }
 
 impl Drop for RedisServer {

@@ -99,7 +99,7 @@ impl Link {
     pub async fn send(&self, cmd: &Cmd) -> Result<Result<Raw, RedisError>, NodeError> {
         let number = self.sent.fetch_add(1, Ordering::Relaxed) + 1;
         // Whoever is turned away here leaves a gap in the numbers, which the next answer closes.
-        if number - self.answered.load(Ordering::Relaxed) > UNANSWERED_MAX {
+        if number.saturating_sub(self.answered.load(Ordering::Relaxed)) > UNANSWERED_MAX {
             self.sent.fetch_sub(1, Ordering::Relaxed);
             return Err(NodeError::Overloaded);
         }
