@@ -13,6 +13,7 @@ use std::{
 };
 
 use anyhow::{Context as _, anyhow};
+use tokio::net::UnixListener;
 
 use super::{
     api::{
@@ -143,18 +144,12 @@ async fn begin(
     text: &str,
     incremental: &mut Incremental,
     metrics: &Arc<Metrics>,
+    own_door: Option<UnixListener>,
 ) -> Result<Begun, StartError> {
     let node = &local.node;
-    // Asked before it is opened: an embedded database that somebody else serves is theirs.
-    let own = match &local.store {
-        StoreConfig::Embedded(embedded) => {
-            Some(embedded).filter(|e| UnixStream::connect(store::socket_path(&e.path)).is_err())
-        }
-        _ => None,
-    };
     let store = store::open(&local.store).context("cannot use the store")?;
-    if let Some(embedded) = own {
-        serve_store(embedded, node, &store).await?;
+    if let (StoreConfig::Embedded(embedded), Some(inner)) = (&local.store, own_door) {
+        serve_store(embedded, inner, &store).await?;
     }
     let copy_file = node.state_dir.join(COPY_FILE);
     let copy = follow::keep::load(&copy_file).unwrap_or_else(|error| {
@@ -192,10 +187,19 @@ async fn begin(
     Ok(Begun { shared, config, health, before })
 }
 
-/// Serves an embedded database that this agent owns: to command lines of this machine, and to others where `listen` says.
-async fn serve_store(embedded: &EmbeddedStore, node: &NodeConfig, store: &Arc<dyn Store>) -> anyhow::Result<()> {
+/// The socket of an embedded database that this agent will own; `None` where somebody else serves it already, or there is none.
+fn own_door(local: &Config) -> anyhow::Result<Option<UnixListener>> {
+    let StoreConfig::Embedded(embedded) = &local.store else { return Ok(None) };
     let path = store::socket_path(&embedded.path);
-    let inner = socket::listen(&path, node.api_group.as_deref())?;
+    // Asked before the database is opened: one that somebody else serves is theirs.
+    if UnixStream::connect(&path).is_ok() {
+        return Ok(None);
+    }
+    Ok(Some(socket::listen(&path, local.node.api_group.as_deref())?))
+}
+
+/// Serves an embedded database that this agent owns: to command lines of this machine, and to others where `listen` says.
+async fn serve_store(embedded: &EmbeddedStore, inner: UnixListener, store: &Arc<dyn Store>) -> anyhow::Result<()> {
     let outer = store::outer_door(embedded).await.context("cannot serve the store")?;
     let doors = [Some((Door::Unix(inner), Access::default())), outer];
     for (door, access) in doors.into_iter().flatten() {
@@ -225,7 +229,7 @@ async fn first_news(following: &mut Following, adopted: bool) -> Arc<News> {
             let view = following.view.borrow();
             let why = view.why.as_deref().unwrap_or("it is empty, and this node forwards already");
             tracing::error!("waiting for the store {}, and nothing is touched meanwhile: {why}", view.store);
-            systemd::status(&format!("waiting for the store: {why}"));
+            systemd::waiting(&format!("waiting for the store: {why}"), WAITING_TOLD * 6);
         }
         // Both end with their task alone, and then there is no more news: the pause keeps this from turning in place.
         let changed = async {
@@ -398,6 +402,7 @@ pub async fn run(options: Options) -> Result<(), StartError> {
         Some(address) => Some(listen(address).await?),
         None => None,
     };
+    let own_door = own_door(&config)?;
     let dropped = privilege::give_up(&privilege::KEPT).map_err(anyhow::Error::from)?;
     tracing::debug!(dropped, "capabilities given up");
 
@@ -409,7 +414,7 @@ pub async fn run(options: Options) -> Result<(), StartError> {
         let saved = saved_overrides(&overrides_file, &config);
         (config, saved, None, HashMap::new(), None)
     } else {
-        let begun = begin(&config, adopted, &file_name, &text.text, &mut incremental, &metrics).await?;
+        let begun = begin(&config, adopted, &file_name, &text.text, &mut incremental, &metrics, own_door).await?;
         let health = known_health(&begun.config, &begun.health);
         (begun.config, Overrides::default(), Some(begun.shared), health, begun.before)
     };

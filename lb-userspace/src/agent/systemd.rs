@@ -28,6 +28,12 @@ pub fn status(status: &str) {
     tell(&[NotifyState::Status(status)]);
 }
 
+/// The start is waited for, not stuck: it may take `for_more` from now on.
+pub fn waiting(status: &str, for_more: Duration) {
+    let micros = u32::try_from(for_more.as_micros()).unwrap_or(u32::MAX);
+    tell(&[NotifyState::ExtendTimeoutUsec(micros), NotifyState::Status(status)]);
+}
+
 /// The agent stops.
 pub fn stopping(status: &str) {
     tell(&[NotifyState::Stopping, NotifyState::Status(status)]);
