@@ -99,7 +99,13 @@ impl EventLoop {
         let (text, file) = self.asked(request.text, request.file)?;
         let parts = &mut self.parts;
         let in_force = parts.node.state.config();
-        let (config, diagnostics) = reload::check(&mut parts.incremental, input(&file, &text), &parts.host_name)?;
+        // With a store, the services are the store's: a text with some of its own never comes here.
+        let shared = parts.shared.as_ref().map(|shared| shared.document(&file, &text.text));
+        let input = match &shared {
+            Some((document, leases)) => reload::Input::Shared { document, leases },
+            None => input(&file, &text),
+        };
+        let (config, diagnostics) = reload::check(&mut parts.incremental, input, &parts.host_name)?;
         let diff = model::diff(in_force, &config);
         Ok(api::ConfigDiff {
             revision: parts.node.revision(),
@@ -218,6 +224,9 @@ impl EventLoop {
         let replace = request.text.is_some();
         let (text, file) = self.asked(request.text, request.file)?;
         let applied = self.apply(text, &file, replace).await;
+        if !replace {
+            self.stand(&applied);
+        }
         systemd::status(&self.status_line());
         applied.map_err(|error| {
             if replace {
