@@ -111,7 +111,7 @@ pub enum RedisServers {
     },
 }
 
-/// Address of a store: `redis://10.0.0.5:6379/2`, `https://store.example.com:9653`, `unix:/run/weir/store.sock`.
+/// Address of a store: `redis://10.0.0.5:6379/2`, `https://store.example.com:9653`, `unix:/var/lib/weir/store.sock`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum StoreUrl {
     /// A Unix socket.
@@ -287,22 +287,8 @@ pub struct Pool {
 pub const POOL_PREFIX: &str = "pool:";
 /// Pools of a configuration.
 pub const POOLS_MAX: usize = 256;
-/// Addresses of one pool that are leased, the lowest first: more than any fleet has nodes.
+/// Addresses of one pool that are leased; larger prefixes are used up to here: more than any fleet has nodes.
 pub const POOL_ADDRESSES_MAX: usize = 4096;
-
-impl Pool {
-    /// What can be leased, the lowest first. Network and broadcast address of an IPv4 prefix are usable like any other: nobody has the
-    /// prefix on a link.
-    pub fn addresses(&self) -> impl Iterator<Item = IpAddr> {
-        let (net, one_more) = (self.prefix.network(), POOL_ADDRESSES_MAX as u128);
-        let bits = self.prefix.max_prefix_len() - self.prefix.prefix_len();
-        let count = 1u128.checked_shl(bits.into()).unwrap_or(u128::MAX).min(one_more);
-        (0..count).map(move |n| match net {
-            IpAddr::V4(v4) => std::net::Ipv4Addr::from(u32::from(v4).saturating_add(n as u32)).into(),
-            IpAddr::V6(v6) => std::net::Ipv6Addr::from(u128::from(v6).saturating_add(n)).into(),
-        })
-    }
-}
 
 #[cfg(test)]
 mod tests {
@@ -361,16 +347,6 @@ mod tests {
             let url: StoreUrl = text.parse().unwrap();
             assert_eq!((url.leaves_machine(), url.is_readable()), (leaves, readable), "{text}");
         }
-    }
-
-    #[test]
-    fn pools_lease_their_lowest_addresses() {
-        let pool = |prefix: &str| Pool { name: "p".into(), prefix: prefix.parse().unwrap() };
-        let list: Vec<String> = pool("192.0.2.8/30").addresses().map(|a| a.to_string()).collect();
-        assert_eq!(list, ["192.0.2.8", "192.0.2.9", "192.0.2.10", "192.0.2.11"]);
-        assert_eq!(pool("2001:db8::/64").addresses().count(), POOL_ADDRESSES_MAX);
-        assert_eq!(pool("2001:db8::1/128").addresses().count(), 1);
-        assert_eq!(pool("::/0").addresses().count(), POOL_ADDRESSES_MAX);
     }
 
     proptest! {

@@ -5,21 +5,25 @@
 //! A lease outlives a dead agent for [`TTL_MS`]: the node's program goes on forwarding for that address, and another node that
 //! answered for it would break its connections. Only a node that gives its lease back frees the address sooner.
 //!
-//! The node remembers its leases in a file, so that an agent that starts while the store is away goes on serving them: nobody can lease
-//! them meanwhile.
+//! The node remembers its leases in a file, so that an agent that starts while the store is away goes on serving them.
 //!
-//! Invariants: an address is held by at most one node, because a lease is written where none is, by compare and set; a node that
-//! holds one never asks for another of the same pool.
+//! Invariants: at most one node has a lease of an address, because it is written where none is, by compare and set; a node that
+//! has one never asks for another of the same pool. A node that is cut off from the store for longer than [`TTL_MS`] goes on serving its
+//! address, because forwarding outlives the store; only then another may lease it meanwhile, and the first asks for another once
+//! it is back.
 
 use std::{collections::BTreeMap, fs, io, net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use ipnet::IpNet;
 use tokio::time::Instant;
 
-use crate::store::{
-    Key, Store, StoreError,
-    access::{Expect, Put, Record},
-    file::replace_file,
+use crate::{
+    model::store::POOL_ADDRESSES_MAX,
+    store::{
+        Key, Store, StoreError,
+        access::{Expect, Put, Record},
+        file::replace_file,
+    },
 };
 
 /// How long a lease is good without renewal: 1 h.
@@ -30,9 +34,6 @@ const RENEW: Duration = Duration::from_secs(300);
 const RETRY: Duration = Duration::from_secs(5);
 /// Longest time that a start waits for one.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// Addresses of a pool that are looked at; larger prefixes are used up to here.
-pub const POOL_ADDRESSES_MAX: usize = 4096;
-
 /// Addresses of a pool that nodes may lease: the hosts of the prefix, without network and broadcast address in IPv4.
 pub fn addresses(pool: &IpNet) -> impl Iterator<Item = IpAddr> + use<> {
     let skip = usize::from(matches!(pool, IpNet::V6(net) if net.prefix_len() < 127));
@@ -127,11 +128,15 @@ impl Leaser {
     /// Sets the pools of which one address each is wanted. Says whether one is missing that has to be asked for first; what is held is
     /// renewed in its own time.
     pub fn set(&mut self, pools: BTreeMap<String, IpNet>) -> bool {
+        let before = self.held.len();
+        let inside = |pool: &String, address: &IpAddr| pools.get(pool).is_some_and(|net| net.contains(address));
+        self.held.retain(|pool, address| inside(pool, address));
+        if self.held.len() < before {
+            self.remember();
+        }
         if pools == self.pools {
             return false;
         }
-        let inside = |pool: &String, address: &IpAddr| pools.get(pool).is_some_and(|net| net.contains(address));
-        self.held.retain(|pool, address| inside(pool, address));
         self.pools = pools;
         self.due = Instant::now();
         !self.without().is_empty()
