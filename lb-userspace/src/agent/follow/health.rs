@@ -1,6 +1,6 @@
 //! Observed health, shared: each node writes what it observes as one record, and a node that starts without maps inherits it.
 //!
-//! Owns: the record `health/NODE`, how often it is written, and how old it may be to be inherited. Refuses to know: revisions; a
+//! Owns: the record `observed/NODE`, how often it is written, and how old it may be to be inherited. Refuses to know: revisions; a
 //! flapping backend never touches the configuration.
 
 use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
@@ -41,7 +41,7 @@ pub fn name(address: SocketAddr, check: &crate::model::HealthCheck) -> String {
 /// # Errors
 /// The store's.
 pub async fn inherited(store: &(dyn Store + 'static), node: &str) -> Result<Observations, StoreError> {
-    let mut records = store.record_all("health/").await?;
+    let mut records = store.record_all("observed/").await?;
     records.retain(|record| record.age_ms <= INHERIT_MS);
     records.sort_by_key(|record| (record.key.name() != node, record.age_ms));
     Ok(records.iter().find_map(|record| serde_json::from_str(&record.value).ok()).unwrap_or_default())
@@ -49,7 +49,7 @@ pub async fn inherited(store: &(dyn Store + 'static), node: &str) -> Result<Obse
 
 /// Writes what comes; ends with its source.
 pub async fn run(store: Arc<dyn Store>, node: String, mut health: watch::Receiver<Observations>) {
-    let Ok(key) = Key::new(&format!("health/{node}")) else { return };
+    let Ok(key) = Key::new(&format!("observed/{node}")) else { return };
     loop {
         let now = health.borrow_and_update().clone();
         // An agent that has observed nothing yet must not overwrite what it is about to inherit.
@@ -95,7 +95,7 @@ mod tests {
         let store: &(dyn Store + 'static) = &store;
         let put = |node: &str, up: bool| {
             let text = serde_json::to_string(&Observations([("x tcp".to_owned(), up)].into())).unwrap();
-            Put::new(Key::new(&format!("health/{node}")).unwrap(), text)
+            Put::new(Key::new(&format!("observed/{node}")).unwrap(), text)
         };
         assert_eq!(inherited(store, "n1").await, Ok(Observations::default()));
         store.record_put(put("n2", true)).await.unwrap();
