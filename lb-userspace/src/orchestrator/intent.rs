@@ -268,6 +268,11 @@ pub fn step(intent: &Intent, facts: &Facts, patience: &Patience, now: UnixMs) ->
             // The old one is touched only when the new one counts.
             if intent.removes.is_some() && !facts.spare { Step::Wait } else { moved(intent, intent.after(), now) }
         }
+        // An edit that is refused again and again must not hold up everything behind it.
+        Phase::Add if waited >= patience.ready && matches!(intent.subject, Subject::Backends(_)) => {
+            let error = format!("it did not come into service within {} s", patience.ready.as_secs());
+            Step::Write(Box::new(Intent { error: Some(error), ..with_phase(intent, Phase::Abandon, now) }))
+        }
         Phase::Add => match (&intent.subject, &intent.address) {
             (Subject::Backends(service), Some(backend)) => {
                 Step::Edit(Edit::Add { service: service.clone(), backend: backend.clone() })

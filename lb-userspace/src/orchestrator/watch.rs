@@ -120,7 +120,11 @@ impl Watch {
     pub fn due(&mut self, nodes: &BTreeMap<String, Node>, now: BootTime) -> Vec<(String, SocketAddr)> {
         let mut due = Vec::new();
         for (name, probes) in &mut self.probes {
-            let Some(address) = nodes.get(name).and_then(|node| node.ready_at) else { continue };
+            let Some(address) = nodes.get(name).and_then(|node| node.ready_at) else {
+                // There is nothing to ask, and a probe that stays due would keep the loop awake.
+                probes.due = now + self.periods.probe;
+                continue;
+            };
             let lost = probes.sent.is_some_and(|sent| now.since(sent) >= self.periods.timeout * 3);
             if now >= probes.due && (probes.sent.is_none() || lost) {
                 probes.sent = Some(now);
@@ -253,6 +257,15 @@ mod tests {
         ] {
             assert_eq!(watched(node, results).standing("n1", node, inside, drained, 7), want, "{what}");
         }
+    }
+
+    #[test]
+    fn a_node_without_an_endpoint_keeps_nobody_awake() {
+        let nodes = BTreeMap::from([("n1".to_owned(), Node { ready_at: None, ..node(1) })]);
+        let mut watch = Watch::new(PERIODS);
+        watch.look(&nodes, at(0));
+        assert_eq!(watch.due(&nodes, at(0)), []);
+        assert!(watch.wake_at().is_some_and(|due| due > at(0)), "{:?}", watch.wake_at());
     }
 
     #[test]

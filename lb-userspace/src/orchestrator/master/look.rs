@@ -73,8 +73,9 @@ impl Master {
                 let standings = &look.standings;
                 let node = |name: Option<&str>| name.and_then(|name| look.view.nodes.get(name));
                 facts.serves = intent.creates.as_ref().is_some_and(|name| standings.inside.contains(name));
-                facts.added =
-                    facts.serves && node(intent.creates.as_deref()).is_some_and(|one| in_zone(look.view, one));
+                // Where DNS is somebody else's, a node that serves is where it should be.
+                let found = |one: &Node| self.policy.zone.is_none() || in_zone(look.view, one);
+                facts.added = facts.serves && node(intent.creates.as_deref()).is_some_and(found);
                 facts.present = node(old).is_some_and(|one| in_zone(look.view, one));
                 facts.dead = old.is_none_or(|name| look.watch.is_dead(name, self.policy.dead_after));
                 let others = standings.inside.iter().filter(|name| Some(name.as_str()) != old).count();

@@ -343,6 +343,9 @@ impl Master {
 
     /// Takes each intent its next step.
     fn proceed(&mut self, look: &mut Look<'_>) {
+        if self.policy.dry_run {
+            return;
+        }
         let view = look.view;
         self.durable.retain(|id, _| view.intents.contains_key(id));
         self.executed.retain(|(id, _), _| view.intents.contains_key(id));

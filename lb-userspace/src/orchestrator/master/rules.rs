@@ -53,7 +53,9 @@ impl Master {
                 verdict => verdict.clone(),
             };
             let words = verdict.to_string();
-            if matches!(verdict, Verdict::Hold(_)) && !self.is_news(&key, &words) {
+            // In a dry run nothing follows from a verdict, and the next look comes to the same one.
+            let is_lasting = policy.dry_run || matches!(verdict, Verdict::Hold(_));
+            if is_lasting && !self.is_news(&key, &words) {
                 continue;
             }
             self.told.insert(key.clone(), words.clone());
