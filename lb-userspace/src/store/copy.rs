@@ -3,12 +3,12 @@
 //! Invariant: the file holds one whole state or is not there; a half-written one is never seen under its name.
 
 use std::{
-    fs::{self, File},
-    io::{self, Read as _, Write as _},
+    fs::File,
+    io::{self, Read as _},
     path::Path,
 };
 
-use super::{access::Snapshot, object::STORE_BYTES_MAX};
+use super::{access::Snapshot, file::replace_file, object::STORE_BYTES_MAX};
 
 /// Name of the file in a node's `state_dir`.
 pub const COPY_FILE: &str = "store.json";
@@ -34,13 +34,7 @@ pub enum CopyError {
 /// # Errors
 /// [`CopyError::Io`].
 pub fn write(path: &Path, snapshot: &Snapshot) -> Result<(), CopyError> {
-    let text = serde_json::to_vec(snapshot)?;
-    let beside = path.with_extension("new");
-    let mut file = File::create(&beside)?;
-    file.write_all(&text)?;
-    file.sync_all()?;
-    fs::rename(&beside, path)?;
-    Ok(())
+    Ok(replace_file(path, &serde_json::to_vec(snapshot)?, Some(0o600))?)
 }
 
 /// Reads what [`write()`] wrote.
@@ -58,6 +52,8 @@ pub fn read(path: &Path) -> Result<Snapshot, CopyError> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
     use crate::store::{Key, Objects, Revision, object::Digest};
 

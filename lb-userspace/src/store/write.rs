@@ -175,9 +175,10 @@ impl dyn Store {
                     return Err(StoreError::Conflict { have });
                 }
                 Err(error @ StoreError::Uncertain(_)) => uncertain = Some(error),
-                // Once a request is out, one that could not be sent says nothing about it.
-                Err(StoreError::Unavailable(_)) if uncertain.is_some() => {}
-                answer => return answer,
+                // Once a request is out, one that could not be sent, or was refused, says nothing about it.
+                Err(error) if uncertain.is_some() && error.is_passing() => {}
+                Err(error) => return Err(uncertain.unwrap_or(error)),
+                Ok(written) => return Ok(written),
             }
             pause = sleep(pause).await;
         }

@@ -2,6 +2,7 @@
 //! nothing that does not chain is ever taken, no replicated write is lost, and each loss of history raises its alarm.
 
 use std::{
+    convert::Infallible,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -14,14 +15,14 @@ use lb_locks::torture::{
     server::{RedisServer, ServerOptions},
 };
 use lb_userspace::store::{
-    Outcome, Snapshot, Store, StoreError,
+    Objects, Outcome, Snapshot, Store, StoreError,
     feed::Feed,
     follow::{Counters, Event, Loss, Resync, Times},
 };
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 use tokio::sync::watch;
 
-use super::rig::{config, key, redis, run, set, store, texts, until, write};
+use super::rig::{config, intent, key, redis, run, set, store, texts, until, write};
 
 /// Shorter than in production, so that a test sees many.
 pub const TIMES: Times = Times { look_ms: 1_000, retry_min_ms: 20, retry_max_ms: 200 };
@@ -216,13 +217,20 @@ fn a_write_whose_answer_is_lost_is_made_once() {
         let (near, far) = (store(config(server.address(), "weir")), store(config(proxy.address(), "weir")));
         insist(&far, "service/a", "1").await;
         let snapshot = near.snapshot().await.unwrap().unwrap();
-        let writer = Arc::clone(&far);
-        let written = tokio::spawn(async move { insist(&writer, "service/a", "2").await });
-        // Reading first, the write finds the way back cut somewhere: before it is sent or after.
-        proxy.set(Way::NoReplies);
-        tokio::time::sleep(Duration::from_millis(700)).await;
-        proxy.set(Way::Open);
-        written.await.unwrap();
+        let way = Arc::new(proxy);
+        let later = Arc::clone(&way);
+        let open = tokio::spawn(async move {
+            tokio::time::sleep(Duration::from_millis(1_500)).await;
+            later.set(Way::Open);
+        });
+        // What is decided was read; what is sent then arrives, and its answer does not.
+        let decide = |_: &Objects| {
+            way.set(Way::NoReplies);
+            Ok::<_, Infallible>(vec![set("service/a", "2")])
+        };
+        let written = far.update(&intent(), decide).await;
+        assert!(matches!(written, Ok(Outcome::Changed(..))), "{written:?}");
+        open.await.unwrap();
         let history = near.history(100).await.unwrap();
         assert_eq!(history.len(), 2, "made once");
         assert!(history[0].follows(&snapshot.revision));

@@ -7,7 +7,8 @@
 //! Invariants: a write is one script, so it is made whole or not at all and is published only with its effect; reads of
 //! several keys are one transaction; reading and writing have a connection each, so a write that waits for a replica
 //! holds nobody up; a connection that broke is not used again, and whoever follows the store is told. Deployments with
-//! Sentinel set `min-replicas-to-write 1`; each write is confirmed by `WAIT 1`, or reported as not replicated.
+//! Sentinel set `min-replicas-to-write 1`; each change of the configuration is confirmed by `WAIT 1`, or reported as not
+//! replicated; records are not waited for.
 
 mod config;
 mod link;
