@@ -106,15 +106,16 @@ fn a_record_that_is_being_written_is_a_miss_that_inserts_nothing() {
 
 #[test]
 fn at_the_rated_load_hardly_an_insertion_fails() {
-    // Half of 2^14 places, as `flows_max` allows.
-    let (tables, mask) = tables(1 << 12);
+    // Half of 2^17 places, as `flows_max` allows.
+    let (tables, mask) = tables(1 << 15);
     let mut hash = 0x1234_5678_9abc_def0_u64;
     let mut failed = 0;
-    for _ in 0..1 << 13 {
+    for _ in 0..1 << 16 {
         hash = hash.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(0x1405_7b7e_f767_814f);
         failed += u32::from(!insert(&tables, hash ^ hash >> 29, mask, 0, word(1, FlowState::Established, 100)));
     }
-    assert!(failed <= 1, "{failed} of 8192");
+    // 0.01 %.
+    assert!(failed <= 6, "{failed} of 65536");
     overflow_is_counted(&tables, &tables.flows);
 }
 
