@@ -159,7 +159,7 @@ impl<'a> Resize<'a> {
     /// Does the next thing: makes, renames or removes a table, gives one interface another program, or moves records.
     ///
     /// # Errors
-    /// [`LoadError`]; what was done stays, and can be gone on from. [`LoadError::FlowsDoNotFit`] comes before anything is done.
+    /// [`LoadError`]; what was done stays, and can be gone on from. [`LoadError::FlowsDoNotFit`] comes before a record goes elsewhere.
     pub fn advance(&mut self) -> Result<Progress, LoadError> {
         let found = self.found()?;
         match next(found, self.sizes.flow_buckets) {

@@ -152,7 +152,9 @@ fn url(at: &At<&str>, key: &str, findings: &mut Findings) {
         Some(_) if at.value.chars().any(|c| c.is_whitespace() || c.is_control()) => "it has blanks",
         Some(_) => return,
     };
-    let message = format!("`{key}` cannot be asked: \"{}\"", shown(at.value));
+    // What stands before the `@` may be a password, and findings are logged.
+    let place = at.value.rsplit_once('@').map_or(at.value, |(_, place)| place);
+    let message = format!("`{key}` cannot be asked: \"{}\"", shown(place));
     findings.push(Diagnostic::new(Code::BadValue, at.span.clone(), message).hint(wrong));
 }
 

@@ -354,7 +354,7 @@ fn parsed(text: &str, redis_port: Option<u16>) -> Result<StoreUrl, (String, &'st
     let hint = if redis {
         "write \"rediss://redis.example.com:6379\" (TLS) or \"redis://127.0.0.1:6379\""
     } else {
-        "write \"https://store.example.com:9653\", \"http://127.0.0.1:9653\" or \"unix:/run/weir/api.sock\""
+        "write \"https://store.example.com:9653\", \"http://127.0.0.1:9653\" or \"unix:/var/lib/weir/store.sock\""
     };
     let url = StoreUrl::parse(text, redis_port.unwrap_or(StoreUrl::REDIS_PORT)).map_err(|error| match error {
         StoreUrlError::Secret if redis => (error.to_string(), "write `user` and `password_file` instead"),
