@@ -18,17 +18,16 @@ const IMPORTS: &[(&str, &[&str])] = &[
     ("object", &[]),
     ("model", &[]),
     ("api", &["model"]),
-    ("store", &["config", "model"]),
+    ("store", &["model"]),
     ("decap", &["dataplane", "object"]),
     ("plan", &["model"]),
-    ("config", &["model"]),
     ("health", &["model"]),
     ("net", &["model"]),
     ("telemetry", &["api", "model"]),
     ("dataplane", &["model", "object", "plan"]),
     ("dns", &["model", "store", "telemetry"]),
     ("orchestrator", &["api", "dns", "health", "model", "store", "telemetry"]),
-    ("agent", &["api", "config", "dataplane", "health", "model", "net", "plan", "store", "telemetry"]),
+    ("agent", &["api", "dataplane", "health", "model", "net", "plan", "store", "telemetry"]),
 ];
 /// Modules that may import every sibling: the command line, and the crate's root.
 const TOP: &[&str] = &["cli", "main", "lib"];

@@ -132,8 +132,8 @@ impl Linked {
         let pins = Pins::new(format!("{}/{netns}", xtask::capability::BPF_FS));
         let made = Self::attach(netns.clone(), pins.clone(), sizes);
         if made.is_err() {
-            pins.remove_all()?;
-            ip(&format!("netns del {netns}"))?;
+            // What failed first is what is told.
+            let _ = (pins.remove_all(), ip(&format!("netns del {netns}")));
         }
         made
     }

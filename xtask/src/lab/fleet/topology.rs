@@ -170,7 +170,11 @@ mod tests {
             all.push(address(SHARED, v6));
             if !v6 {
                 all.extend((1..=DNS_SERVERS).map(dns_address));
-                let pool: Vec<_> = (128..160).map(|number| address(number, false)).collect();
+                let (first, length) = POOL_V4.split_once('/').unwrap();
+                let first = u32::from(first.parse::<Ipv4Addr>().unwrap());
+                let pool: Vec<_> = (0..1 << (32 - length.parse::<u32>().unwrap()))
+                    .map(|offset| IpAddr::from(Ipv4Addr::from(first + offset)))
+                    .collect();
                 assert!(!all.iter().any(|address| pool.contains(address)));
             }
             assert_eq!(all.iter().collect::<BTreeSet<_>>().len(), all.len());
