@@ -144,13 +144,16 @@ async fn begin(
     text: &str,
     incremental: &mut Incremental,
     metrics: &Arc<Metrics>,
-    own_door: Option<UnixListener>,
+    own: Option<Own>,
 ) -> Result<Begun, StartError> {
     let node = &local.node;
-    let store = store::open(&local.store).context("cannot use the store")?;
-    if let (StoreConfig::Embedded(embedded), Some(inner)) = (&local.store, own_door) {
-        serve_store(embedded, inner, &store).await?;
-    }
+    let store = match (&local.store, own) {
+        (StoreConfig::Embedded(embedded), Some((store, inner))) => {
+            serve_store(embedded, inner, &store).await?;
+            store
+        }
+        _ => store::open(&local.store).context("cannot use the store")?,
+    };
     let copy_file = node.state_dir.join(COPY_FILE);
     let copy = follow::keep::load(&copy_file).unwrap_or_else(|error| {
         tracing::error!(%error, "the last good copy in {} cannot be used", copy_file.display());
@@ -187,15 +190,20 @@ async fn begin(
     Ok(Begun { shared, config, health, before })
 }
 
-/// The socket of an embedded database that this agent will own; `None` where somebody else serves it already, or there is none.
-fn own_door(local: &Config) -> anyhow::Result<Option<UnixListener>> {
+/// An embedded database that this agent owns, and the socket on which it serves it.
+type Own = (Arc<dyn Store>, UnixListener);
+
+/// The embedded database of `local`; `None` where somebody else serves it already, or there is none.
+fn own_store(local: &Config) -> anyhow::Result<Option<Own>> {
     let StoreConfig::Embedded(embedded) = &local.store else { return Ok(None) };
     let path = store::socket_path(&embedded.path);
     // Asked before the database is opened: one that somebody else serves is theirs.
     if UnixStream::connect(&path).is_ok() {
         return Ok(None);
     }
-    Ok(Some(socket::listen(&path, local.node.api_group.as_deref())?))
+    // Opened before there is a socket: whoever opens it asks behind the socket, if there is one.
+    let store = store::open(&local.store).context("cannot use the store")?;
+    Ok(Some((store, socket::listen(&path, local.node.api_group.as_deref())?)))
 }
 
 /// Serves an embedded database that this agent owns: to command lines of this machine, and to others where `listen` says.
@@ -402,7 +410,7 @@ pub async fn run(options: Options) -> Result<(), StartError> {
         Some(address) => Some(listen(address).await?),
         None => None,
     };
-    let own_door = own_door(&config)?;
+    let own = own_store(&config)?;
     let dropped = privilege::give_up(&privilege::KEPT).map_err(anyhow::Error::from)?;
     tracing::debug!(dropped, "capabilities given up");
 
@@ -414,7 +422,7 @@ pub async fn run(options: Options) -> Result<(), StartError> {
         let saved = saved_overrides(&overrides_file, &config);
         (config, saved, None, HashMap::new(), None)
     } else {
-        let begun = begin(&config, adopted, &file_name, &text.text, &mut incremental, &metrics, own_door).await?;
+        let begun = begin(&config, adopted, &file_name, &text.text, &mut incremental, &metrics, own).await?;
         let health = known_health(&begun.config, &begun.health);
         (begun.config, Overrides::default(), Some(begun.shared), health, begun.before)
     };
