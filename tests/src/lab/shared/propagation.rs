@@ -107,8 +107,10 @@ fn an_isolated_change_is_in_the_maps_of_three_nodes_almost_as_soon_as_a_message_
         let (bare, change) = (figures(&mut bares), figures(&mut changes));
         println!("bare message, there and back: median {:?}, 99th percentile {:?}", bare.0, bare.1);
         println!("acknowledged change to three nodes' maps: median {:?}, 99th percentile {:?}", change.0, change.1);
-        ensure!(change.0 <= bare.0 + Duration::from_millis(5), "{change:?} against {bare:?}");
-        ensure!(change.1 <= bare.1 + Duration::from_millis(50), "{change:?} against {bare:?}");
+        // The promise is the shipped product's; one that is not optimised may take some times as long.
+        let (median_ms, p99_ms) = if optimised().is_some() { (5, 50) } else { (40, 250) };
+        ensure!(change.0 <= bare.0 + Duration::from_millis(median_ms), "{change:?} against {bare:?}");
+        ensure!(change.1 <= bare.1 + Duration::from_millis(p99_ms), "{change:?} against {bare:?}");
         Ok(())
     });
 }
