@@ -43,7 +43,8 @@ pub fn run(shell: &Shell, args: &DrainArgs) -> anyhow::Result<Exit> {
         if args.write.wait.is_none() || args.write.dry_run || exit != Exit::Ok {
             return Ok(exit);
         }
-        let (target, over) = (args.target.in_store()?, block_on(wait_on_nodes(&shared, &args.target.in_store()?))?);
+        let target = args.target.in_store()?;
+        let over = block_on(wait_on_nodes(&shared, &target))?;
         if shell.format == Format::Table {
             shell.print(&format!("{target}: {}\n", over.words))?;
         }

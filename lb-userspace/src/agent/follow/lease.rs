@@ -294,9 +294,8 @@ mod tests {
         assert!(net("198.51.100.0/29").contains(&leaser.held()["front"]));
     }
 
-    /// A store that answers nothing.
-    #[tokio::test(start_paused = true)]
-    async fn a_store_that_is_away_takes_no_lease_from_anybody() {
+    #[tokio::test]
+    async fn leases_outlive_the_agent_and_what_the_store_knows_of_them() {
         let memory = MemoryStore::default();
         let store: Arc<dyn Store> = Arc::new(memory.clone());
         let pools = || BTreeMap::from([("front".to_owned(), net("192.0.2.0/29"))]);
