@@ -6,6 +6,7 @@ use std::{
     fs,
     os::fd::OwnedFd,
     process::Command,
+    rc::Rc,
     time::{Duration, Instant},
 };
 
@@ -29,7 +30,10 @@ use nix::{
     unistd::Pid,
 };
 
-use crate::scene::{BACKENDS, BALANCER_MAC, CLIENT_MAC, Family, RING_SLOTS, Service, words};
+use crate::{
+    scene::{BACKENDS, BALANCER_MAC, CLIENT_MAC, Family, RING_SLOTS, Service, words},
+    turns::Turns,
+};
 
 /// Interface that packets are sent from and come back to.
 pub const CLIENT: &str = "client0";
@@ -112,6 +116,7 @@ pub struct Lab {
     balancer: u32,
     /// The hook of [`BALANCER`], through which programs are exchanged.
     hook: Option<FdLink>,
+    turns: Rc<Turns>,
     /// Statistics are on while it is open.
     _stats: OwnedFd,
 }
@@ -160,7 +165,7 @@ fn ip(arguments: &str) -> Result<()> {
 
 impl Lab {
     /// Loads the bench's programs and fills the minimal program's maps.
-    pub fn new(ring: &[u32]) -> Result<Self> {
+    pub fn new(ring: &[u32], turns: Turns) -> Result<Self> {
         let mut bench = Ebpf::load(WEIR_BENCH).context("cannot load the bench's programs")?;
         for name in ["bench_generate", "bench_sink", "bench_floor", "bench_minimal", "bench_lru"] {
             xdp(&mut bench, name)?.load().with_context(|| format!("the kernel refuses {name}"))?;
@@ -182,6 +187,7 @@ impl Lab {
             client,
             balancer: if_nametoindex(BALANCER)?,
             hook: Some(hook),
+            turns: Rc::new(turns),
             _stats: enable_stats(Stats::RunTime)?,
         })
     }
@@ -244,6 +250,16 @@ impl Lab {
 
     /// Sends `packets` packets and reads what `info` says about the program under test.
     pub fn run(
+        &mut self,
+        traffic: Traffic,
+        packets: u32,
+        info: impl Fn(&mut Self) -> Result<ProgramInfo>,
+    ) -> Result<Sample> {
+        let turns = Rc::clone(&self.turns);
+        turns.take(|| self.run_now(traffic, packets, info))
+    }
+
+    fn run_now(
         &mut self,
         traffic: Traffic,
         packets: u32,

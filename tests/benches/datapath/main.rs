@@ -13,6 +13,7 @@ mod plot;
 mod reload;
 mod report;
 mod scene;
+mod turns;
 mod weir;
 
 use std::{env, fs, path::PathBuf, process::ExitCode};
@@ -21,14 +22,17 @@ use anyhow::{Context, Result, bail, ensure};
 use lab::{Lab, Sample, Traffic};
 use report::{Machine, Report, Row, Target};
 use scene::{BACKENDS, Family, Mode, Protocol, RING_SLOTS, Service};
+use turns::Turns;
 use weir::Weir;
 
 const HELP: &str = "\
-Usage: cargo xtask bench [--quick] [--only PART] [--json FILE] [--svg FILE]
+Usage: cargo xtask bench [--quick] [--only PART] [--rounds N] [--turns FILE] [--json FILE] [--svg FILE]
        cargo xtask bench --compare A.json B.json
 
   --quick      fewer packets, rounds and combinations
   --only PART  one part of it: modes, flows, floods or control
+  --rounds N   so many rounds of the part modes, and not five or three
+  --turns FILE take turns with another run that has the same FILE, by its lock
   --json FILE  also write the results there
   --svg FILE   also draw cost against flows there
   --compare A.json B.json
@@ -49,6 +53,8 @@ struct Plan {
     packets: [u32; 2],
     amount: flows::Amount,
     floods: floods::Amount,
+    /// The file by whose lock turns are taken with another run.
+    turns: Option<PathBuf>,
     /// The only part that is run, of [`PARTS`].
     only: Option<String>,
     json: Option<PathBuf>,
@@ -68,6 +74,7 @@ impl Plan {
             packets: [300_000, 1_500_000],
             amount: flows::Amount { rounds: 5, flows: &[1_000, 100_000, 1_000_000], packets: [300_000, 1_500_000] },
             floods: floods::Amount { rounds: 30, packets: 250_000, tuples: 1 << 24 },
+            turns: None,
             only: None,
             json: None,
             svg: None,
@@ -92,6 +99,11 @@ impl Plan {
                     let part = arguments.next().filter(|part| PARTS.contains(&&**part));
                     plan.only = Some(part.with_context(|| format!("--only needs one of {}", PARTS.join(", ")))?);
                 }
+                "--rounds" => {
+                    let rounds = arguments.next().and_then(|n| n.parse().ok()).filter(|n| (1..=1_000).contains(n));
+                    plan.rounds = rounds.context("--rounds needs a number from 1 to 1000")?;
+                }
+                "--turns" => plan.turns = Some(arguments.next().context("--turns needs a file")?.into()),
                 "--json" => plan.json = Some(arguments.next().context("--json needs a file")?.into()),
                 "--svg" => plan.svg = Some(arguments.next().context("--svg needs a file")?.into()),
                 "--compare" => {
@@ -176,7 +188,8 @@ fn run(plan: &Plan) -> Result<()> {
         rows: Vec::new(),
         targets: Vec::new(),
     };
-    let mut lab = Lab::new(&control::minimal_ring())?;
+    let turns = plan.turns.as_deref().map(Turns::by).transpose()?.unwrap_or_default();
+    let mut lab = Lab::new(&control::minimal_ring(), turns)?;
     if plan.wants("modes") {
         report.rows = modes(&mut lab, plan)?;
         report.add_ratios();
