@@ -25,6 +25,9 @@ enum Command {
     /// The datagram server of a backend
     #[command(hide = true)]
     LabEcho(lab::echo::Args),
+    /// What the orchestrators of the fleet's lab call
+    #[command(hide = true)]
+    LabExecutor(lab::fleet::executor::Args),
     /// Run everything that is tested, in tiers with their times
     Test(test::Args),
     /// Measure weir's program against an empty and a minimal one, and the control side
@@ -39,9 +42,10 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let outcome = match cli.command {
         Command::Setup(args) => setup::run(&args),
-        Command::Demo(args) => demo::run(&args),
+        Command::Demo(args) => demo::command(&args),
         Command::Lab(args) => lab::command::run(&args),
         Command::LabEcho(args) => lab::echo::run(&args),
+        Command::LabExecutor(args) => lab::fleet::executor::run(&args),
         Command::Test(args) => test::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Dist(args) => dist::run(&args),

@@ -4,6 +4,7 @@
 //! a non-zero exit that names the step; the lab is taken down however it ends, unless it was asked to be kept. Tuples and
 //! seed are the same in every run, so shares do not differ from run to run by luck.
 
+pub mod fleet;
 pub mod share;
 
 use std::{
@@ -14,7 +15,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use clap::{Args as ClapArgs, ValueEnum};
+use clap::{Args as ClapArgs, Subcommand, ValueEnum};
 use nix::sys::signal::Signal;
 
 use crate::{
@@ -37,7 +38,10 @@ const WEIGHTS: [(Host, u16); 3] = [(Host::B1, 1), (Host::B2, 2), (Host::B3, 3)];
 
 /// `cargo xtask demo`.
 #[derive(Debug, ClapArgs)]
+#[command(args_conflicts_with_subcommands = true)]
 pub struct Args {
+    #[command(subcommand)]
+    other: Option<Other>,
     /// Leave the lab up at the end, also after a failure
     #[arg(long)]
     keep: bool,
@@ -50,6 +54,21 @@ pub struct Args {
     /// Sabotage a step, to see that the demo notices
     #[arg(long = "break", value_enum, hide = true)]
     sabotage: Option<Step>,
+}
+
+/// Other demos.
+#[derive(Debug, Subcommand)]
+enum Other {
+    /// The fleet that runs itself: nodes come and go with the load, clients find them by name
+    Fleet(fleet::Args),
+}
+
+/// Runs the demo that is asked for.
+pub fn command(args: &Args) -> Result<()> {
+    match &args.other {
+        None => run(args),
+        Some(Other::Fleet(args)) => fleet::run(args),
+    }
 }
 
 /// What the demo shows, in order.

@@ -162,7 +162,7 @@ socket = \"{folder}/api.sock\"
 
     /// Kills the agent without a chance to say goodbye.
     pub fn kill_agent(&self) -> Result<()> {
-        let agent = self.process(AGENT)?.clone();
+        let agent = self.process(AGENT)?;
         agent.signal(Signal::SIGKILL)?;
         agent.wait(Duration::from_secs(5))
     }

@@ -188,14 +188,19 @@ impl Ground {
         self.folder().join(format!("{what}.log"))
     }
 
-    /// The running process that was started under the name `what`.
-    pub fn process(&self, what: &str) -> Result<&Process> {
-        self.record
-            .processes()
-            .iter()
-            .rev()
-            .find(|process| process.what() == what && process.is_running())
-            .with_context(|| format!("no `{what}` is running in the lab"))
+    /// The running process that was started under the name `what`, also one that another process of this lab started.
+    pub fn process(&self, what: &str) -> Result<Process> {
+        let running = |record: &Record| {
+            let named = record.processes().iter().rev().find(|one| one.what() == what && one.is_running());
+            named.cloned()
+        };
+        let found = running(&self.record).or_else(|| running(&Record::open(self.record.folder()).ok()??));
+        found.with_context(|| format!("no `{what}` is running in the lab"))
+    }
+
+    /// Takes over what other processes of this lab noted.
+    pub fn refresh(&mut self) -> Result<()> {
+        self.record.refresh()
     }
 }
 

@@ -152,7 +152,7 @@ impl Lab {
     }
 
     /// The running process that was started under the name `what`.
-    pub fn process(&self, what: &str) -> Result<&Process> {
+    pub fn process(&self, what: &str) -> Result<Process> {
         self.ground.process(what)
     }
 }

@@ -1,18 +1,22 @@
 //! What a lab consists of, on disk, so that any later run can take it down.
 //!
-//! Invariant: a namespace or a folder of pins is in the file before it exists; a process as soon as its pid is known.
+//! Invariants: a namespace or a folder of pins is in the file before it exists; a process as soon as its pid is known.
+//! Several processes may write to one lab's record at once: each change is made to what the file says at that moment, under a
+//! lock.
 
 use std::{
     fs, io,
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
+use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 
 use super::process::Process;
 
 const FILE: &str = "lab.json";
+const LOCK: &str = "lab.lock";
 
 /// The contents of the file.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -64,6 +68,22 @@ impl Record {
         fs::rename(&new, &path).with_context(|| path.display().to_string())
     }
 
+    /// Changes what the file says now.
+    fn change(&mut self, change: impl FnOnce(&mut Contents)) -> Result<()> {
+        let _turn = lock(&self.folder.join(LOCK))?;
+        self.refresh()?;
+        change(&mut self.contents);
+        self.save()
+    }
+
+    /// Takes over what other processes noted; a record that was removed stays as it was known last.
+    pub fn refresh(&mut self) -> Result<()> {
+        if let Some(now) = Self::open(&self.folder)? {
+            self.contents = now.contents;
+        }
+        Ok(())
+    }
+
     /// Where the lab's files are.
     pub fn folder(&self) -> &Path {
         &self.folder
@@ -86,29 +106,37 @@ impl Record {
 
     /// Notes a namespace that is about to be made.
     pub fn add_namespace(&mut self, name: &str) -> Result<()> {
-        self.contents.namespaces.push(name.to_owned());
-        self.save()
+        self.change(|contents| contents.namespaces.push(name.to_owned()))
     }
 
     /// Notes a process.
     pub fn add_process(&mut self, process: &Process) -> Result<()> {
-        self.contents.processes.retain(Process::is_running);
-        self.contents.processes.push(process.clone());
-        self.save()
+        self.change(|contents| {
+            contents.processes.retain(Process::is_running);
+            contents.processes.push(process.clone());
+        })
     }
 
     /// Notes a folder of pins that is about to be made.
     pub fn add_pin_dir(&mut self, path: &Path) -> Result<()> {
-        if !self.contents.pin_dirs.iter().any(|known| known == path) {
-            self.contents.pin_dirs.push(path.to_owned());
-        }
-        self.save()
+        self.change(|contents| {
+            if !contents.pin_dirs.iter().any(|known| known == path) {
+                contents.pin_dirs.push(path.to_owned());
+            }
+        })
     }
 
     /// Removes the folder and everything in it.
     pub fn remove(self) -> Result<()> {
         fs::remove_dir_all(&self.folder).with_context(|| self.folder.display().to_string())
     }
+}
+
+/// Waits until no other process holds the lock at `path`; it is held until the value is dropped.
+pub fn lock(path: &Path) -> Result<Flock<fs::File>> {
+    let file = fs::File::options().create(true).append(true).open(path);
+    let file = file.with_context(|| path.display().to_string())?;
+    Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, error)| anyhow!("locking {}: {error}", path.display()))
 }
 
 #[cfg(test)]
@@ -129,6 +157,23 @@ mod tests {
         assert_eq!(again.pin_dirs().len(), 1);
         again.remove().unwrap();
         assert!(Record::open(&folder).unwrap().is_none());
+    }
+
+    #[test]
+    fn what_two_processes_note_is_all_there() {
+        let folder = tempfile::tempdir().unwrap();
+        let folder = folder.path().join("lab");
+        let mut first = Record::create(&folder).unwrap();
+        let mut second = Record::open(&folder).unwrap().unwrap();
+        first.add_namespace("a").unwrap();
+        second.add_namespace("b").unwrap();
+        first.add_pin_dir(Path::new("/sys/fs/bpf/x")).unwrap();
+        assert_eq!(first.namespaces(), ["a", "b"]);
+        second.refresh().unwrap();
+        assert_eq!(second.contents, first.contents);
+        second.remove().unwrap();
+        first.refresh().unwrap();
+        assert_eq!(first.namespaces(), ["a", "b"], "what was, for looking what is left of it");
     }
 
     #[test]

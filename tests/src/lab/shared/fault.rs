@@ -58,11 +58,11 @@ pub fn happen(fleet: &mut Fleet, fault: Fault, random: &mut Random) -> Result<()
     let second = Duration::from_secs(1);
     match fault {
         Fault::Restart => {
-            fleet.ground.process(&redis)?.clone().end()?;
+            fleet.ground.process(&redis)?.end()?;
             fleet.start_redis(REDIS_PORT, Keep::Everything, &[]).map(drop)
         }
         Fault::Pause => {
-            let process = fleet.ground.process(&redis)?.clone();
+            let process = fleet.ground.process(&redis)?;
             process.signal(Signal::SIGSTOP)?;
             thread::sleep(second);
             process.signal(Signal::SIGCONT)
@@ -77,7 +77,7 @@ pub fn happen(fleet: &mut Fleet, fault: Fault, random: &mut Random) -> Result<()
             fleet.start_agent(node).map(drop)
         }
         Fault::Away => {
-            fleet.ground.process(&redis)?.clone().end()?;
+            fleet.ground.process(&redis)?.end()?;
             fleet.kill_agent(node)?;
             fleet.start_agent(node)?;
             thread::sleep(second);
@@ -86,7 +86,7 @@ pub fn happen(fleet: &mut Fleet, fault: Fault, random: &mut Random) -> Result<()
         Fault::Writers => writers(fleet, node, random),
         Fault::FailOver => {
             let port = master(fleet)?;
-            fleet.ground.process(&Fleet::redis_of(port))?.clone().end()?;
+            fleet.ground.process(&Fleet::redis_of(port))?.end()?;
             another(fleet, port)?;
             // It comes back as the master that it was, and Sentinel makes a replica of it.
             fleet.start_redis(port, Keep::Everything, &REPLICATED)?;
@@ -94,7 +94,7 @@ pub fn happen(fleet: &mut Fleet, fault: Fault, random: &mut Random) -> Result<()
         }
         Fault::Stall => {
             let port = master(fleet)?;
-            let process = fleet.ground.process(&Fleet::redis_of(port))?.clone();
+            let process = fleet.ground.process(&Fleet::redis_of(port))?;
             process.signal(Signal::SIGSTOP)?;
             another(fleet, port)?;
             process.signal(Signal::SIGCONT)?;
@@ -163,7 +163,7 @@ fn replicas(fleet: &Fleet) -> Result<()> {
 /// Empties the server: it is killed, its file goes, and it comes back.
 pub fn empty(fleet: &mut Fleet) -> Result<()> {
     println!("Empty");
-    fleet.ground.process(&Fleet::redis_of(REDIS_PORT))?.clone().end()?;
+    fleet.ground.process(&Fleet::redis_of(REDIS_PORT))?.end()?;
     let folder = fleet.ground.folder().join(Fleet::redis_of(REDIS_PORT));
     ensure!(folder.starts_with(Path::new("/run/weir-lab")), "{}", folder.display());
     fs::remove_dir_all(&folder)?;

@@ -2,8 +2,12 @@
 //!
 //! Owns what exists while it is up, and how hosts are cut off and joined again. Refuses to know what is tested in it.
 
+pub mod client;
+pub mod control;
+pub mod executor;
 pub mod node;
 pub mod redis;
+pub mod resolve;
 pub mod topology;
 
 use std::{path::Path, process::Command};
@@ -24,8 +28,23 @@ impl Fleet {
     /// Lays out namespaces, links and the backends' servers, after removing what an earlier lab of that name left. `weir` is the
     /// product's binary.
     pub fn up(name: &str, weir: &Path) -> Result<Self> {
+        Self::lay_out(name, weir, topology::hosts())
+    }
+
+    /// The same with the hosts of a control plane; what runs on them is in [`control`].
+    pub fn up_with_control_plane(name: &str, weir: &Path) -> Result<Self> {
+        Self::lay_out(name, weir, topology::hosts().into_iter().chain(topology::control_plane()).collect())
+    }
+
+    /// One that another process has laid out.
+    pub fn open(name: &str, weir: &Path) -> Result<Self> {
+        let ground = Ground::open(name, weir)?.with_context(|| format!("there is no lab `{name}`"))?;
+        Ok(Self { ground })
+    }
+
+    fn lay_out(name: &str, weir: &Path, hosts: Vec<Host>) -> Result<Self> {
         let mut fleet = Self { ground: Ground::prepare(name, weir)? };
-        match fleet.build() {
+        match fleet.build(&hosts) {
             Ok(()) => Ok(fleet),
             Err(error) => {
                 Self::down(name).ok();
@@ -39,22 +58,20 @@ impl Fleet {
         Ground::clear(name)
     }
 
-    fn build(&mut self) -> Result<()> {
-        let hosts = topology::hosts();
-        for host in &hosts {
+    fn build(&mut self, hosts: &[Host]) -> Result<()> {
+        for host in hosts {
             self.ground.create(&host.name())?;
         }
-        for host in &hosts {
+        for host in hosts {
             for (key, value) in topology::sysctls(*host) {
                 self.ground.namespace(&host.name()).sysctl(key, value)?;
             }
         }
-        let lines = topology::links(|host| self.ground.namespace(&host.name()).name().to_owned());
+        let lines = topology::links(hosts, |host| self.ground.namespace(&host.name()).name().to_owned());
         self.ground.ip(&Host::Switch.name(), &lines)?;
-        for host in hosts {
+        for host in hosts.iter().copied() {
             self.ground.ip(&host.name(), &topology::addresses(host))?;
             match host {
-                Host::Switch => {}
                 // A frame that XDP sends back into a veth arrives only if the peer runs an XDP program, too.
                 Host::Node(_) => self.decap(Host::Switch, &topology::port(host), &[])?,
                 Host::Backend(_) => {
@@ -63,7 +80,7 @@ impl Fleet {
                     self.decap(host, "eth0", &[v4, v6, topology::POOL_V4, topology::POOL_V6])?;
                     self.start_web(host)?;
                 }
-                Host::Client | Host::Control => {}
+                _ => {}
             }
             if host != Host::Switch {
                 self.ground.run(&host.name(), "ethtool", &["-K", "eth0", "tx", "off", "rx", "off"])?;
@@ -106,6 +123,16 @@ impl Fleet {
     /// Joins what [`Fleet::cut`] parted.
     pub fn join(&self, host: Host, with: Host) -> Result<()> {
         self.ways(host, with, "del").and_then(|()| self.ways(with, host, "del"))
+    }
+
+    /// Cuts a host off from everybody: its port leaves the bridge, and nothing tells the host.
+    pub fn isolate(&self, host: Host) -> Result<()> {
+        self.ground.ip(&Host::Switch.name(), &[format!("link set {} nomaster", topology::port(host))])
+    }
+
+    /// Joins a host that [`Fleet::isolate`] cut off.
+    pub fn rejoin(&self, host: Host) -> Result<()> {
+        self.ground.ip(&Host::Switch.name(), &[format!("link set {} master br-f", topology::port(host))])
     }
 
     fn ways(&self, host: Host, other: Host, verb: &str) -> Result<()> {

@@ -61,7 +61,12 @@ impl Fleet {
 
     /// Writes the configuration of a node: `[node]`, then `store`.
     pub fn write_node(&self, node: Host, store: &str) -> Result<()> {
-        let (name, seed) = (node.name(), self.seed_file()?);
+        self.write_node_as(node, &node.name(), store)
+    }
+
+    /// The same for a node that has another name than its host.
+    pub fn write_node_as(&self, node: Host, name: &str, store: &str) -> Result<()> {
+        let seed = self.seed_file()?;
         let text = format!(
             "[node]
 name = \"{name}\"
@@ -105,7 +110,7 @@ ring_slots_max = 2097152
 
     /// Kills the agent of a node without a chance to say goodbye.
     pub fn kill_agent(&self, node: Host) -> Result<()> {
-        let agent = self.ground.process(&Self::agent_of(node))?.clone();
+        let agent = self.ground.process(&Self::agent_of(node))?;
         agent.signal(Signal::SIGKILL)?;
         agent.wait(Duration::from_secs(5))
     }

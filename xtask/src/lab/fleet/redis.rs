@@ -1,4 +1,5 @@
-//! The fleet's store: redis-server processes in the control host.
+//! The fleet's store: redis-server processes, of which each is in a host: all in the control host, or one server and one
+//! Sentinel in each of those that a control plane has for them.
 
 use std::{
     fs,
@@ -32,18 +33,23 @@ impl Fleet {
 
     /// Starts a server at the control host's address, and waits until it answers. `more` are further directives.
     pub fn start_redis(&mut self, port: u16, keep: Keep, more: &[&str]) -> Result<Process> {
-        let what = Self::redis_of(port);
-        let folder = self.ground.folder().join(&what);
+        self.start_redis_at(Host::Control, &Self::redis_of(port), port, keep, more)
+    }
+
+    /// Starts a server at a host's address under the name `what`, and waits until it answers.
+    pub fn start_redis_at(&mut self, host: Host, what: &str, port: u16, keep: Keep, more: &[&str]) -> Result<Process> {
+        let at = SocketAddr::new(host.address(false), port);
+        let folder = self.ground.folder().join(what);
         fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
         let (port, folder) = (port.to_string(), folder.display().to_string());
-        let bind = format!("{} 127.0.0.1", Host::Control.address(false));
+        let bind = format!("{} 127.0.0.1", at.ip());
         let append = if keep == Keep::Everything { "yes" } else { "no" };
-        let mut command = self.command(Host::Control, "redis-server")?;
+        let mut command = self.command(host, "redis-server")?;
         command.args(["--port", &port, "--dir", &folder, "--protected-mode", "no", "--save", ""]);
         command.args(["--bind"]).args(bind.split(' '));
         command.args(["--appendonly", append, "--appendfsync", "always"]).args(more);
-        let process = self.ground.start(&what, &mut command)?;
-        wait_listening(&self.ground, &Host::Control.name(), self.redis_at(port.parse()?), &process)?;
+        let process = self.ground.start(what, &mut command)?;
+        wait_listening(&self.ground, &host.name(), at, &process)?;
         Ok(process)
     }
 
@@ -55,19 +61,31 @@ impl Fleet {
         at: SocketAddr,
         options: &[(&str, &str)],
     ) -> Result<Process> {
-        let what = Self::redis_of(port);
-        let folder = self.ground.folder().join(&what);
+        self.start_sentinel_at(Host::Control, &Self::redis_of(port), (port, 1), (master, at), options)
+    }
+
+    /// Starts a Sentinel at a host's address under the name `what`: on a port, with a quorum.
+    pub fn start_sentinel_at(
+        &mut self,
+        host: Host,
+        what: &str,
+        (port, quorum): (u16, u8),
+        (master, at): (&str, SocketAddr),
+        options: &[(&str, &str)],
+    ) -> Result<Process> {
+        let own = SocketAddr::new(host.address(false), port);
+        let folder = self.ground.folder().join(what);
         fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
-        let mut text = format!("port {port}\nbind {}\nprotected-mode no\ndir {}\n", at.ip(), folder.display());
-        text += &format!("sentinel monitor {master} {} {} 1\n", at.ip(), at.port());
+        let mut text = format!("port {port}\nbind {}\nprotected-mode no\ndir {}\n", own.ip(), folder.display());
+        text += &format!("sentinel monitor {master} {} {} {quorum}\n", at.ip(), at.port());
         options.iter().for_each(|(key, value)| text += &format!("sentinel {key} {master} {value}\n"));
         // It writes what it learns into its own file.
         let file = folder.join("sentinel.conf");
         fs::write(&file, text)?;
-        let mut command = self.command(Host::Control, "redis-server")?;
+        let mut command = self.command(host, "redis-server")?;
         command.arg(&file).arg("--sentinel");
-        let process = self.ground.start(&what, &mut command)?;
-        wait_listening(&self.ground, &Host::Control.name(), self.redis_at(port), &process)?;
+        let process = self.ground.start(what, &mut command)?;
+        wait_listening(&self.ground, &host.name(), own, &process)?;
         Ok(process)
     }
 
@@ -78,7 +96,11 @@ impl Fleet {
 
     /// Sends one command to the server at a port, from the control host; its answer as it came.
     pub fn redis(&self, port: u16, words: &[&str]) -> Result<String> {
-        let to = self.redis_at(port);
+        self.ask_redis(self.redis_at(port), words)
+    }
+
+    /// Sends one command to a server or Sentinel, from the control host; its answer as it came.
+    pub fn ask_redis(&self, to: SocketAddr, words: &[&str]) -> Result<String> {
         let mut text = format!("*{}\r\n", words.len());
         words.iter().for_each(|word| text.push_str(&format!("${}\r\n{word}\r\n", word.len())));
         self.ground.namespace(&Host::Control.name()).run(|| {

@@ -5,10 +5,14 @@
 //!     n1-n4 .1-.4      nodes
 //!     client .10
 //!     b1-b6 .11-.16    backends
-//!     ctl .20          store, orchestrators, Prometheus; DNS servers at .21-.23
+//!     ctl .20          whoever looks at the fleet; the store, where a lab has no hosts of its own for it
+//!     d1-d3 .21-.23    DNS servers
+//!     o1-o2 .31-.32    orchestrators
+//!     s1-s3 .41-.43    a Redis server and a Sentinel each
+//!     prom .50         Prometheus
 //!     pool .128-.159   addresses that nodes lease; backends accept all of them
 //! ```
-//! All of it is one bridge. Each lab has the same addresses: its namespaces keep it apart from others.
+//! d, o, s and prom are [`control_plane`], which only labs that run all of it have. All of it is one bridge. Each lab has the same addresses: its namespaces keep it apart from others.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -16,8 +20,12 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 pub const NODES: u8 = 4;
 /// Backends.
 pub const BACKENDS: u8 = 6;
-/// DNS servers that the control host has addresses for.
+/// DNS servers.
 pub const DNS_SERVERS: u8 = 3;
+/// Orchestrators.
+pub const ORCHESTRATORS: u8 = 2;
+/// Servers of the store.
+pub const STORES: u8 = 3;
 /// Addresses that nodes lease.
 pub const POOL_V4: &str = "10.78.0.128/27";
 /// The same in IPv6.
@@ -36,20 +44,35 @@ pub enum Host {
     Switch,
     /// Where requests come from.
     Client,
-    /// What runs the fleet: store, orchestrators, DNS, Prometheus.
+    /// Whoever looks at the fleet; also its store, in labs without a control plane of its own.
     Control,
     /// A node, from 1 to [`NODES`].
     Node(u8),
     /// A backend, from 1 to [`BACKENDS`].
     Backend(u8),
+    /// A DNS server, from 1 to [`DNS_SERVERS`].
+    Dns(u8),
+    /// An orchestrator, from 1 to [`ORCHESTRATORS`].
+    Orchestrator(u8),
+    /// A server of the store, from 1 to [`STORES`].
+    Store(u8),
+    /// Prometheus.
+    Prometheus,
 }
 
-/// All hosts.
+/// The hosts of every lab.
 pub fn hosts() -> Vec<Host> {
     let mut all = vec![Host::Switch, Host::Client, Host::Control];
     all.extend((1..=NODES).map(Host::Node));
     all.extend((1..=BACKENDS).map(Host::Backend));
     all
+}
+
+/// The hosts of those labs that run a control plane.
+pub fn control_plane() -> Vec<Host> {
+    let dns = (1..=DNS_SERVERS).map(Host::Dns);
+    let orchestrators = (1..=ORCHESTRATORS).map(Host::Orchestrator);
+    dns.chain(orchestrators).chain((1..=STORES).map(Host::Store)).chain([Host::Prometheus]).collect()
 }
 
 impl Host {
@@ -61,6 +84,10 @@ impl Host {
             Self::Control => "ctl".into(),
             Self::Node(n) => format!("n{n}"),
             Self::Backend(n) => format!("b{n}"),
+            Self::Dns(n) => format!("d{n}"),
+            Self::Orchestrator(n) => format!("o{n}"),
+            Self::Store(n) => format!("s{n}"),
+            Self::Prometheus => "prom".into(),
         }
     }
 
@@ -73,15 +100,14 @@ impl Host {
                 Self::Control => 20,
                 Self::Node(n) => n,
                 Self::Backend(n) => 10 + n,
+                Self::Dns(n) => 20 + n,
+                Self::Orchestrator(n) => 30 + n,
+                Self::Store(n) => 40 + n,
+                Self::Prometheus => 50,
             },
             v6,
         )
     }
-}
-
-/// Address of DNS server `n`, from 1.
-pub fn dns_address(n: u8) -> IpAddr {
-    address(20 + n, false)
 }
 
 /// Address `number` of the segment.
@@ -98,13 +124,13 @@ pub fn port(host: Host) -> String {
     format!("p-{}", host.name())
 }
 
-/// `ip -batch` lines that make the bridge and its links, run in the switch.
-pub fn links(namespace: impl Fn(Host) -> String) -> Vec<String> {
+/// `ip -batch` lines that make the bridge and the links of `hosts`, run in the switch.
+pub fn links(hosts: &[Host], namespace: impl Fn(Host) -> String) -> Vec<String> {
     let mut lines = vec![
         "link add br-f type bridge stp_state 0 forward_delay 0 mcast_snooping 0".to_owned(),
         "link set br-f up".to_owned(),
     ];
-    for host in hosts().into_iter().filter(|host| *host != Host::Switch) {
+    for host in hosts.iter().copied().filter(|host| *host != Host::Switch) {
         let port = port(host);
         lines.push(format!("link add {port} type veth peer name eth0 netns {}", namespace(host)));
         lines.push(format!("link set {port} master br-f up"));
@@ -128,7 +154,7 @@ pub fn sysctls(host: Host) -> Vec<(&'static str, &'static str)> {
             all.push(("ipv4/conf/all/arp_ignore", "1"));
             all.push(("ipv4/conf/all/arp_announce", "2"));
         }
-        Host::Client | Host::Control | Host::Node(_) => {}
+        _ => {}
     }
     all
 }
@@ -142,17 +168,11 @@ pub fn addresses(host: Host) -> Vec<String> {
     lines.push("link set eth0 up".into());
     lines.push(format!("addr add {}/24 dev eth0", host.address(false)));
     lines.push(format!("addr add {}/64 dev eth0 nodad", host.address(true)));
-    match host {
-        Host::Control => {
-            lines.extend((1..=DNS_SERVERS).map(|n| format!("addr add {}/24 dev eth0", dns_address(n))));
-        }
-        Host::Backend(_) => {
-            lines.push(format!("addr add {}/32 dev lo", address(SHARED, false)));
-            lines.push(format!("addr add {}/128 dev lo nodad", address(SHARED, true)));
-            lines.push(format!("route add local {POOL_V4} dev lo"));
-            lines.push(format!("-6 route add local {POOL_V6} dev lo"));
-        }
-        _ => {}
+    if matches!(host, Host::Backend(_)) {
+        lines.push(format!("addr add {}/32 dev lo", address(SHARED, false)));
+        lines.push(format!("addr add {}/128 dev lo nodad", address(SHARED, true)));
+        lines.push(format!("route add local {POOL_V4} dev lo"));
+        lines.push(format!("-6 route add local {POOL_V6} dev lo"));
     }
     lines
 }
@@ -166,10 +186,9 @@ mod tests {
     #[test]
     fn no_address_is_given_twice() {
         for v6 in [false, true] {
-            let mut all: Vec<_> = hosts().into_iter().map(|host| host.address(v6)).collect();
+            let mut all: Vec<_> = hosts().into_iter().chain(control_plane()).map(|host| host.address(v6)).collect();
             all.push(address(SHARED, v6));
             if !v6 {
-                all.extend((1..=DNS_SERVERS).map(dns_address));
                 let (first, length) = POOL_V4.split_once('/').unwrap();
                 let first = u32::from(first.parse::<Ipv4Addr>().unwrap());
                 let pool: Vec<_> = (0..1 << (32 - length.parse::<u32>().unwrap()))

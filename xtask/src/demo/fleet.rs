@@ -1,0 +1,264 @@
+//! `cargo xtask demo fleet`: the fleet that runs itself, with real processes and real connections.
+//!
+//! Owns: the order of the steps and their verdicts. Invariants: each step says what was seen and how long it took; one in
+//! which that was not seen ends the demo with an error that names it; the lab is taken down however it ends, unless it was
+//! asked to be kept.
+
+use std::{
+    collections::BTreeSet,
+    fmt,
+    net::IpAddr,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, ensure};
+use clap::{Args as ClapArgs, ValueEnum};
+use nix::sys::signal::Signal;
+
+use crate::{
+    lab::{
+        command::build,
+        fleet::{
+            Fleet,
+            client::{Connection, Crowd},
+            control::{CONNECTIONS_MAX, NAME, services, until},
+            topology::Host,
+        },
+    },
+    setup,
+};
+
+/// Clients while there is little to do, and while there is too much for two nodes.
+const CLIENTS: (usize, usize) = (8, 26);
+/// How long what is started may take until it serves.
+const START_LIMIT: Duration = Duration::from_secs(60);
+/// How long a backend that is dead may get new connections: fall x interval + time-out + 1 s.
+const DEATH_LIMIT: Duration = Duration::from_millis(3 * 1000 + 500 + 1000);
+/// The backend that dies.
+const VICTIM: Host = Host::Backend(3);
+
+/// `cargo xtask demo fleet`.
+#[derive(Debug, ClapArgs)]
+pub struct Args {
+    /// Leave the lab up at the end, also after a failure
+    #[arg(long)]
+    keep: bool,
+    /// Name of the lab; labs of different names do not meet
+    #[arg(long, default_value = "weir-fleet-demo")]
+    name: String,
+    /// Last step to show
+    #[arg(long, value_enum, default_value = "shrink")]
+    until: Step,
+    /// Sabotage a step, to see that the demo notices
+    #[arg(long = "break", value_enum, hide = true)]
+    sabotage: Option<Step>,
+}
+
+/// What the demo shows, in order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
+pub enum Step {
+    /// Everything is installed, built and laid out
+    Lab,
+    /// The name resolves to two nodes, and clients reach every backend through them
+    Start,
+    /// More connections than two nodes shall have: a third one is started and takes connections
+    Grow,
+    /// A backend dies and comes back
+    Backend,
+    /// Load falls: a node drains and stops
+    Shrink,
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Lab => "lab",
+            Self::Start => "start",
+            Self::Grow => "grow",
+            Self::Backend => "backend",
+            Self::Shrink => "shrink",
+        })
+    }
+}
+
+/// Runs the steps; the error names the one that failed.
+///
+/// # Errors
+/// What a step promises was not seen.
+pub fn run(args: &Args) -> Result<()> {
+    let start = Instant::now();
+    heading(Step::Lab, "store with Sentinels, DNS servers, orchestrators, Prometheus, nodes, backends, clients");
+    let (weir, ready) = named(Step::Lab, setup::run(&setup::Args::default()).and_then(|()| build()))
+        .map(|weir| (weir, Instant::now()))?;
+    let interrupted = super::on_interrupt(args.name.clone(), args.keep);
+    let outcome = named(Step::Lab, Fleet::up_with_control_plane(&args.name, &weir)).and_then(|fleet| {
+        println!("    laid out after {:.1} s", ready.elapsed().as_secs_f32());
+        steps(fleet, args)
+    });
+    drop(interrupted);
+    if args.keep {
+        println!("\nThe lab stays up, with its files in /run/weir-lab/{}", args.name);
+        return outcome;
+    }
+    let down = Fleet::down(&args.name).context("taking the lab down");
+    // The earlier failure is the one to tell.
+    outcome?;
+    down?;
+    println!(
+        "\nEvery step happened as promised: {:.0} s, {:.0} s of them after set-up and build.",
+        start.elapsed().as_secs_f32(),
+        ready.elapsed().as_secs_f32()
+    );
+    Ok(())
+}
+
+fn heading(step: Step, text: &str) {
+    println!("\n[{}/{}] {step}: {text}", step as usize + 1, Step::Shrink as usize + 1);
+}
+
+fn named<T>(step: Step, outcome: Result<T>) -> Result<T> {
+    outcome.with_context(|| format!("the demo failed at step `{step}`"))
+}
+
+fn seen(what: &str, took: Duration) {
+    println!("    {:>6.2} s  {what}", took.as_secs_f32());
+}
+
+struct Demo<'a> {
+    fleet: Fleet,
+    crowd: Crowd,
+    args: &'a Args,
+}
+
+fn steps(mut fleet: Fleet, args: &Args) -> Result<()> {
+    heading(Step::Start, "two nodes, found by name through three DNS servers");
+    named(Step::Start, start(&mut fleet))?;
+    let crowd = Crowd::start(&fleet, NAME, CLIENTS.0)?;
+    let mut demo = Demo { fleet, crowd, args };
+    let outcome = demo.play();
+    let over = demo.crowd.stop()?;
+    outcome?;
+    println!("    {} connections in all, {} of them lost", over.len(), lost(&over).count());
+    Ok(())
+}
+
+/// Starts everything; the VIPs of both nodes are in every DNS server in the end.
+fn start(fleet: &mut Fleet) -> Result<()> {
+    let begun = Instant::now();
+    fleet.start_control_plane(&services())?;
+    seen("every process runs", begun.elapsed());
+    let (names, took) = until("two addresses in each DNS server", START_LIMIT, || in_dns(fleet, 2))?;
+    seen(&format!("{NAME} is {}", words(&names)), took);
+    Ok(())
+}
+
+/// What all DNS servers say, if they agree on so many addresses.
+fn in_dns(fleet: &Fleet, count: usize) -> Result<Option<BTreeSet<IpAddr>>> {
+    let said = fleet.names()?;
+    let first: BTreeSet<IpAddr> = said.iter().flatten().copied().collect();
+    Ok((first.len() == count && said.iter().all(|one| one.len() == count)).then_some(first))
+}
+
+fn words(addresses: &BTreeSet<IpAddr>) -> String {
+    addresses.iter().map(IpAddr::to_string).collect::<Vec<_>>().join(", ")
+}
+
+fn lost(over: &[Connection]) -> impl Iterator<Item = &Connection> {
+    over.iter().filter(|one| one.lost.is_some())
+}
+
+impl Demo<'_> {
+    fn play(&mut self) -> Result<()> {
+        let all: [(Step, &str, fn(&mut Self) -> Result<()>); 3] = [
+            (Step::Grow, "more connections than two nodes shall have", Self::grow),
+            (Step::Backend, "b3's web server is killed, and started again", Self::backend),
+            (Step::Shrink, "load falls", Self::shrink),
+        ];
+        for (step, text, action) in all.into_iter().filter(|(step, ..)| *step <= self.args.until) {
+            heading(step, text);
+            named(step, action(self))?;
+        }
+        Ok(())
+    }
+
+    fn breaks(&self, step: Step) -> bool {
+        self.args.sabotage == Some(step)
+    }
+
+    /// Nothing was lost since `from`.
+    fn flawless(&self, from: Instant) -> Result<()> {
+        let over = self.crowd.over();
+        let lost: Vec<_> = lost(&over).filter(|one| one.ended >= from).collect();
+        let count = over.iter().filter(|one| one.ended >= from).count();
+        println!("              {count} connections ended meanwhile, {} of them lost", lost.len());
+        ensure!(lost.is_empty(), "{} connections were lost, the first: {:?}", lost.len(), lost.first());
+        Ok(())
+    }
+
+    fn grow(&mut self) -> Result<()> {
+        let begun = Instant::now();
+        if !self.breaks(Step::Grow) {
+            self.crowd.want(CLIENTS.1);
+        }
+        println!("              {} connections, where {CONNECTIONS_MAX} a node are meant", CLIENTS.1);
+        until("the executor's order", START_LIMIT, || {
+            Ok(self.fleet.journal()?.iter().any(|entry| entry.action == "create").then_some(()))
+        })?;
+        let order = self.fleet.journal()?.into_iter().find(|entry| entry.action == "create").context("no order")?;
+        seen(&format!("the executor started {} for intent {}", order.name, order.intent), begun.elapsed());
+        let (names, _) = until("a third address in each DNS server", START_LIMIT, || in_dns(&self.fleet, 3))?;
+        seen(&format!("{NAME} is {}", words(&names)), begun.elapsed());
+        let host = self.fleet.nodes()?.get(&order.name).copied().map(Host::Node).context("which host?")?;
+        let vip = self.fleet.vip(host)?.context("the third node leases no address")?;
+        ensure!(names.contains(&vip), "{vip} of the third node is not in DNS");
+        until("connections through the third node", START_LIMIT, || {
+            Ok(self.crowd.open().get(&vip).is_some_and(|count| *count > 2).then_some(()))
+        })?;
+        seen(&format!("connections by node: {:?}", self.crowd.open()), begun.elapsed());
+        self.flawless(begun)
+    }
+
+    fn backend(&mut self) -> Result<()> {
+        let begun = Instant::now();
+        self.fleet.ground.process(&Fleet::web_of(VICTIM))?.signal(Signal::SIGKILL)?;
+        if self.breaks(Step::Backend) {
+            // Nobody is left who would hear of it.
+            self.fleet.kill_agent(Host::Node(1))?;
+        }
+        // Long enough that a connection that comes too late is seen.
+        std::thread::sleep(DEATH_LIMIT + Duration::from_secs(2));
+        let over = self.crowd.over();
+        let late = lost(&over).filter(|one| one.began >= begun).map(|one| one.began - begun).max();
+        match late {
+            Some(late) => seen("the last new connection that met the dead backend was begun", late),
+            None => println!("              no new connection met the dead backend"),
+        }
+        ensure!(late.is_none_or(|late| late <= DEATH_LIMIT), "new connections met it for {late:?}");
+        let again = Instant::now();
+        self.fleet.start_web(VICTIM)?;
+        let answers = |over: &[Connection]| {
+            over.iter().any(|one| one.began >= again && one.backend.as_deref() == Some(&VICTIM.name()))
+        };
+        let (_, took) = until("a connection to the backend that is back", START_LIMIT, || {
+            Ok(answers(&self.crowd.over()).then_some(()))
+        })?;
+        seen("b3 has served a connection again", took);
+        self.flawless(again)
+    }
+
+    fn shrink(&mut self) -> Result<()> {
+        let begun = Instant::now();
+        if !self.breaks(Step::Shrink) {
+            self.crowd.want(CLIENTS.0);
+        }
+        let (names, _) = until("one address less in each DNS server", START_LIMIT, || in_dns(&self.fleet, 2))?;
+        seen(&format!("a node drains: {NAME} is {}", words(&names)), begun.elapsed());
+        let removed = || -> Result<Option<String>> {
+            Ok(self.fleet.journal()?.into_iter().find(|entry| entry.action == "remove").map(|entry| entry.name))
+        };
+        let (name, _) = until("the executor's order", START_LIMIT, removed)?;
+        ensure!(!self.fleet.nodes()?.contains_key(&name), "{name} still has a host");
+        seen(&format!("the executor stopped {name}"), begun.elapsed());
+        self.flawless(begun)
+    }
+}
