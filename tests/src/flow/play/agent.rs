@@ -1,0 +1,203 @@
+//! The agent of a sequence: it plans, writes, looks at the flow table, dies, and adopts what it finds.
+//!
+//! Owns: what an agent does each second and when something changes. Refuses to know flows.
+
+use std::collections::{HashMap, HashSet};
+
+use anyhow::{Context as _, Result, anyhow, ensure};
+use lb_userspace::{
+    dataplane::{
+        apply,
+        engine::{Clock, Engine},
+    },
+    plan::{Look, Plan},
+};
+
+use super::{
+    super::{
+        dying::Dying,
+        place::{Place, drift},
+        setup::SECRETS,
+        step::{Change, How},
+        weaken::Rule,
+    },
+    Play,
+};
+
+/// Seconds between two looks at the flow table, as the agent takes them.
+const LOOK_EVERY_S: u64 = 5;
+
+impl<P: Place> Play<'_, P> {
+    /// What the agent does once a second.
+    pub(super) fn tick(&mut self) -> Result<()> {
+        let (now_s, now) = (self.now_s(), self.now());
+        let Some(engine) = &mut self.engine else { return Ok(()) };
+        engine.settle(now).map_err(|error| anyhow!("settle: {error}"))?;
+        let mut due = self.waiting || engine.present().due_s().is_some_and(|due_s| now_s >= due_s);
+        if now_s >= self.look_s + LOOK_EVERY_S {
+            self.look_s = now_s;
+            self.place.sweep()?;
+            let mut look = Look::new(now_s);
+            let present = engine.present();
+            let mut of = HashMap::new();
+            let mut residual = HashSet::new();
+            for (_, service) in present.services() {
+                of.extend(service.backends.iter().map(|backend| (backend.id, service.id)));
+                if service.window.waits_for_records() {
+                    residual.insert(service.id);
+                }
+            }
+            of.extend(present.former().iter().map(|former| (former.id, former.service)));
+            for word in self.place.words() {
+                look.take(word, |id| of.get(&id).copied().unwrap_or(0), &residual);
+            }
+            due |= present.waits_for_records();
+            let drifted = if self.place.is_quiet() { drift(self.place, present.sizes().backends) } else { None };
+            engine.looked(look);
+            ensure!(drifted.is_none(), "ACTIVE has drifted from the table (id, counted, found): {drifted:?}");
+        }
+        if due { self.plan(How::Whole) } else { Ok(()) }
+    }
+
+    /// Plans for the configuration as it is, and carries the plan out.
+    fn plan(&mut self, how: How) -> Result<()> {
+        let Some(engine) = &self.engine else {
+            self.waiting = true;
+            return Ok(());
+        };
+        let mut setup = self.setup.clone();
+        if self.broken == Some(Rule::D) {
+            setup.times.window_s /= 4;
+        }
+        let place = &*self.place;
+        let planned = engine.plan(&setup.wanted(), self.revision + 1, self.now_s(), &|id| place.active(id));
+        let mut plan = match planned {
+            Ok(plan) => plan,
+            Err(error) if error.is_transient() => {
+                self.waiting = true;
+                return Ok(());
+            }
+            Err(error) => return Err(anyhow!("no plan: {error}")),
+        };
+        if let Some(rule) = self.broken {
+            rule.spoil(&mut plan.ops, engine.present(), engine.memory());
+        }
+        match how {
+            How::Whole => {}
+            How::Paused(ops, stores) => {
+                self.waiting = true;
+                self.write_part(&plan, ops, stores)?;
+                self.talk(ops ^ stores, 12)?;
+            }
+            How::Crashed(ops, stores) => {
+                self.waiting = true;
+                self.write_part(&plan, ops, stores)?;
+                self.engine = None;
+                self.talk(ops ^ stores, 12)?;
+                return self.start(self.now_s() + u64::from(stores));
+            }
+        }
+        let (now, now_s) = (self.now(), self.now_s());
+        let engine = self.engine.as_mut().context("the agent still runs")?;
+        engine.apply(plan, now, now_s).map_err(|error| anyhow!("apply: {error}"))?;
+        self.revision += 1;
+        self.played.plans += 1;
+        self.waiting = false;
+        self.tell(false);
+        Ok(())
+    }
+
+    /// Takes note of what the maps now know of servers. With `anew`, as by an agent that adopted them, drains are announced once more.
+    fn tell(&mut self, anew: bool) {
+        for (since, server) in self.drained_ms.iter_mut().zip(&self.setup.servers) {
+            *since = match since {
+                _ if server.is_eligible() => None,
+                Some(since_ms) if !anew => Some(*since_ms),
+                _ => Some(self.now_ms),
+            };
+        }
+        self.told = Some(self.setup.clone());
+    }
+
+    /// Writes the first operations of a plan, and a part of the next one.
+    fn write_part(&self, plan: &Plan, ops: u16, stores: u16) -> Result<()> {
+        let whole = plan.ops.len() * usize::from(ops) / 65_536;
+        let mut memory = self.place.memory()?;
+        let (before, after) = plan.ops.split_at(whole);
+        apply::write(&mut memory, before).map_err(|error| anyhow!("write: {error}"))?;
+        let next = after.get(..1).unwrap_or_default();
+        // That it fails is what it is for.
+        apply::write(&mut Dying { memory: &mut memory, stores: stores.into() }, next).ok();
+        Ok(())
+    }
+
+    /// An agent comes, and adopts what it finds.
+    pub(super) fn start(&mut self, clock_s: u64) -> Result<()> {
+        self.engine = None;
+        self.clock_s = clock_s;
+        self.look_s = self.now_s();
+        let mut memory = self.place.memory()?;
+        if let Some(rule) = self.broken {
+            rule.spoil_maps(&mut memory);
+        }
+        let clock = Clock { hz: self.place.hz(), now_s: self.now_s() };
+        let engine = Engine::start(memory, self.place.sizes(), SECRETS, clock);
+        self.engine = Some(engine.map_err(|error| anyhow!("an agent cannot adopt the maps: {error}"))?);
+        self.played.adoptions += 1;
+        self.waiting = true;
+        self.plan(How::Whole)?;
+        if !self.waiting {
+            self.tell(true);
+        }
+        Ok(())
+    }
+
+    pub(super) fn change(&mut self, change: Change, how: How) -> Result<()> {
+        // What is over now does not begin again because a server comes back.
+        self.bury_all();
+        let before = self.setup.clone();
+        let setup = &mut self.setup;
+        let servers = setup.servers.len();
+        let at = |n: u8| usize::from(n) % servers;
+        let server = match change {
+            Change::Add(n)
+            | Change::Remove(n)
+            | Change::Weight(n, _)
+            | Change::Maint(n)
+            | Change::Die(n)
+            | Change::Recover(n) => &mut setup.servers[at(n)],
+            _ => &mut setup.servers[0],
+        };
+        match change {
+            Change::Add(_) => (server.listed, server.weight) = (true, server.weight.max(1)),
+            Change::Remove(_) => (server.listed, server.maint) = (false, false),
+            Change::Weight(_, weight) => server.weight = weight.into(),
+            Change::Maint(_) => server.maint = server.listed && !server.maint,
+            Change::Die(_) => server.up = false,
+            Change::Recover(_) => server.up = true,
+            Change::Algo(algo) => setup.algo = algo,
+            Change::RingSize(slots) => setup.ring_size = slots,
+            Change::Inputs(inputs) => setup.inputs = inputs,
+            Change::TrackAll(all) => setup.track_all = all,
+            Change::OnMarkedDown(what) => setup.on_marked_down = what,
+        }
+        // Somebody has to take new flows, else the service fails open and nobody is dead.
+        if setup.servers.iter().filter(|server| server.is_eligible()).count() < 2 {
+            self.setup = before;
+            return Ok(());
+        }
+        let now_ms = self.now_ms;
+        for (n, (server, old)) in self.setup.servers.iter().zip(&before.servers).enumerate() {
+            match (server.listed, old.listed) {
+                (true, _) => self.left_ms[n] = None,
+                // A dead server leaves with all that it has.
+                (false, true) => self.left_ms[n] = Some(if old.up && !old.maint { now_ms } else { 0 }),
+                (false, false) => {}
+            }
+        }
+        if self.setup.on_marked_down != before.on_marked_down || self.setup.servers != before.servers {
+            self.bury_all();
+        }
+        if self.setup != before { self.plan(how) } else { Ok(()) }
+    }
+}
