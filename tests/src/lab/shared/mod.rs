@@ -14,7 +14,7 @@ mod writer;
 
 use std::{
     fs, thread,
-    time::{Duration, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use anyhow::{Context as _, Result, ensure};
@@ -45,6 +45,10 @@ const BETWEEN: u64 = 100;
 const EMPTIED_EVERY: u64 = 12;
 /// Longest time without an answer through a VIP, beyond what the machine itself did to a client that goes past the load balancer.
 const GAP_MAX: Duration = Duration::from_millis(200);
+/// Time for the lab, the first health, quiet and the verdict.
+const AROUND: Duration = Duration::from_secs(240);
+/// Time for each fault with the changes that are made meanwhile; a run that takes longer than all of them together is stuck.
+const EACH: Duration = Duration::from_secs(20);
 /// How long quiet may take until every node has the last revision: the reader's slow look and its longest pause.
 const QUIET: Duration = Duration::from_secs(30);
 
@@ -175,7 +179,11 @@ fn play(fleet: &mut Fleet, store: &str, faults: &[Fault], emptied: bool, mut ran
     let changes = from_env("WEIR_CHANGES").unwrap_or(CHANGES);
     let count = (changes / BETWEEN).max(faults.len() as u64);
     let (mut record, mut order, mut losses) = (Record::default(), Vec::new(), 0);
+    let (began, limit) = (Instant::now(), AROUND + EACH * count as u32);
+    println!("{changes} changes under {count} faults within {} s", limit.as_secs());
     for step in 0..count {
+        ensure!(began.elapsed() < limit, "only {step} of {count} faults after {} s", began.elapsed().as_secs());
+        print!("{:4} s, {step:3}: ", began.elapsed().as_secs());
         if order.is_empty() {
             // Each kind once before any comes again.
             order = faults.to_vec();
