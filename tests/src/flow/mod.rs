@@ -20,9 +20,14 @@ mod spread;
 mod step;
 mod weaken;
 
-use std::time::Instant;
+use std::{
+    num::NonZero,
+    sync::atomic::{AtomicU64, Ordering},
+    thread::available_parallelism,
+    time::Instant,
+};
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use lb_core::abi::service::Algo;
 use xtask::capability::{PINNED, available};
 
@@ -80,17 +85,35 @@ fn sequence<P: Place>(place: &mut P, seed: u64, broken: Option<Rule>) -> Result<
     )
 }
 
-fn sequences<P: Place>(place: &mut P, count: u64) -> Result<Played> {
+/// Plays sequences, on as many threads as there are CPUs, each with a place of its own.
+fn sequences<P: Place>(place: impl Fn() -> Result<P> + Sync, count: u64) -> Result<()> {
     let (seed, count) = (number("WEIR_SEED", SEED)?, number("WEIR_SEQUENCES", count)?);
     let began = Instant::now();
+    let next = AtomicU64::new(0);
+    let work = || -> Result<Played> {
+        let (mut place, mut played) = (place()?, Played::default());
+        loop {
+            let n = next.fetch_add(1, Ordering::Relaxed);
+            if n >= count {
+                return Ok(played);
+            }
+            // The first failure ends the run: what the others have begun is played to its end.
+            played += sequence(&mut place, seed + n, None).inspect_err(|_| next.store(count, Ordering::Relaxed))?;
+        }
+    };
+    let threads = available_parallelism().map_or(1, NonZero::get) as u64;
     let mut played = Played::default();
-    for seed in (seed..).take(count as usize) {
-        played += sequence(place, seed, None)?;
-    }
-    println!("{count} sequences in {:.1} s: {played:?}", began.elapsed().as_secs_f32());
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..threads.min(count)).map(|_| scope.spawn(work)).collect();
+        for thread in threads {
+            played += thread.join().map_err(|_| anyhow!("a thread panicked"))??;
+        }
+        anyhow::Ok(())
+    })?;
+    println!("{count} sequences in {:.1} s on {threads} threads: {played:?}", began.elapsed().as_secs_f32());
     // A run in which little happens proves little.
     ensure!(played.flows >= count * 50 && played.kept >= count * 200, "too little happened: {played:?}");
-    Ok(played)
+    Ok(())
 }
 
 /// Each rule, broken in the harness, makes flows move (or, rule c, packets go to the dead) within a few sequences.
@@ -150,7 +173,7 @@ fn a_ring_of_another_size_gives_no_new_flow_to_a_server_that_drains() -> Result<
 
 #[test]
 fn no_flow_moves_on_the_host() -> Result<()> {
-    sequences(&mut Host::new(sizes()), HOST_SEQUENCES).map(drop)
+    sequences(|| Ok(Host::new(sizes())), HOST_SEQUENCES)
 }
 
 #[test]
@@ -158,5 +181,5 @@ fn no_flow_moves_in_the_loaded_program() -> Result<()> {
     if !available(&PINNED, "flow sequences against the loaded program") {
         return Ok(());
     }
-    sequences(&mut Loaded::new(sizes())?, SEQUENCES).map(drop)
+    sequences(|| Loaded::new(sizes()), SEQUENCES)
 }
