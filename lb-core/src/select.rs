@@ -266,11 +266,11 @@ fn choose<'t, T: Tables>(
     let line = tables.line(ring.line.wrapping_add(slot / LINE_SLOTS as u32)).ok_or(Reason::SlotEmpty)?;
     let word = line.slots.get(slot as usize % LINE_SLOTS).ok_or(Reason::SlotEmpty)?;
     let word = Slot(tables.load_u32(word));
-    if word.current() == 0 {
-        return Err(Reason::SlotEmpty);
-    }
     let choice = Choice { service: id, slot: Some(slot), backend: word.current(), hash: packet.hash };
     if word.is_plain() {
+        if choice.backend == 0 {
+            return Err(Reason::SlotEmpty);
+        }
         let backend = tables.backend(choice.backend).ok_or(Reason::BackendInvalid)?;
         let flags = tables.load_u32(&backend.flags);
         if flags & (backend::FLAG_VALID | backend::FLAG_NEXT_HOP | backend::FLAG_DOWN)

@@ -12,6 +12,8 @@
 //! | residual | current | see below | recorded backend | current |
 //! | any, tracked | chosen, recorded (announced: owner) | see below | recorded backend | as the slot says, learned; UDP: chosen, recorded |
 //!
+//! Where all that a service has drains, "current" is nobody: new flows are refused, and those that have an owner or a record stay.
+//!
 //! A SYN follows a record that is half-open, or established and seen within [`DUPLICATE_S`]: a duplicate must not move a live
 //! flow. Otherwise the flow is new, and its record is overwritten; in residual it is removed.
 //!
@@ -90,7 +92,7 @@ const fn refused(reason: Reason) -> u64 {
 pub fn backend<T: Tables>(tables: &T, request: &Request) -> Result<u32, Reason> {
     let outcome = tables.flow_resolve(request);
     match (outcome >> 32) as u32 {
-        0 => Ok(outcome as u32),
+        0 if outcome != 0 => Ok(outcome as u32),
         n if n == Reason::FlowReset as u32 + 1 => Err(Reason::FlowReset),
         n if n == Reason::SynRefused as u32 + 1 => Err(Reason::SynRefused),
         _ => Err(Reason::SlotEmpty),
@@ -298,6 +300,9 @@ fn syn<T: Tables>(tables: &T, step: &Step<'_>) -> u64 {
     } else {
         tables.flow_current(request, false)
     };
+    if backend == 0 {
+        return refused(Reason::SlotEmpty);
+    }
     if step.write(tables, step.word(backend, request.slot, FlowState::HalfOpen)) {
         return backend as u64;
     }
@@ -346,11 +351,14 @@ fn other<T: Tables>(tables: &T, step: &Step<'_>) -> u64 {
     } else {
         match service.on_marked_down() {
             OnMarkedDown::Keep if !chooses && flags & FLAG_VALID != 0 => owner,
-            OnMarkedDown::Reset if !udp && request.about == 0 => return refused(Reason::FlowReset),
+            OnMarkedDown::Reset if !udp && request.about == 0 && owner != 0 => return refused(Reason::FlowReset),
             _ if all && (chooses || record.is_some()) => chosen(tables, request),
             _ => tables.flow_current(request, false),
         }
     };
+    if backend == 0 {
+        return refused(Reason::SlotEmpty);
+    }
     if request.about != 0 {
         return backend as u64;
     }
