@@ -43,6 +43,46 @@ fn the_demo_succeeds() {
     assert!(text(&output).contains("Every step happened as promised"));
 }
 
+/// Runs `cargo xtask demo fleet`.
+fn fleet(test: &str, arguments: &[&str]) -> Option<Output> {
+    if !capability::available(&capability::LAB, test) {
+        return None;
+    }
+    let mut command = Command::new(&programs().xtask);
+    command.args(["demo", "fleet", "--name", "weir-test-fleet"]).args(arguments).current_dir(xtask::root());
+    Some(command.output().expect("the demo starts"))
+}
+
+/// The fleet's demo ends with an error that names the broken step.
+fn fleet_notices(step: &str) {
+    let Some(output) = fleet(&format!("demo::fleet {step}"), &["--break", step]) else { return };
+    let text = text(&output);
+    assert!(!output.status.success(), "the demo did not notice that `{step}` was broken:\n{text}");
+    assert!(text.contains(&format!("the demo failed at step `{step}`")), "another step failed than `{step}`:\n{text}");
+}
+
+#[test]
+fn the_fleet_grows_and_survives_a_backend() {
+    let Some(output) = fleet("demo::the_fleet_grows_and_survives_a_backend", &["--until", "backend"]) else { return };
+    assert!(output.status.success(), "{}", text(&output));
+    assert!(text(&output).contains("Every step happened as promised"));
+}
+
+#[test]
+fn a_fleet_that_does_not_grow_is_noticed() {
+    fleet_notices("grow");
+}
+
+#[test]
+fn a_backend_of_the_fleet_that_does_not_come_back_is_noticed() {
+    fleet_notices("backend");
+}
+
+#[test]
+fn a_node_that_does_not_leave_dns_is_noticed() {
+    fleet_notices("node");
+}
+
 #[test]
 fn an_agent_that_refuses_its_configuration_is_noticed() {
     notices("agent");

@@ -29,9 +29,13 @@ use crate::{
 };
 
 /// Clients while there is little to do, and while there is too much for two nodes.
-const CLIENTS: (usize, usize) = (8, 26);
+const CLIENTS: (usize, usize) = (8, 22);
 /// How long what is started may take until it serves.
 const START_LIMIT: Duration = Duration::from_secs(60);
+/// How long a node that is gone may stay in DNS.
+const DNS_LIMIT: Duration = Duration::from_secs(5);
+/// How long the orchestrator may take to decide for more nodes, and a backend that is back until it has a connection.
+const CHANGE_LIMIT: Duration = Duration::from_secs(25);
 /// How long a backend that is dead may get new connections: fall x interval + time-out + 1 s.
 const DEATH_LIMIT: Duration = Duration::from_millis(3 * 1000 + 500 + 1000);
 /// The backend that dies.
@@ -65,6 +69,8 @@ pub enum Step {
     Grow,
     /// A backend dies and comes back
     Backend,
+    /// A node is killed, leaves DNS, and another one takes its place
+    Node,
     /// Load falls: a node drains and stops
     Shrink,
 }
@@ -76,6 +82,7 @@ impl fmt::Display for Step {
             Self::Start => "start",
             Self::Grow => "grow",
             Self::Backend => "backend",
+            Self::Node => "node",
             Self::Shrink => "shrink",
         })
     }
@@ -169,12 +176,16 @@ fn lost(over: &[Connection]) -> impl Iterator<Item = &Connection> {
 
 impl Demo<'_> {
     fn play(&mut self) -> Result<()> {
-        let all: [(Step, &str, fn(&mut Self) -> Result<()>); 3] = [
-            (Step::Grow, "more connections than two nodes shall have", Self::grow),
+        for (step, text, action) in [
+            (Step::Grow, "more connections than two nodes shall have", Self::grow as fn(&mut Self) -> _),
             (Step::Backend, "b3's web server is killed, and started again", Self::backend),
+            (Step::Node, "n1 loses its power", Self::node),
             (Step::Shrink, "load falls", Self::shrink),
-        ];
-        for (step, text, action) in all.into_iter().filter(|(step, ..)| *step <= self.args.until) {
+        ] {
+            // What comes before a sabotaged step need not be shown.
+            if step > self.args.until || self.args.sabotage.is_some_and(|broken| step < broken) {
+                continue;
+            }
             heading(step, text);
             named(step, action(self))?;
         }
@@ -201,7 +212,7 @@ impl Demo<'_> {
             self.crowd.want(CLIENTS.1);
         }
         println!("              {} connections, where {CONNECTIONS_MAX} a node are meant", CLIENTS.1);
-        until("the executor's order", START_LIMIT, || {
+        until("the executor's order", CHANGE_LIMIT, || {
             Ok(self.fleet.journal()?.iter().any(|entry| entry.action == "create").then_some(()))
         })?;
         let order = self.fleet.journal()?.into_iter().find(|entry| entry.action == "create").context("no order")?;
@@ -221,10 +232,6 @@ impl Demo<'_> {
     fn backend(&mut self) -> Result<()> {
         let begun = Instant::now();
         self.fleet.ground.process(&Fleet::web_of(VICTIM))?.signal(Signal::SIGKILL)?;
-        if self.breaks(Step::Backend) {
-            // Nobody is left who would hear of it.
-            self.fleet.kill_agent(Host::Node(1))?;
-        }
         // Long enough that a connection that comes too late is seen.
         std::thread::sleep(DEATH_LIMIT + Duration::from_secs(2));
         let over = self.crowd.over();
@@ -235,15 +242,45 @@ impl Demo<'_> {
         }
         ensure!(late.is_none_or(|late| late <= DEATH_LIMIT), "new connections met it for {late:?}");
         let again = Instant::now();
-        self.fleet.start_web(VICTIM)?;
+        if !self.breaks(Step::Backend) {
+            self.fleet.start_web(VICTIM)?;
+        }
         let answers = |over: &[Connection]| {
             over.iter().any(|one| one.began >= again && one.backend.as_deref() == Some(&VICTIM.name()))
         };
-        let (_, took) = until("a connection to the backend that is back", START_LIMIT, || {
+        let (_, took) = until("a connection to the backend that is back", CHANGE_LIMIT, || {
             Ok(answers(&self.crowd.over()).then_some(()))
         })?;
         seen("b3 has served a connection again", took);
         self.flawless(again)
+    }
+
+    fn node(&mut self) -> Result<()> {
+        let host = Host::Node(1);
+        let vip = self.fleet.vip(host)?.context("n1 leases no address")?;
+        let before = self.fleet.names()?.into_iter().flatten().collect::<BTreeSet<_>>();
+        ensure!(before.contains(&vip), "{vip} of n1 is not in DNS");
+        let begun = Instant::now();
+        if !self.breaks(Step::Node) {
+            self.fleet.isolate(host)?;
+            self.fleet.kill_agent(host)?;
+        }
+        until("DNS without the node", DNS_LIMIT, || {
+            Ok(self.fleet.names()?.iter().all(|said| !said.contains(&vip) && !said.is_empty()).then_some(()))
+        })?;
+        let gone = Instant::now();
+        seen(&format!("{vip} has left each DNS server"), gone - begun);
+        let wanted = before.len();
+        let (names, _) = until("a node in its place", START_LIMIT, || in_dns(&self.fleet, wanted))?;
+        seen(&format!("another node takes its place: {NAME} is {}", words(&names)), begun.elapsed());
+        let over = self.crowd.over();
+        let lost: Vec<_> = lost(&over).filter(|one| one.ended >= begun).collect();
+        println!("              {} connections were lost, all of them through n1", lost.len());
+        let stranger = lost.iter().find(|one| one.to != Some(vip));
+        ensure!(stranger.is_none(), "a connection that did not go through n1 was lost: {stranger:?}");
+        let late = lost.iter().find(|one| one.began > gone);
+        ensure!(late.is_none(), "a connection was sent to n1 after it had left DNS: {late:?}");
+        Ok(())
     }
 
     fn shrink(&mut self) -> Result<()> {
