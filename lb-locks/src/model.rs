@@ -73,15 +73,20 @@ impl Lock {
         if self.waiters.len() >= QUEUE_MAX && !self.waiters.contains_key(&ticket.id) {
             return self.waiters.len() as u64;
         }
-        let next = self.waiters.values().map(|waiter| waiter.order).max().unwrap_or(0) + 1;
+        let next = self.waiters.values().map(|waiter| waiter.order).max().unwrap_or(0).saturating_add(1);
         let waiter = self
             .waiters
             .entry(ticket.id.clone())
             .or_insert(Waiter { order: ticket.order.unwrap_or(next), deadline_ms: 0 });
-        waiter.deadline_ms = now_ms + ticket.patience_ms;
+        waiter.deadline_ms = now_ms.saturating_add(ticket.patience_ms);
         let mine = (waiter.order, &ticket.id);
         self.waiters.iter().filter(|(id, waiter)| (waiter.order, *id) < mine).count() as u64
     }
+}
+
+/// After so long no lock of `max_ttl_ms` is held any more, whatever the clocks differ by.
+fn wait_ms(max_ttl_ms: u64) -> u64 {
+    max_ttl_ms.saturating_add(drift_ms(max_ttl_ms))
 }
 
 impl NodeModel {
@@ -115,6 +120,8 @@ impl NodeModel {
     /// Carries `command` out at `now_ms` by the node's clock.
     pub fn apply(&mut self, command: &Command, now_ms: u64) -> Reply {
         let reply = match command {
+            // A counter at its end has no further token: no vote, as a server's script fails there.
+            Command::Acquire { fence: true, .. } if self.fence == u64::MAX => Reply::Gone,
             Command::Acquire { name, value, mode, ttl_ms, fence, ticket, terms } => {
                 match self.vote(name, value, *mode, *ttl_ms, ticket.as_ref(), terms, now_ms) {
                     Ok(()) => {
@@ -135,7 +142,7 @@ impl NodeModel {
                 Err(refusal) => Reply::Refused(refusal),
                 Ok(()) => match self.lock(name, now_ms).lease(value) {
                     Some(expires) => {
-                        *expires = now_ms + ttl_ms;
+                        *expires = now_ms.saturating_add(*ttl_ms);
                         Reply::Done
                     }
                     None => Reply::Gone,
@@ -190,12 +197,12 @@ impl NodeModel {
         if let Some((_, expires)) = &lock.writer {
             return Err(Refusal::Held { remaining_ms: expires - now_ms });
         }
-        let expires = now_ms + ttl_ms;
+        let expires = now_ms.saturating_add(ttl_ms);
         match mode {
             Mode::Exclusive => {
                 if let Some(last) = lock.readers.values().max() {
                     let remaining_ms = last - now_ms;
-                    lock.intent_ms = Some(now_ms + INTENT_MS);
+                    lock.intent_ms = Some(now_ms.saturating_add(INTENT_MS));
                     return Err(Refusal::Held { remaining_ms });
                 }
                 lock.intent_ms = None;
@@ -244,7 +251,7 @@ impl NodeModel {
             self.max_ttl_ms = max_ttl_ms;
         }
         let max_ttl_ms = self.max_ttl_ms.unwrap_or(0);
-        (since_ms + max_ttl_ms + drift_ms(max_ttl_ms)).saturating_sub(now_ms)
+        since_ms.saturating_add(wait_ms(max_ttl_ms)).saturating_sub(now_ms)
     }
 
     fn release(&mut self, name: &str, value: &Value, ticket: Option<&str>, now_ms: u64) -> Reply {
@@ -262,7 +269,7 @@ impl NodeModel {
     fn status(&self, now_ms: u64) -> Status {
         let ready = self.ready.as_ref() == Some(&self.run_id);
         let max_ttl_ms = self.max_ttl_ms.unwrap_or(0);
-        let wait = max_ttl_ms + drift_ms(max_ttl_ms);
+        let wait = wait_ms(max_ttl_ms);
         let since_ms = match &self.quarantine {
             Some((run, since)) if *run == self.run_id => *since,
             _ => now_ms,
@@ -270,11 +277,15 @@ impl NodeModel {
         Status {
             run_id: self.run_id.clone(),
             ready,
-            quarantine_ms: if ready { 0 } else { (since_ms + wait).saturating_sub(now_ms) },
+            quarantine_ms: if ready { 0 } else { since_ms.saturating_add(wait).saturating_sub(now_ms) },
             fence: self.fence,
             max_ttl_ms,
             list: self.list.clone(),
-            list_wait_ms: if self.list_since_ms == 0 { 0 } else { (self.list_since_ms + wait).saturating_sub(now_ms) },
+            list_wait_ms: if self.list_since_ms == 0 {
+                0
+            } else {
+                self.list_since_ms.saturating_add(wait).saturating_sub(now_ms)
+            },
         }
     }
 

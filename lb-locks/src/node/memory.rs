@@ -48,3 +48,66 @@ impl Node for MemoryNode {
         Box::pin(std::future::ready(Ok(())))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        command::{ListId, Mode, Refusal, Terms, Ticket},
+        value::Value,
+    };
+
+    const MAX: u64 = u64::MAX;
+
+    async fn said(node: &MemoryNode, command: Command) -> Reply {
+        node.call(Arc::new(command)).await.unwrap()
+    }
+
+    fn terms() -> Terms {
+        Terms { list: ListId::default(), max_ttl_ms: MAX, quarantine: false }
+    }
+
+    fn acquire(name: &str, value: &str, mode: Mode, fence: bool, ticket: Option<Ticket>) -> Command {
+        let value = Value::from_stored(value.into());
+        Command::Acquire { name: name.into(), value, mode, ttl_ms: MAX, fence, ticket, terms: terms() }
+    }
+
+    #[tokio::test]
+    async fn the_largest_numbers_neither_panic_nor_wrap() {
+        let node = MemoryNode::new("a");
+        let guarded = Command::Acquire {
+            name: "n".into(),
+            value: Value::from_stored("v".into()),
+            mode: Mode::Exclusive,
+            ttl_ms: MAX,
+            fence: false,
+            ticket: None,
+            terms: Terms { quarantine: true, ..terms() },
+        };
+        let refused = said(&node, guarded).await;
+        assert!(matches!(refused, Reply::Refused(Refusal::Quarantined { remaining_ms }) if remaining_ms > 0));
+        assert!(matches!(said(&node, Command::Status).await, Reply::Status(status) if status.quarantine_ms > 0));
+        let ticket = |id: &str, order| Some(Ticket { id: id.into(), order, patience_ms: MAX });
+        let granted = said(&node, acquire("n", "v", Mode::Exclusive, false, ticket("t", Some(MAX)))).await;
+        assert!(matches!(granted, Reply::Granted { .. }), "{granted:?}");
+        let extend =
+            Command::Extend { name: "n".into(), value: Value::from_stored("v".into()), ttl_ms: MAX, terms: terms() };
+        assert_eq!(said(&node, extend).await, Reply::Done);
+        for (id, order) in [("u", Some(MAX)), ("v", None)] {
+            let refused = said(&node, acquire("n", id, Mode::Exclusive, false, ticket(id, order))).await;
+            assert!(matches!(refused, Reply::Refused(_)), "{refused:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_counter_at_its_end_gives_no_token_twice() {
+        let node = MemoryNode::new("a");
+        node.with_model(|model| model.apply(&acquire("n", "v", Mode::Exclusive, true, None), 0));
+        let confirm = Command::Confirm { name: "n".into(), value: Value::from_stored("v".into()), fence: MAX };
+        assert_eq!(said(&node, confirm).await, Reply::Done);
+        assert_eq!(said(&node, acquire("o", "w", Mode::Exclusive, true, None)).await, Reply::Gone);
+        // It holds nothing, so another can have it.
+        let granted = said(&node, acquire("o", "x", Mode::Exclusive, false, None)).await;
+        assert!(matches!(granted, Reply::Granted { .. }), "{granted:?}");
+    }
+}
