@@ -37,6 +37,9 @@ impl Forward {
 
 /// Every flow is recorded (`track = all`).
 pub const FLAG_TRACK_ALL: u32 = 1 << 0;
+/// [`Service::tracked_since_s`] holds. Stored together with [`FLAG_TRACK_ALL`], so that an agent that does not know the field takes this
+/// away with every change of flags. Only adopting agents read this.
+pub const FLAG_TRACKED_SINCE: u32 = 1 << 16;
 
 /// How the backend of a new flow is chosen.
 #[repr(u8)]
@@ -67,7 +70,9 @@ pub enum OnMarkedDown {
 /// The `flags` of a service.
 #[inline(always)]
 pub const fn flags(track_all: bool, algo: Algo, on_marked_down: OnMarkedDown) -> u32 {
-    (if track_all { FLAG_TRACK_ALL } else { 0 }) | (algo as u32) << 8 | (on_marked_down as u32) << 12
+    (if track_all { FLAG_TRACK_ALL | FLAG_TRACKED_SINCE } else { 0 })
+        | (algo as u32) << 8
+        | (on_marked_down as u32) << 12
 }
 
 /// A service.
@@ -97,11 +102,14 @@ pub struct Service {
     /// Seconds that an established flow (for UDP: any flow) may be silent before its record expires, 1 to
     /// [`super::flow::TIMEOUT_MAX_S`].
     pub established_s: u32,
-    /// Zero.
-    pub reserved: u32,
+    /// Since when every flow is recorded, where `flags` say that this holds: seconds of CLOCK_MONOTONIC, which jiffies64 follow. Lies in
+    /// one word with `established_s`, which is stored before `flags`. The program does not read it; an adopting agent does.
+    pub tracked_since_s: u32,
 }
 
 const _: () = assert!(size_of::<Service>() == 64);
+const _: () =
+    assert!(core::mem::offset_of!(Service, tracked_since_s) / 8 == core::mem::offset_of!(Service, established_s) / 8);
 
 impl Service {
     /// How the backend of a new flow is chosen.
@@ -123,6 +131,13 @@ impl Service {
             2 => OnMarkedDown::Reset,
             _ => OnMarkedDown::Rehash,
         }
+    }
+
+    /// Since when every flow is recorded; `None` where not every flow is, and where the agent that began it did not say.
+    #[inline(always)]
+    pub const fn tracked_since_s(&self) -> Option<u32> {
+        const BOTH: u32 = FLAG_TRACK_ALL | FLAG_TRACKED_SINCE;
+        if self.flags & BOTH == BOTH { Some(self.tracked_since_s) } else { None }
     }
 
     /// The key under which `LOOKUP` names this service.

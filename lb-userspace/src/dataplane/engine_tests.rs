@@ -13,7 +13,7 @@ use lb_core::abi::{
     lookup::{Bucket, Key, Kind},
     node::{self, Node},
     ring::{Extent, Inputs, Slot},
-    service::{Forward, Service},
+    service::{FLAG_TRACKED_SINCE, Forward, Service},
 };
 use proptest::prelude::*;
 
@@ -28,6 +28,7 @@ use crate::{
     plan::{
         Look, MapSizes, Op, Plan, PlanError, Policy, Present, Secrets, Wanted, WantedBackend, WantedService,
         lookup::Table,
+        op::SERVICE_WORD_FLAGS,
         wanted::{backend_key, octets},
         window::GRACE_S,
     },
@@ -305,10 +306,21 @@ fn a_drain_ends_early_only_when_every_flow_has_been_recorded_for_as_long_as_one_
         wanted([WantedService { policy: Policy { track_all, drain_s, ..Policy::DEFAULT }, ..service }])
     };
     let (both, one) = ([(1, 1, 1), (2, 1, 1)], [(1, 1, 1)]);
+    /// What another agent finds before the drain begins.
+    #[derive(Clone, Copy, PartialEq)]
+    enum Restart {
+        None,
+        /// What this one left.
+        Same,
+        /// What one left that does not know since when flows are recorded: it writes flags without saying, and other words never.
+        Older,
+    }
     // Tracked from its first packet on, and since second 10.
-    for (from_start, since_s) in [(true, 0), (false, 10)] {
+    let starts = [(true, 0), (false, 10)].into_iter();
+    let cases = starts.flat_map(|start| [Restart::None, Restart::Same, Restart::Older].map(|restart| (start, restart)));
+    for ((from_start, since_s), restart) in cases {
         let mut engine = engine();
-        let mut go = |wanted: &Wanted, now_s, flows, table: Option<u64>| {
+        let go = |engine: &mut Engine<Heap>, wanted: &Wanted, now_s, flows, table: Option<u64>| {
             let mut look = Look::new(now_s);
             table.into_iter().for_each(|word| look.take(word, |_| 1, &HashSet::new()));
             engine.looked(look);
@@ -316,18 +328,28 @@ fn a_drain_ends_early_only_when_every_flow_has_been_recorded_for_as_long_as_one_
             engine.apply(plan, now, now_s).expect("apply");
             engine.present().fill().backends
         };
-        go(&at(&both, from_start), 0, 0, None);
-        go(&at(&both, true), 10, 0, None);
+        go(&mut engine, &at(&both, from_start), 0, 0, None);
+        go(&mut engine, &at(&both, true), 10, 0, None);
+        if restart != Restart::None {
+            let mut heap = engine.memory().clone();
+            let word = heap.load(Map::Services, 1, SERVICE_WORD_FLAGS).expect("a service");
+            if restart == Restart::Older {
+                heap.store(Map::Services, 1, SERVICE_WORD_FLAGS, word & !(u64::from(FLAG_TRACKED_SINCE) << 32));
+            }
+            engine = Engine::start(heap, sizes(), SECRETS, Clock { now_s: 15, ..CLOCK }).expect("adopt");
+            go(&mut engine, &at(&both, true), 15, 0, None);
+        }
+        let since_s = if restart == Restart::Older { 15 } else { since_s };
         let told_s = since_s + Policy::DEFAULT.times.window_s;
-        assert_eq!(go(&at(&one, true), 20, 0, None), 2);
-        assert_eq!(go(&at(&one, true), 20 + announced - 1, 0, None), 2, "new flows may still come");
-        if !from_start {
-            assert_eq!(go(&at(&one, true), told_s - 1, 0, None), 2, "a flow may have been silent");
+        assert_eq!(go(&mut engine, &at(&one, true), 20, 0, None), 2);
+        assert_eq!(go(&mut engine, &at(&one, true), 20 + announced - 1, 0, None), 2, "new flows may still come");
+        if since_s > 0 {
+            assert_eq!(go(&mut engine, &at(&one, true), told_s - 1, 0, None), 2, "a flow may have been silent");
         }
         let once = Record { backend: 2, slot: 3, state: FlowState::Once, expires_s: 1 << 16 }.pack();
-        assert_eq!(go(&at(&one, true), told_s, 1, None), 2, "counted");
-        assert_eq!(go(&at(&one, true), told_s, 0, Some(once)), 2, "seen once");
-        assert_eq!(go(&at(&one, true), told_s, 0, None), 1);
+        assert_eq!(go(&mut engine, &at(&one, true), told_s, 1, None), 2, "counted");
+        assert_eq!(go(&mut engine, &at(&one, true), told_s, 0, Some(once)), 2, "seen once");
+        assert_eq!(go(&mut engine, &at(&one, true), told_s, 0, None), 1);
         // Until its grace is over, records that still name it lead nobody there.
         assert_eq!(View(engine.memory()).backend(2).flags & (FLAG_VALID | FLAG_DOWN), FLAG_VALID | FLAG_DOWN);
     }

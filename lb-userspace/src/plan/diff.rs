@@ -182,7 +182,7 @@ fn is_due(old: &PresentService, seen: &Seen<'_>) -> bool {
 /// Whether nothing new is asked of a service. Allocates nothing: this runs for every service of every change.
 fn unchanged(old: &PresentService, new: &WantedService, known: &BTreeMap<IpAddr, Option<NextHop>>) -> bool {
     let RingInputs::Members(members) = &old.ring else { return false };
-    if old.entry.forward != new.forward as u8 || policy_words(&old.entry) != policy_words(&policy(old.entry, new)) {
+    if old.entry.forward != new.forward as u8 || policy_words(&old.entry) != policy_words(&policy(old.entry, new, 0)) {
         return false;
     }
     let weighted = new.backends.iter().any(|b| b.weight > 0);
@@ -282,11 +282,11 @@ impl<'s> Draft<'s> {
             port: wanted.key.port,
             proto: wanted.key.protocol.number(),
             forward: wanted.forward as u8,
-            ..policy(Service::zeroed(), wanted)
+            ..policy(Service::zeroed(), wanted, self.seen.now_s)
         };
         self.services.push(Op::PutService { id, entry });
         self.set_key(entry.key(), id)?;
-        self.put(wanted, (id, 0), entry, backends, rings);
+        self.put(wanted, id, entry, backends, rings);
         self.summary.services_added += 1;
         Ok(())
     }
@@ -294,7 +294,7 @@ impl<'s> Draft<'s> {
     fn put(
         &mut self,
         wanted: &WantedService,
-        (id, tracked_since_s): (u32, u64),
+        id: u32,
         entry: Service,
         backends: Vec<PresentBackend>,
         rings: rings::Rings,
@@ -307,7 +307,6 @@ impl<'s> Draft<'s> {
             window: rings.window,
             times: wanted.policy.times,
             aligned_s: rings.aligned_s,
-            tracked_since_s,
             members: Some(rings.members),
         };
         self.next.services.insert(wanted.key, Arc::new(service));
@@ -350,14 +349,12 @@ impl<'s> Draft<'s> {
             ring: rings.ring,
             previous_ring: rings.previous,
             members: rings.members_word,
-            ..policy(old.entry, wanted)
+            ..policy(old.entry, wanted, self.seen.now_s)
         };
         change_service(old.id, &old.entry, &entry, &mut self.services);
         backends.extend(leaving);
         backends.sort_unstable_by_key(|b| b.key);
-        let begins = wanted.policy.track_all && !old.tracks_all();
-        let tracked_since_s = if begins { self.seen.now_s } else { old.tracked_since_s };
-        self.put(wanted, (old.id, tracked_since_s), entry, backends, rings);
+        self.put(wanted, old.id, entry, backends, rings);
         Ok(())
     }
 
@@ -376,9 +373,8 @@ impl<'s> Draft<'s> {
         // once or are closing. A flow that was silent since before every flow was recorded is in neither.
         let Times { announce_s, window_s } = wanted.policy.times;
         let told = self.seen.records.filter(|r| r.at_s() + wanted.policy.drain_s >= leaves_s + announce_s);
-        let recorded = service.tracks_all() && now_s >= service.tracked_since_s + window_s;
         let none = (self.seen.flows)(gone.id) == 0 && told.is_some_and(|r| !r.names(gone.id));
-        let ended = recorded && announced && none;
+        let ended = service.tells_all(now_s, window_s) && announced && none;
         let dismissed = wanted.dismissed.binary_search(&gone.key).is_ok();
         let down = gone.entry.flags & (FLAG_DOWN | FLAG_VALID) != FLAG_VALID;
         if dismissed || down || ended || now_s >= leaves_s || !wanted.policy.windows {

@@ -22,10 +22,13 @@ use super::{
 };
 use crate::model::NextHop;
 
-/// The entry of a service with what its policy says.
-pub(super) fn policy(entry: Service, wanted: &WantedService) -> Service {
+/// The entry of a service with what its policy says from `now_s` on.
+pub(super) fn policy(entry: Service, wanted: &WantedService, now_s: u64) -> Service {
     let Policy { algo, track_all, on_marked_down, established_s, .. } = wanted.policy;
-    Service { flags: service::flags(track_all, algo, on_marked_down), established_s, ..entry }
+    let begins = track_all && entry.tracked_since_s().is_none();
+    // Where it ends, the time stays: no flag says that it holds, and a store less can be interrupted.
+    let tracked_since_s = if begins { u32::try_from(now_s).unwrap_or(u32::MAX) } else { entry.tracked_since_s };
+    Service { flags: service::flags(track_all, algo, on_marked_down), established_s, tracked_since_s, ..entry }
 }
 
 pub(super) fn policy_words(entry: &Service) -> (u32, u32) {

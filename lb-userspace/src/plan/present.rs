@@ -107,8 +107,6 @@ pub struct PresentService {
     pub times: Times,
     /// From when on every record of its flows names a slot of this ring, and not of one of other size or inputs.
     pub(super) aligned_s: u64,
-    /// Since when every flow is recorded, if it is; flows that were silent since before may have no record.
-    pub(super) tracked_since_s: u64,
     /// What the members were made from, empty without; unknown after adoption.
     pub(super) members: Option<Vec<(u32, u32)>>,
 }
@@ -117,6 +115,12 @@ impl PresentService {
     /// Whether every flow is recorded.
     pub fn tracks_all(&self) -> bool {
         self.entry.flags & FLAG_TRACK_ALL != 0
+    }
+
+    /// Whether every flow has been recorded for `window_s`: whoever was silent since before may not send any more.
+    pub(super) fn tells_all(&self, now_s: u64, window_s: u64) -> bool {
+        let since_s = self.entry.tracked_since_s();
+        since_s.is_some_and(|since_s| now_s >= u64::from(since_s) + window_s)
     }
 
     /// When something is due without a cause from outside.

@@ -189,8 +189,7 @@ fn read_services(
             ring: RingInputs::Adopted(0),
             window: Window::Settled,
             times: TIMES_UNKNOWN,
-            // It may have recorded nothing, and its ring may have had another size, until just now.
-            tracked_since_s: contents.now_s,
+            // Its ring may have had another size until just now.
             aligned_s: contents.now_s + u64::from(entry.established_s) + GRACE_S,
             members: None,
         };
