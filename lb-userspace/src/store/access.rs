@@ -82,6 +82,9 @@ pub struct Commit {
     pub change: Change,
     /// Replaces everything: objects, origin and history, which begins with `change`. For stores that lost theirs.
     pub reseed: Option<Objects>,
+    /// What must hold elsewhere, looked at in the same moment.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fence: Option<Fence>,
 }
 
 /// A change that the store holds.
@@ -255,7 +258,8 @@ pub trait Store: Send + Sync + fmt::Debug {
     /// What happened after `from`.
     fn since(&self, from: Revision) -> BoxFuture<'_, Result<Since, StoreError>>;
 
-    /// Makes a change. [`StoreError::Uncertain`] if it may or may not have been made.
+    /// Makes a change. [`StoreError::Uncertain`] if it may or may not have been made, [`StoreError::Fenced`] if the record that its
+    /// fence names is not held as claimed.
     fn commit(&self, commit: Commit) -> BoxFuture<'_, Result<Written, StoreError>>;
 
     /// The newest kept changes, newest first, at most `limit`.

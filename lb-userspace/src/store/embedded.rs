@@ -91,7 +91,7 @@ impl Inner {
     fn commit(&self, commit: Commit) -> Result<Written, StoreError> {
         // What will be there afterwards says what is to be written.
         let mut after = self.state().clone();
-        after.check(&commit)?;
+        after.check(&commit, now_ms())?;
         let (change, reseed) = (commit.change.clone(), commit.reseed.clone());
         after.commit(commit);
         let text = json(&change)?;

@@ -112,7 +112,7 @@ impl Store for MemoryStore {
     fn commit(&self, commit: Commit) -> BoxFuture<'_, Result<Written, StoreError>> {
         let commit = || {
             let mut state = self.state();
-            state.check(&commit)?;
+            state.check(&commit, now_ms())?;
             let change = commit.change.clone();
             state.commit(commit);
             self.news.changed(&change);

@@ -14,8 +14,8 @@ use std::{
 
 use super::{
     access::{
-        Claim, Commit, Expect, Head, LIST_MAX, Put, RECORDS_BYTES_MAX, RECORDS_MAX, Record, SINCE_BYTES_MAX, SINCE_MAX,
-        Since, Snapshot, StoreError,
+        Claim, Commit, Expect, Fence, Head, LIST_MAX, Put, RECORDS_BYTES_MAX, RECORDS_MAX, Record, SINCE_BYTES_MAX,
+        SINCE_MAX, Since, Snapshot, StoreError,
     },
     object::{Change, FormError, HISTORY_BYTES_MAX, Key, Objects, Revision, check_totals, total_bytes},
 };
@@ -155,11 +155,19 @@ impl State {
         self.changes.iter().map(|change| change.revision)
     }
 
+    /// Whether the record that `fence` names is held as it claims.
+    fn check_fence(&self, fence: Option<&Fence>, now_ms: u64) -> Result<(), StoreError> {
+        let Some(fence) = fence else { return Ok(()) };
+        let held = self.records.get(&fence.key).filter(|kept| kept.lives(now_ms));
+        if held.and_then(|kept| kept.claim.as_ref()) == Some(&fence.claim) { Ok(()) } else { Err(StoreError::Fenced) }
+    }
+
     /// Whether `commit` can be made. Changes nothing.
     ///
     /// # Errors
-    /// [`StoreError::Conflict`], [`StoreError::Form`], [`StoreError::Refused`].
-    pub fn check(&self, commit: &Commit) -> Result<(), StoreError> {
+    /// [`StoreError::Fenced`], [`StoreError::Conflict`], [`StoreError::Form`], [`StoreError::Refused`].
+    pub fn check(&self, commit: &Commit, now_ms: u64) -> Result<(), StoreError> {
+        self.check_fence(commit.fence.as_ref(), now_ms)?;
         let have = self.head.map(|head| head.revision);
         if commit.expect != have {
             return Err(StoreError::Conflict { have });
@@ -238,12 +246,7 @@ impl State {
     /// [`StoreError::RecordConflict`], [`StoreError::Fenced`], [`StoreError::Form`], [`StoreError::Full`].
     pub fn check_record(&self, put: &Put, now_ms: u64) -> Result<RecordStep, StoreError> {
         put.check()?;
-        if let Some(fence) = &put.fence {
-            let held = self.records.get(&fence.key).filter(|kept| kept.lives(now_ms));
-            if held.and_then(|kept| kept.claim.as_ref()) != Some(&fence.claim) {
-                return Err(StoreError::Fenced);
-            }
-        }
+        self.check_fence(put.fence.as_ref(), now_ms)?;
         let have = self.records.get(&put.key).filter(|kept| kept.lives(now_ms)).map(|kept| kept.version);
         let fits = match put.expect {
             Expect::Any => true,

@@ -9,7 +9,7 @@
 use std::{sync::Arc, time::Duration};
 
 use super::{
-    access::{Commit, Snapshot, Store, StoreError, Written},
+    access::{Commit, Fence, Snapshot, Store, StoreError, Written},
     memory::now_ms,
     object::{Change, Digest, Edit, Key, Objects, Revision, RevisionName},
 };
@@ -26,6 +26,8 @@ const PAUSE_MAX: Duration = Duration::from_millis(500);
 pub struct Intent {
     /// The revision at which the store must stand; else any.
     pub expect: Option<RevisionName>,
+    /// Who must hold which record at the moment of the write; else nobody.
+    pub fence: Option<Fence>,
     /// Who.
     pub author: String,
     /// Why; may be empty.
@@ -125,7 +127,8 @@ impl dyn Store {
             }
             let previous = have.unwrap_or(Revision::origin(origin));
             let change = Change::new(previous, &intent.author, now_ms(), &intent.message, edits);
-            let commit = Commit { expect: have, origin, change: change.clone(), reseed: None };
+            let commit =
+                Commit { expect: have, origin, change: change.clone(), reseed: None, fence: intent.fence.clone() };
             match self.commit_surely(commit).await {
                 Ok(written) => return Ok(Outcome::Changed(written, Box::new(change))),
                 Err(error @ StoreError::Conflict { .. }) if intent.expect.is_none() => conflict = Some(error),
@@ -155,7 +158,7 @@ impl dyn Store {
         }
         let change = Change::new(copy.revision, author, now_ms(), message, Vec::new());
         let expect = present.map(|present| present.revision);
-        let commit = Commit { expect, origin: copy.origin, change, reseed: Some(copy.objects.clone()) };
+        let commit = Commit { expect, origin: copy.origin, change, reseed: Some(copy.objects.clone()), fence: None };
         self.commit_surely(commit).await
     }
 

@@ -9,10 +9,10 @@ use lb_userspace::{
 use xtask::capability::{PINNED, available};
 
 use super::{
-    place::{Place, records},
+    place::{Host, Place, records},
     play::Play,
     program::Loaded,
-    setup::Setup,
+    setup::{Setup, sizes},
     step::{ATTEMPTS, Answer, Change, How, Step},
 };
 
@@ -106,6 +106,42 @@ fn a_maglev_service_changes_under_20000_flows_and_none_moves() -> Result<()> {
     println!("{live} of {FLOWS} flows are still live");
     // Those of the backend that died are not.
     ensure!(live > usize::from(FLOWS) * 97 / 100, "only {live} flows are left");
+    Ok(())
+}
+
+/// All servers drain under live flows, each of which stays; new ones find nobody, until a server takes new flows again.
+fn drain_all<P: Place>(place: &mut P, track_all: bool) -> Result<()> {
+    let setup = Setup { track_all, drain_s: 300, ..Setup::new(6, 6, 251, Times { announce_s: 4, window_s: 60 }) };
+    let mut play = Play::new(place, setup, None)?;
+    open(&mut play, 0, 200)?;
+    play.talk_all()?;
+    ensure!(play.rightful().len() == 200, "{} of 200 flows are live", play.rightful().len());
+    play.step(Step::Change(Change::DrainAll, How::Whole))?;
+    for at in 0..16 {
+        play.talk_all()?;
+        play.step(Step::Wait(10_000))?;
+        // A SYN that goes to a drained server would be noticed there.
+        open(&mut play, 300 + at, 1)?;
+    }
+    play.talk_all()?;
+    ensure!(play.rightful().len() == 200, "{} of 200 flows are live in the end", play.rightful().len());
+    play.step(Step::Change(Change::Weight(2, 1), How::Whole))?;
+    play.step(Step::Wait(6000))?;
+    open(&mut play, 400, 20)?;
+    play.talk_all()?;
+    ensure!(play.rightful().len() == 220, "{} of 220 flows are live", play.rightful().len());
+    play.finish()?;
+    Ok(())
+}
+
+#[test]
+fn a_service_whose_last_backends_drain_keeps_its_flows() -> Result<()> {
+    for track_all in [false, true] {
+        drain_all(&mut Host::new(sizes()), track_all)?;
+        if available(&PINNED, "flows through the loaded program") {
+            drain_all(&mut Loaded::new(sizes())?, track_all)?;
+        }
+    }
     Ok(())
 }
 

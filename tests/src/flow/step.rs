@@ -45,6 +45,8 @@ pub enum Change {
     Remove(u8),
     /// A server gets a weight; 0 drains it.
     Weight(u8, u8),
+    /// Every server gets the weight 0: new flows find nobody.
+    DrainAll,
     /// A server goes into maintenance, or comes out of it.
     Maint(u8),
     /// A server dies.
@@ -128,7 +130,8 @@ fn change(rng: &mut StdRng) -> Change {
     match rng.random_range(0..100) {
         0..22 => Change::Add(server),
         22..40 => Change::Remove(server),
-        40..52 => Change::Weight(server, rng.random_range(0..4)),
+        40..51 => Change::Weight(server, rng.random_range(0..4)),
+        51 => Change::DrainAll,
         52..54 => Change::Maint(server),
         54..62 => Change::Die(server),
         62..74 => Change::Recover(server),

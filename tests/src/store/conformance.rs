@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use lb_userspace::store::{
     Key, NodeReport, Notice, Outcome, Revision, Store, StoreError,
-    access::{Commit, Expect, Put},
+    access::{Claim, Commit, Expect, Fence, Put},
     feed::{Feed, RecordFeed, RecordNews},
     follow::{Event, Loss, Times},
     node,
@@ -53,6 +53,7 @@ pub async fn all(mut factory: impl Factory) {
         records_expire,
         record_pages,
         fences,
+        fenced_changes,
         nodes_report,
         a_feed_follows,
         a_lost_store_is_put_back,
@@ -209,7 +210,7 @@ async fn what_does_not_follow_is_refused(store: Arc<dyn Store>) {
     let snapshot = store.snapshot().await.unwrap().unwrap();
     let edits = vec![Edit { key: key("service/b"), before: None, after: Some("2".into()) }];
     let change = Change::new(snapshot.revision, "x", 0, "", edits.clone());
-    let commit = Commit { expect: Some(snapshot.revision), origin: snapshot.origin, change, reseed: None };
+    let commit = Commit { expect: Some(snapshot.revision), origin: snapshot.origin, change, reseed: None, fence: None };
     let mut forged = commit.clone();
     forged.change.author = "y".into();
     assert!(matches!(store.commit(forged).await, Err(StoreError::Refused(_))), "another digest");
@@ -237,7 +238,7 @@ async fn a_change_sent_twice_is_made_once(store: Arc<dyn Store>) {
     let snapshot = store.snapshot().await.unwrap().unwrap();
     let edits = vec![Edit { key: key("service/b"), before: None, after: Some("2".into()) }];
     let change = Change::new(snapshot.revision, "x", 0, "", edits);
-    let commit = Commit { expect: Some(snapshot.revision), origin: snapshot.origin, change, reseed: None };
+    let commit = Commit { expect: Some(snapshot.revision), origin: snapshot.origin, change, reseed: None, fence: None };
     let written = store.commit(commit.clone()).await.unwrap();
     assert_eq!(store.commit(commit).await, Err(StoreError::Conflict { have: Some(written.revision) }));
     assert_eq!(store.history(10).await.unwrap().len(), 2);
@@ -330,6 +331,33 @@ async fn fences(store: Arc<dyn Store>) {
     store.record_put(Put::new(master(), "").claim("b", 2).ttl_ms(300)).await.unwrap();
     assert_eq!(store.record_put(act("a", 1)).await, Err(StoreError::Fenced), "a new master");
     until("the master's lease ends", async || store.record_put(act("b", 2)).await == Err(StoreError::Fenced)).await;
+}
+
+async fn fenced_changes(store: Arc<dyn Store>) {
+    let master = || key("orchestrator/master");
+    let act = async |holder: &str, epoch, text: &str| {
+        let claim = Claim { holder: holder.into(), epoch };
+        let intent = Intent { fence: Some(Fence { key: master(), claim }), ..intent() };
+        let edits = [set("service/a", text)];
+        store.write(&intent, &edits, |_| Ok::<_, String>(())).await.map_err(|error| error.to_string())
+    };
+    let fenced = StoreError::Fenced.to_string();
+    assert_eq!(act("a", 1, "0").await.unwrap_err(), fenced, "nobody holds it");
+    store.record_put(Put::new(master(), "").claim("a", 1)).await.unwrap();
+    let first = act("a", 1, "1").await.unwrap().revision().unwrap();
+    for (holder, epoch) in [("a", 2), ("b", 1)] {
+        assert_eq!(act(holder, epoch, "2").await.unwrap_err(), fenced, "{holder} {epoch}");
+    }
+    // The revision is the one that the old master saw, and yet it is not its turn any more.
+    store.record_put(Put::new(master(), "").claim("b", 2).ttl_ms(300)).await.unwrap();
+    assert_eq!(act("a", 1, "2").await.unwrap_err(), fenced, "a new master");
+    assert_eq!(store.snapshot().await.unwrap().unwrap().revision, first);
+    let mut at = 1;
+    until("the master's lease ends", async || {
+        at += 1;
+        act("b", 2, &at.to_string()).await.is_err_and(|error| error == fenced)
+    })
+    .await;
 }
 
 async fn nodes_report(store: Arc<dyn Store>) {

@@ -44,7 +44,7 @@ pub fn set(name: &str, text: &str) -> NewText {
 }
 
 pub fn intent() -> Intent {
-    Intent { expect: None, author: "test@here".into(), message: String::new() }
+    Intent { expect: None, fence: None, author: "test@here".into(), message: String::new() }
 }
 
 /// Writes without a condition.

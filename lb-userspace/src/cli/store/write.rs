@@ -146,6 +146,7 @@ pub async fn make(
     } else {
         let intent = Intent {
             expect: args.expect_rev.clone(),
+            fence: None,
             author: author_of(args),
             message: args.message.clone().unwrap_or_else(|| subject.to_owned()),
         };

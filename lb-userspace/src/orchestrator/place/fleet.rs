@@ -124,10 +124,9 @@ impl Fleet {
 
     async fn edit(&self, edit: &Edit, revision: u64, fence: &Fence) -> Result<Outcome, StoreError> {
         let (key, holder, epoch) = fence.parts();
-        let claim = self.store.record_get(Key::new(key)?).await?.and_then(|record| record.claim);
-        if claim.is_none_or(|claim| (claim.holder.as_str(), claim.epoch) != (holder, epoch)) {
-            return Err(StoreError::Fenced);
-        }
+        // The store looks at it in the moment of the write: between a question and a write another may have become the master.
+        let claim = store::access::Claim { holder: holder.to_owned(), epoch };
+        let fence = Some(store::access::Fence { key: Key::new(key)?, claim });
         let (Edit::Add { backend, .. } | Edit::Drain { backend, .. } | Edit::Remove { backend, .. }) = edit;
         let address: SocketAddr =
             backend.parse().map_err(|_| StoreError::Refused(format!("{backend} is no address")))?;
@@ -146,7 +145,8 @@ impl Fleet {
         };
         // Whoever changed the configuration since this was decided has made it void.
         let expect = Some(RevisionName { number: revision, digest: String::new() });
-        let intent = Intent { expect, author: format!("orchestrator {holder}"), message: format!("{edit:?}") };
+        let (author, message) = (format!("orchestrator {holder}"), format!("{edit:?}"));
+        let intent = Intent { expect, fence, author, message };
         match self.store.update(&intent, decide).await {
             Ok(Changed::Changed(written, _)) => {
                 let version = Version(written.revision.number);

@@ -51,8 +51,8 @@ impl World {
         let edits = vec![Edit { key, before, after: after.map(Into::into) }];
         let previous = expect.unwrap_or(Revision::origin(origin));
         let change = Change::new(previous, "writer", self.now_ms, "", edits);
-        let commit = Commit { expect, origin, change: change.clone(), reseed: None };
-        if self.state.check(&commit).is_ok() {
+        let commit = Commit { expect, origin, change: change.clone(), reseed: None, fence: None };
+        if self.state.check(&commit, 0).is_ok() {
             self.state.commit(commit);
         }
         Notice::Changed { revision: change.revision, change: Some(Box::new(change)) }
@@ -61,8 +61,14 @@ impl World {
     pub fn restore(&mut self, copy: &Snapshot) -> Notice {
         let change = Change::new(copy.revision, "operator", self.now_ms, "", Vec::new());
         let expect = self.state.head().map(|head| head.revision);
-        let commit = Commit { expect, origin: copy.origin, change: change.clone(), reseed: Some(copy.objects.clone()) };
-        self.state.check(&commit).unwrap();
+        let commit = Commit {
+            expect,
+            origin: copy.origin,
+            change: change.clone(),
+            reseed: Some(copy.objects.clone()),
+            fence: None,
+        };
+        self.state.check(&commit, 0).unwrap();
         self.state.commit(commit);
         Notice::Changed { revision: change.revision, change: Some(Box::new(change)) }
     }

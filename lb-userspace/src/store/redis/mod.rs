@@ -185,7 +185,7 @@ impl RedisStore {
 
     async fn write_commit(&self, commit: Commit) -> Result<Written, StoreError> {
         commit_check(&commit)?;
-        let Commit { expect, origin, change, reseed } = &commit;
+        let Commit { expect, origin, change, reseed, fence } = &commit;
         let revision = change.revision;
         let stored = json(change)?;
         let small = change.bytes() <= NOTICE_BYTES_MAX;
@@ -194,7 +194,12 @@ impl RedisStore {
         let timeout = self.config.answer_timeout * WHOLE + self.config.replica_timeout;
         let (answer, replicated): (Vec<Value>, Option<u64>) = self
             .written(timeout, async |link: Arc<Link>| {
-                let mut cmd = link.script(Script::Commit, &[&self.keys.meta, &self.keys.objects, &self.keys.changes]);
+                let fence_name =
+                    fence.as_ref().map_or_else(String::new, |fence| format!("{}{}", self.keys.record, fence.key));
+                // Without a fence the script looks at none of its records; a key must be named anyhow.
+                let fence_key = if fence.is_some() { &fence_name } else { &self.keys.meta };
+                let keys = [&*self.keys.meta, &*self.keys.objects, &*self.keys.changes, &**fence_key];
+                let mut cmd = link.script(Script::Commit, &keys);
                 let (number, digest) = match expect {
                     Some(expect) => (expect.number.to_string(), expect.digest.to_string()),
                     None => (String::new(), String::new()),
@@ -203,6 +208,7 @@ impl RedisStore {
                 cmd.arg(revision.digest.to_string()).arg(&stored).arg(self.config.history_max.max(1));
                 cmd.arg(HISTORY_BYTES_MAX).arg(OBJECTS_MAX).arg(STORE_BYTES_MAX).arg(&self.keys.changed).arg(&notice);
                 cmd.arg(u8::from(reseed.is_some()));
+                claimed(&mut cmd, fence.as_ref().map(|fence| &fence.claim));
                 for (key, text) in reseed.iter().flatten() {
                     cmd.arg(key.as_str()).arg("s").arg(&**text);
                 }
@@ -222,6 +228,7 @@ impl RedisStore {
         let mut words = answer.into_iter().filter_map(text);
         match words.next().as_deref() {
             Some("ok") => Ok(Written { revision, replicated: replicated.is_none_or(|count| count > 0) }),
+            Some("fenced") => Err(StoreError::Fenced),
             Some("conflict") => Err(StoreError::Conflict { have: revision_of(words.next(), words.next())? }),
             Some("schema") => Err(StoreError::Schema { found: words.next().unwrap_or_default() }),
             Some("origin") => Err(StoreError::Refused("the change is for a store of another origin".into())),
@@ -273,20 +280,16 @@ impl RedisStore {
                 let fence_name = name(fence.map_or(&put.key, |fence| &fence.key));
                 let keys = [&*name(&put.key), &self.keys.index, &self.keys.version, &fence_name];
                 let mut cmd = link.script(Script::Put, &keys);
-                let claim = |cmd: &mut redis::Cmd, claim: Option<&Claim>| {
-                    cmd.arg(u8::from(claim.is_some())).arg(claim.map_or("", |claim| &claim.holder));
-                    cmd.arg(claim.map_or(0, |claim| claim.epoch));
-                };
                 cmd.arg(put.key.as_str()).arg(if put.value.is_some() { "s" } else { "d" });
                 cmd.arg(put.value.as_deref().unwrap_or_default());
-                claim(&mut cmd, put.claim.as_ref());
+                claimed(&mut cmd, put.claim.as_ref());
                 match put.expect {
                     Expect::Any => cmd.arg("any").arg(""),
                     Expect::Absent => cmd.arg("absent").arg(""),
                     Expect::Version(version) => cmd.arg("version").arg(version),
                 };
                 cmd.arg(put.ttl_ms.map_or(String::new(), |ttl_ms| ttl_ms.to_string()));
-                claim(&mut cmd, fence.map(|fence| &fence.claim));
+                claimed(&mut cmd, fence.map(|fence| &fence.claim));
                 cmd.arg(&self.keys.recorded).arg(&notice).arg(RECORDS_MAX).arg(&self.keys.record);
                 link.ask(cmd).await
             })
@@ -336,6 +339,12 @@ fn json(value: &impl serde::Serialize) -> Result<String, StoreError> {
 
 fn change(text: &str) -> Result<Change, StoreError> {
     serde_json::from_str(text).map_err(|e| StoreError::Broken(format!("a kept change: {e}")))
+}
+
+/// Whether there is a claim, its holder and its epoch, as scripts take them.
+fn claimed(cmd: &mut redis::Cmd, claim: Option<&Claim>) {
+    cmd.arg(u8::from(claim.is_some())).arg(claim.map_or("", |claim| &claim.holder));
+    cmd.arg(claim.map_or(0, |claim| claim.epoch));
 }
 
 fn head(meta: Vec<Option<String>>) -> Result<Option<Head>, StoreError> {

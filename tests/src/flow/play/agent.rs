@@ -17,7 +17,7 @@ use super::{
     super::{
         dying::Dying,
         place::{Place, drift},
-        setup::SECRETS,
+        setup::{SECRETS, Setup},
         step::{Change, How},
         weaken::Rule,
     },
@@ -172,6 +172,7 @@ impl<P: Place> Play<'_, P> {
             Change::Add(_) => (server.listed, server.weight) = (true, server.weight.max(1)),
             Change::Remove(_) => (server.listed, server.maint) = (false, false),
             Change::Weight(_, weight) => server.weight = weight.into(),
+            Change::DrainAll => setup.servers.iter_mut().for_each(|server| server.weight = 0),
             Change::Maint(_) => server.maint = server.listed && !server.maint,
             Change::Die(_) => server.up = false,
             Change::Recover(_) => server.up = true,
@@ -181,8 +182,10 @@ impl<P: Place> Play<'_, P> {
             Change::TrackAll(all) => setup.track_all = all,
             Change::OnMarkedDown(what) => setup.on_marked_down = what,
         }
-        // Somebody has to take new flows, else the service fails open and nobody is dead.
-        if setup.servers.iter().filter(|server| server.is_eligible()).count() < 2 {
+        // Somebody has to take new flows, else the service fails open and nobody is dead; other than where all drain, or did.
+        let drains = |setup: &Setup| setup.servers.iter().all(|server| server.weight == 0);
+        let eligible = setup.servers.iter().filter(|server| server.is_eligible()).count();
+        if eligible < 2 && !drains(setup) && !(drains(&before) && eligible == 1) {
             self.setup = before;
             return Ok(());
         }
