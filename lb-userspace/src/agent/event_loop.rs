@@ -26,7 +26,7 @@ use super::{
     overrides,
     pace::Pace,
     reload::{self, Candidate},
-    shared::Shared,
+    shared::{Shared, Told},
     systemd,
     view::Process,
 };
@@ -37,7 +37,7 @@ use crate::{
     net::{forwarding::Unmet, sysctl},
     plan,
     store::{FileError, FileStore, Text, Watch},
-    telemetry::metrics::{Metrics, ReloadOutcome, Snapshot},
+    telemetry::metrics::{Metrics, ReloadOutcome, Snapshot, Stage},
 };
 use axum::http::StatusCode;
 
@@ -93,6 +93,8 @@ pub struct EventLoop {
     look_at: Instant,
     look: Option<JoinHandle<Result<plan::Look, dataplane::Error>>>,
     pub(super) snapshot: Option<(Instant, Arc<Snapshot>)>,
+    /// When the first judgement of the store came that the maps do not hold yet.
+    pub(super) judged_at: Option<Instant>,
     /// Services that failed open when that was last looked at.
     open: Vec<String>,
     /// Addresses whose next hops the network was last asked for.
@@ -181,7 +183,7 @@ async fn next(signal: &mut Signal) {
     }
 }
 
-async fn told(shared: &mut Option<Shared>) {
+async fn told(shared: &mut Option<Shared>) -> Told {
     match shared {
         Some(shared) => shared.told().await,
         None => std::future::pending().await,
@@ -206,6 +208,7 @@ impl EventLoop {
             look_at,
             look: None,
             snapshot: None,
+            judged_at: None,
             open: Vec::new(),
             destinations: BTreeSet::new(),
         }
@@ -213,9 +216,11 @@ impl EventLoop {
 
     /// Tells everybody outside what the state asks of them.
     pub fn spread(&mut self) {
+        // What is new may be spoken for in the store already.
+        self.judge();
         let parts = &mut self.parts;
         let state = &parts.node.state;
-        parts.checker.set_targets(state.targets());
+        parts.checker.set_targets(state.own_targets());
         self.destinations = state.destinations();
         parts.network.set_destinations(self.destinations.clone());
         if state.config().node.announce == Announce::Address {
@@ -321,7 +326,10 @@ impl EventLoop {
                 () = news(&mut self.parts.watch) => {
                     self.read_at.get_or_insert(Instant::now() + FILE_PAUSE);
                 }
-                () = told(&mut self.parts.shared) => self.follow().await,
+                told = told(&mut self.parts.shared) => match told {
+                    Told::News => self.follow().await,
+                    Told::Judgements => self.take_judgements(),
+                },
                 Some(call) = self.parts.calls.recv() => self.answer(call).await,
                 () = at(due) => self.pace.request(Instant::now()),
                 () = at(look_at) => self.look = Some(tokio::task::spawn_blocking(self.parts.node.look())),
@@ -386,6 +394,10 @@ impl EventLoop {
 
     fn take_event(&mut self, event: &health::Event) -> bool {
         let Parts { node, metrics, .. } = &mut self.parts;
+        // A probe that was under way when the store began to speak for the target.
+        if node.state.is_spoken_for(&event.target) {
+            return false;
+        }
         let kind = match event.target.check.probe {
             model::Probe::Http { .. } => "http",
             model::Probe::Tcp => "tcp",
@@ -414,6 +426,9 @@ impl EventLoop {
         match self.parts.node.publish(state, false).await {
             Ok(published) => {
                 self.parts.metrics.applied(published.took);
+                if let Some(received) = self.judged_at.take() {
+                    self.parts.metrics.propagated(Stage::HealthReceivedToApplied, received.elapsed());
+                }
                 self.pace.ran(Instant::now());
                 // The revision is stored anew in any case.
                 if published.ops > 1 {

@@ -49,6 +49,8 @@ use crate::{
     telemetry::metrics::Metrics,
 };
 
+/// How long those who judge health may be silent.
+pub(super) const SILENCE: Duration = Duration::from_secs(3);
 /// Longest wait for anything that must happen.
 pub(super) const SOON: Duration = Duration::from_secs(10);
 
@@ -168,9 +170,10 @@ impl Scene {
                 let copy = follow::keep::load(&copy_file).unwrap();
                 let times = Times { look_ms: 300, ..Times::default() };
                 let leases_file = self.path("leases.json");
-                let options = follow::Options { node: "n".into(), copy_file, leases_file, times };
+                let options = follow::Options { node: "n".into(), copy_file, leases_file, times, silence_max: SILENCE };
                 let mut following = follow::start(from, copy, &options, Arc::clone(&metrics));
                 following.news.changed().await.unwrap();
+                following.judged.changed().await.unwrap();
                 let news = following.news.borrow_and_update().clone().unwrap();
                 let shared = Shared::new(following, news);
                 let (document, leases) = shared.document("weir.toml", &text.text);

@@ -23,7 +23,7 @@ use super::{
         socket,
     },
     event_loop::{EventLoop, Parts},
-    follow::{self, Following, News, health::Observations},
+    follow::{self, Following, News, health::Observations, judged::SILENCE_MAX},
     lock::Lock,
     mode,
     network::Live,
@@ -160,13 +160,23 @@ async fn begin(
         None
     });
     let leases_file = node.state_dir.join(LEASES_FILE);
-    let options = follow::Options { node: node.name.clone(), copy_file, leases_file, times: Times::default() };
+    let options = follow::Options {
+        node: node.name.clone(),
+        copy_file,
+        leases_file,
+        times: Times::default(),
+        silence_max: SILENCE_MAX,
+    };
     let mut following = follow::start(Arc::clone(&store), copy, &options, Arc::clone(metrics));
     let news = first_news(&mut following, adopted).await;
     let present = document(file_name, text, &news.snapshot.objects);
     let input = reload::Input::Shared { document: &present, leases: &news.leases };
     let config = accepted(reload::check(incremental, input, &node.name))?;
-    let health = tokio::time::timeout(FIRST_HEALTH, follow::health::inherited(&*store, &node.name)).await;
+    // What workers judge counts from the first publication on; what nodes observed, where nobody judges.
+    let (health, _) = tokio::join!(
+        tokio::time::timeout(FIRST_HEALTH, follow::health::inherited(&*store, &node.name)),
+        tokio::time::timeout(FIRST_HEALTH, following.judged.changed()),
+    );
     let health = health.ok().and_then(Result::ok).unwrap_or_default();
     let mut before = None;
     if !adopted {

@@ -10,15 +10,16 @@ use std::{
     collections::BTreeMap,
     net::IpAddr,
     sync::Arc,
-    time::{Duration, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use axum::http::StatusCode;
 
 use super::{
     api::{Call, Refusal},
-    event_loop::{EventLoop, ReloadError},
+    event_loop::{EventLoop, Parts, ReloadError},
     follow::{self, Following, News, health::Observations, report::Standing},
+    state::Judged,
     systemd,
 };
 use crate::{
@@ -37,6 +38,15 @@ use crate::{
     telemetry::metrics::Stage,
 };
 
+/// What the store tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Told {
+    /// Another state of the objects.
+    News,
+    /// Other judgements of health.
+    Judgements,
+}
+
 /// A store that is followed.
 #[derive(Debug)]
 pub struct Shared {
@@ -54,12 +64,17 @@ impl Shared {
         Self { following, news, standing: Standing::default() }
     }
 
-    /// Waits for another state.
-    pub async fn told(&mut self) {
-        if self.following.news.changed().await.is_err() {
+    /// Waits for what the store tells next.
+    pub async fn told(&mut self) -> Told {
+        let (changed, told) = tokio::select! {
+            changed = self.following.news.changed() => (changed, Told::News),
+            changed = self.following.judged.changed() => (changed, Told::Judgements),
+        };
+        if changed.is_err() {
             // The task has ended, which it does only with this end: what is in force stays.
             std::future::pending::<()>().await;
         }
+        told
     }
 
     /// The configuration of a node whose own file says `text`, with the addresses that it leases.
@@ -108,6 +123,8 @@ impl Shared {
             lag: number(view.newest).saturating_sub(number(self.standing.applied)),
             history_lost: view.refused.map(|loss| loss.words().to_owned()),
             losses: view.counters.losses,
+            health_from_store: 0,
+            health_own: 0,
             resyncs: Resync::ALL.iter().map(counted).collect(),
             pools: (view.leases.iter().map(|(pool, address)| lease(pool, Some(*address))))
                 .chain(view.without.iter().map(|pool| lease(pool, None)))
@@ -144,6 +161,54 @@ impl EventLoop {
             }
         }
         systemd::status(&self.status_line());
+    }
+
+    /// Puts what the store says of health into the state; says what that changed.
+    pub(super) fn judge(&mut self) -> Judged {
+        let Parts { node, metrics, shared, .. } = &mut self.parts;
+        let Some(shared) = shared else { return Judged::default() };
+        let judgements = Arc::clone(&shared.following.judged.borrow_and_update());
+        let before = node.state.sources();
+        let judged = node.state.judge(&judgements);
+        let (spoken, own) = node.state.sources();
+        if judged.sources && (before.0 == 0) != (spoken == 0) {
+            match spoken {
+                0 => tracing::warn!(targets = own, "the store is silent about health: this node checks for itself"),
+                _ => tracing::info!(targets = spoken, own, "health is taken from the store"),
+            }
+        }
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        for (target, health) in &judged.states {
+            // As for revisions: where the worker's clock is ahead, nothing is told.
+            if let Some(took) = now.checked_sub(Duration::from_millis(health.since.0)) {
+                metrics.propagated(Stage::HealthJudgedToReceived, took);
+            }
+            for (service, backend) in node.state.users(target) {
+                let name = api::backend_name(backend.address, backend.port);
+                metrics.transition(&service.name, &name, health.up);
+                let (service, reason) = (&service.name, &health.reason);
+                if health.up {
+                    tracing::info!(%service, backend = %name, reason, "backend is up, says the store");
+                } else {
+                    tracing::warn!(%service, backend = %name, reason, "backend is down, says the store");
+                }
+            }
+        }
+        judged
+    }
+
+    /// Takes what the store says of health now.
+    pub(super) fn take_judgements(&mut self) {
+        let now = Instant::now();
+        let judged = self.judge();
+        if !judged.states.is_empty() {
+            self.judged_at.get_or_insert(now);
+            self.pace.request(now);
+            self.tell_health();
+        }
+        if judged.sources {
+            self.parts.checker.set_targets(self.parts.node.state.own_targets());
+        }
     }
 
     /// Tells the store what became of the newest state.
@@ -224,7 +289,9 @@ impl EventLoop {
 
     /// Looks how it stands with the store, for an answer.
     pub(super) fn see_store(&mut self) {
-        self.parts.node.store = self.parts.shared.as_ref().map(Shared::status);
+        let (health_from_store, health_own) = self.parts.node.state.sources();
+        let status = |shared: &Shared| api::StoreStatus { health_from_store, health_own, ..shared.status() };
+        self.parts.node.store = self.parts.shared.as_ref().map(status);
     }
 
     /// The call, unless it would change on this node what the store says; that is refused, and where to go is told.

@@ -1,6 +1,13 @@
 //! The event loop on a store: what is written there reaches the maps, what is wrong does not, and a node that joins knows owners.
 
-use std::{net::IpAddr, sync::Arc, time::Duration};
+use std::{
+    net::IpAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use lb_core::abi::ring::State;
 
@@ -15,10 +22,12 @@ use crate::{
         client::{Client, ClientError},
     },
     dataplane::{Dataplane as _, fake::FakeDataplane},
+    health::shared::{ASSIGNMENT, Assignment, BEATS, Beat, HEALTH, Health, UnixMs, name},
     model::{AdminState, Incremental},
     plan::MapSizes,
     store::{
         Key, Objects, Store,
+        access::Put,
         document::document,
         memory::MemoryStore,
         node::Outcome,
@@ -235,4 +244,124 @@ async fn a_node_that_joins_inside_a_window_has_the_owners_of_one_that_lived_thro
         let same = a == b || (a.0, *b) == (State::Residual, (State::Settled, None));
         assert!(same, "slot {slot}: {a:?} where it was lived through, {b:?} where it was joined");
     }
+}
+
+/// What an orchestrator's worker writes: the assignment once, its heartbeat, and what it judges.
+struct Worker {
+    store: Arc<dyn Store>,
+    beating: Arc<AtomicBool>,
+}
+
+impl Worker {
+    async fn start(store: &Arc<dyn Store>) -> Self {
+        let put = |key: &str, text: String| store.record_put(Put::new(self::key(key), text));
+        let assignment =
+            Assignment { holder: "o/1".into(), epoch: 1, workers: ["o".to_owned()].into(), vantage_points: 1 };
+        put(ASSIGNMENT, serde_json::to_string(&assignment).unwrap()).await.unwrap();
+        let worker = Self { store: Arc::clone(store), beating: Arc::new(AtomicBool::new(true)) };
+        let (store, beating) = (Arc::clone(store), Arc::clone(&worker.beating));
+        tokio::spawn(async move {
+            for beat in 0.. {
+                if beating.load(Ordering::Relaxed) {
+                    let beat = Beat { holder: "o/1".into(), beat, generation: 1, address: None };
+                    let text = serde_json::to_string(&beat).unwrap();
+                    store.record_put(Put::new(key(&format!("{BEATS}o")), text)).await.unwrap();
+                }
+                tokio::time::sleep(Duration::from_millis(200)).await;
+            }
+        });
+        worker
+    }
+
+    /// Judges every target of `scene.text`'s service by its last byte.
+    async fn judge(&self, scene: &Scene, judgements: &[(u8, bool)]) {
+        for (last, up) in judgements {
+            let config = crate::model::check("f", &scene.text(&[(*last, 1)])).config.unwrap();
+            let target = super::state::target(&config.services[0], &config.services[0].backends[0]).unwrap();
+            let since = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap().as_millis() as u64;
+            let health = Health { up: *up, reason: "L7STS".into(), since: UnixMs(since), votes: Default::default() };
+            let put = Put::new(key(&format!("{HEALTH}{}", name(&target))), serde_json::to_string(&health).unwrap());
+            self.store.record_put(put).await.unwrap();
+        }
+    }
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn health_is_the_stores_while_workers_move_and_the_nodes_own_when_they_are_silent() {
+    let scene = Scene::new().await;
+    scene.write(&local(&scene));
+    let store: Arc<dyn Store> = Arc::new(MemoryStore::default());
+    put(&store, &[("service/web", Some(service(&scene, &[(2, 1), (3, 1)])))]).await;
+    scene
+        .run_with(None, Some(Arc::clone(&store)), async |client, metrics| {
+            all_up(&client).await;
+            let settled = slots(&client).await;
+            let sources = |store: u32, own: u32| {
+                move |s: &crate::api::Status| {
+                    s.store.as_ref().is_some_and(|s| (s.health_from_store, s.health_own) == (store, own))
+                }
+            };
+            let status = async || client.status().await.unwrap();
+            until("no orchestrator", status, sources(0, 2)).await;
+            let windows = async || client.status().await.unwrap().counts.services_in_window;
+            // One is judged, the other is the node's own still; nothing moves.
+            let worker = Worker::start(&store).await;
+            worker.judge(&scene, &[(2, true)]).await;
+            until("one from the store", status, sources(1, 1)).await;
+            worker.judge(&scene, &[(3, true)]).await;
+            until("both from the store", status, sources(2, 0)).await;
+            assert_eq!((slots(&client).await, windows().await), (settled.clone(), 0), "nothing changed but the source");
+            // A backend that the node would find dead is up as long as the store says so.
+            scene.one.answer(503);
+            tokio::time::sleep(Duration::from_millis(500)).await;
+            assert_eq!(slots(&client).await, settled);
+            worker.judge(&scene, &[(2, false)]).await;
+            until("the judgement in the maps", async || slots(&client).await, |s| s[0] == 0).await;
+            let text = scrape(&metrics, "/metrics").await;
+            for line in [
+                "weir_health_targets{source=\"store\"} 2",
+                "weir_store_propagation_seconds_count{stage=\"health_judged_to_received\"} 1",
+                "weir_store_propagation_seconds_count{stage=\"health_received_to_applied\"} 1",
+            ] {
+                assert!(text.contains(line), "{line} is missing: {text}");
+            }
+            // It falls silent: what was judged stays, and the node finds out by itself that the backend is back.
+            worker.beating.store(false, Ordering::Relaxed);
+            let while_silent = async || (client.status().await.unwrap(), slots(&client).await);
+            until("own checks", while_silent, |(status, slots)| {
+                let own = sources(0, 2)(status);
+                assert!(own || slots[0] == 0, "the backend took traffic before it was checked");
+                own
+            })
+            .await;
+            scene.one.answer(200);
+            until("it is back", async || slots(&client).await, |s| s[0] > 0).await;
+            // The other one dies while nobody else looks.
+            scene.two.answer(503);
+            until("its death", async || slots(&client).await, |s| s[1] == 0).await;
+        })
+        .await;
+}
+
+/// Judgements that are the opposite of what this node would find, so that it shows whose count.
+#[tokio::test(flavor = "current_thread")]
+async fn a_node_that_starts_has_what_workers_judged_from_its_first_publication_on() {
+    let scene = Scene::new().await;
+    scene.write(&local(&scene));
+    let store: Arc<dyn Store> = Arc::new(MemoryStore::default());
+    put(&store, &[("service/web", Some(service(&scene, &[(2, 1), (3, 1)])))]).await;
+    let worker = Worker::start(&store).await;
+    worker.judge(&scene, &[(2, true), (3, false)]).await;
+    scene.one.answer(503);
+    let beat = async || store.record_get(key(&format!("{BEATS}o"))).await.unwrap();
+    until("a heartbeat", beat, Option::is_some).await;
+    scene
+        .run_with(None, Some(Arc::clone(&store)), async |client, _| {
+            let judged = |s: &Vec<u32>| s[0] > 0 && s[1] == 0;
+            assert!(judged(&slots(&client).await), "the first publication");
+            // Several intervals of an own check.
+            tokio::time::sleep(Duration::from_millis(500)).await;
+            assert!(judged(&slots(&client).await), "and what follows");
+        })
+        .await;
 }

@@ -15,7 +15,10 @@ use std::{
 
 use super::overrides::{BackendId, Dropped, Overrides};
 use crate::{
-    health::{self, Candidate, Outcome, Target},
+    health::{
+        self, Candidate, Outcome, Target,
+        shared::{self, Health},
+    },
     model::{AdminState, Backend, Config, Service, ServiceKey},
     net::Resolution,
     plan::{self, Wanted},
@@ -36,6 +39,19 @@ pub struct Observed {
     pub against_max: u32,
     /// Changes of state since the agent started.
     pub transitions: u64,
+    /// Reason word of the judgement in the store, where that counts; `None` where this node checks for itself.
+    pub spoken: Option<String>,
+    /// Name of the target in the store, once it was looked for.
+    name: Option<Arc<str>>,
+}
+
+/// What judgements of the store changed.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Judged {
+    /// Targets whose state changed, with whether they are up.
+    pub states: Vec<(Target, Health)>,
+    /// Whether other targets than before are checked by this node.
+    pub sources: bool,
 }
 
 /// The last result of a probe.
@@ -185,6 +201,53 @@ impl State {
         self.health.iter().map(|(target, observed)| (target.clone(), up(observed))).collect()
     }
 
+    /// As [`State::targets`], those of them that this node checks for itself.
+    pub fn own_targets(&self) -> BTreeMap<Target, Option<bool>> {
+        let mut targets = self.targets();
+        targets.retain(|target, _| !self.is_spoken_for(target));
+        targets
+    }
+
+    /// Whether the store speaks for a target.
+    pub fn is_spoken_for(&self, target: &Target) -> bool {
+        self.health.get(target).is_some_and(|observed| observed.spoken.is_some())
+    }
+
+    /// How many targets the store speaks for, and how many this node checks for itself.
+    pub fn sources(&self) -> (u32, u32) {
+        let spoken = self.health.values().filter(|observed| observed.spoken.is_some()).count();
+        let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+        (count(spoken), count(self.health.len() - spoken))
+    }
+
+    /// Takes what the store says, by the names of targets. A target of which it says nothing any more keeps its state, from which
+    /// this node's own check goes on: another source by itself changes no state.
+    pub fn judge(&mut self, judgements: &BTreeMap<String, Health>) -> Judged {
+        let mut judged = Judged::default();
+        for (target, observed) in &mut self.health {
+            if judgements.is_empty() && observed.spoken.is_none() {
+                continue;
+            }
+            let name = observed.name.get_or_insert_with(|| shared::name(target).into());
+            let said = judgements.get(&**name);
+            judged.sources |= said.is_some() != observed.spoken.is_some();
+            if said.is_some() != observed.spoken.is_some() {
+                // Of the other source nothing is known here yet.
+                (observed.last, observed.against, observed.against_max) = (None, 0, 0);
+            }
+            observed.spoken = said.map(|health| health.reason.clone());
+            let Some(health) = said else { continue };
+            let state = if health.up { health::State::Up } else { health::State::Down };
+            if observed.state != state {
+                observed.state = state;
+                observed.transitions += 1;
+                observed.since = Some(SystemTime::UNIX_EPOCH + Duration::from_millis(health.since.0));
+                judged.states.push((target.clone(), health.clone()));
+            }
+        }
+        judged
+    }
+
     /// Addresses of all backends that packets may go to.
     pub fn addresses(&self) -> BTreeSet<IpAddr> {
         self.backends().filter(|(_, b)| b.admin_state != AdminState::Maint).map(|(_, b)| b.address).collect()
@@ -213,6 +276,10 @@ impl State {
     /// Takes a result. Returns whether it changes what is judged; a result of a target that is gone changes nothing.
     pub fn observe(&mut self, event: &health::Event) -> bool {
         let Some(observed) = self.health.get_mut(&*event.target) else { return false };
+        // A probe that was under way when the store began to speak.
+        if observed.spoken.is_some() {
+            return false;
+        }
         let changed = observed.state != event.state;
         if changed {
             observed.since = Some(event.at);
@@ -336,7 +403,7 @@ impl Observed {
             Some(false) => health::State::Down,
             None => health::State::Unknown,
         };
-        Self { state, since: None, last: None, against: 0, against_max: 0, transitions: 0 }
+        Self { state, since: None, last: None, against: 0, against_max: 0, transitions: 0, spoken: None, name: None }
     }
 }
 
@@ -351,6 +418,44 @@ mod tests {
         );
         backends.iter().for_each(|last| text += &format!("[[service.backends]]\naddress = \"10.0.0.{last}\"\n"));
         check("f", &text).config.expect("a configuration")
+    }
+
+    /// The state follows the store while that speaks, stays as it is when it falls silent, and is this node's own again then.
+    #[test]
+    fn the_source_of_health_changes_without_a_change_of_health() {
+        let text = "[node]\ninterface = \"eth0\"\n[[service]]\nname = \"s\"\nvip = \"192.0.2.1\"\nport = 80\nforward = \"dsr\"\n\
+                    [service.health_check]\ntype = \"tcp\"\n[[service.backends]]\naddress = \"10.0.0.1\"\n\
+                    [[service.backends]]\naddress = \"10.0.0.2\"\n";
+        let config = check("f", text).config.expect("a configuration");
+        let mut state = State::new(config, Overrides::default(), &|_| Some(true));
+        let targets: Vec<Target> = state.targets().into_keys().collect();
+        let health = |up| Health { up, reason: "L4CON".into(), since: shared::UnixMs(5_000), votes: BTreeMap::new() };
+        let said = |up: &[bool]| -> BTreeMap<String, Health> {
+            targets.iter().map(shared::name).zip(up.iter().map(|up| health(*up))).collect()
+        };
+        let event = |target: &Target, to| health::Event {
+            target: Arc::new(target.clone()),
+            outcome: Outcome::L4Ok,
+            latency: Duration::ZERO,
+            late: Duration::ZERO,
+            state: to,
+            transition: None,
+            against: 0,
+            against_max: 2,
+            at: SystemTime::UNIX_EPOCH,
+        };
+        assert_eq!(state.judge(&BTreeMap::new()), Judged::default());
+        assert_eq!(state.judge(&said(&[true])), Judged { states: vec![], sources: true }, "it says what is known");
+        assert_eq!((state.sources(), state.own_targets().len()), ((1, 1), 1));
+        assert!(!state.observe(&event(&targets[0], health::State::Down)), "the store speaks for it");
+        assert!(state.observe(&event(&targets[1], health::State::Down)), "this one is checked here");
+        let judged = state.judge(&said(&[false, false]));
+        assert_eq!(judged.states.len(), 1, "the second one is down already");
+        assert!(judged.sources && state.own_targets().is_empty());
+        // Silence: both stay down, and are checked here from there on.
+        assert_eq!(state.judge(&BTreeMap::new()), Judged { states: vec![], sources: true });
+        assert!(state.own_targets().values().all(|up| *up == Some(false)) && state.own_targets().len() == 2);
+        assert!(state.observe(&event(&targets[0], health::State::Up)));
     }
 
     /// The network is asked about a backend that leaves for as long as it does, and what it says reaches the maps.

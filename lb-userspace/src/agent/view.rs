@@ -75,6 +75,12 @@ pub(super) fn next_hop(resolution: Option<&Resolution>) -> api::NextHop {
     }
 }
 
+/// Reason word of what is judged: the store's where that speaks, else of the last result.
+fn reason(observed: Option<&Observed>) -> Option<String> {
+    let observed = observed?;
+    observed.spoken.clone().or_else(|| Some(observed.last.as_ref()?.outcome.word().into()))
+}
+
 fn health_state(observed: Option<&Observed>) -> api::HealthState {
     match observed.map(|o| o.state) {
         None => api::HealthState::Unchecked,
@@ -133,7 +139,7 @@ impl Node {
             admin_state_configured: configured.admin_state,
             admin_state_override: o.and_then(|o| o.admin_state).map(|s| s.value),
             health: health_state(observed),
-            health_reason: observed.and_then(|o| o.last.as_ref()).map(|l| l.outcome.word().into()),
+            health_reason: reason(observed),
             health_since_unix_s: observed.and_then(|o| o.since).map(unix_s),
             leaving: false,
             drain: present.and_then(|b| self.drain(service, b)),
@@ -240,7 +246,7 @@ impl Node {
                 backend: backend_name(backend.address, backend.port),
                 probe: probe.unwrap_or_default(),
                 state: health_state(observed),
-                reason: last.map(|l| l.outcome.word().into()),
+                reason: reason(observed),
                 detail: last.map(|l| l.outcome.to_string()),
                 since_unix_s: observed.and_then(|o| o.since).map(unix_s),
                 checked_unix_s: last.map(|l| unix_s(l.at)),
@@ -248,6 +254,7 @@ impl Node {
                 against: observed.map_or(0, |o| o.against),
                 against_max: observed.map_or(0, |o| o.against_max),
                 transitions: observed.map_or(0, |o| o.transitions),
+                from_store: observed.is_some_and(|o| o.spoken.is_some()),
             }
         };
         self.state.backends().map(view).collect()

@@ -245,6 +245,9 @@ pub struct HealthTarget {
     pub against_max: u32,
     /// Changes of state since the agent started.
     pub transitions: u64,
+    /// Whether `state` is what the orchestrators judged, through the store; `false` where this node checks for itself.
+    #[serde(default)]
+    pub from_store: bool,
 }
 
 /// Where packets for an address leave.

@@ -75,6 +75,12 @@ pub struct StoreStatus {
     /// How often the node had to ask anew, by cause.
     #[serde(default)]
     pub resyncs: Vec<Resyncs>,
+    /// Health targets that are judged by the orchestrators, through the store.
+    #[serde(default)]
+    pub health_from_store: u32,
+    /// Health targets that this node checks for itself, as it does without an orchestrator or if that is silent.
+    #[serde(default)]
+    pub health_own: u32,
     /// Addresses that this node leases, by pool.
     #[serde(default)]
     pub pools: Vec<PoolLease>,

@@ -56,7 +56,8 @@ fn list(targets: &[HealthTarget], failing: bool, now_unix_s: u64, colour: bool) 
     ];
     let row = |t: &HealthTarget| {
         // "2/3" on a backend that is up: one more failure takes it down.
-        let against = if t.probe.is_empty() { "-".into() } else { format!("{}/{}", t.against, t.against_max) };
+        let against =
+            if t.probe.is_empty() || t.from_store { "-".into() } else { format!("{}/{}", t.against, t.against_max) };
         let tone = if t.against > 0 { Tone::Warn } else { Tone::Plain };
         vec![
             t.service.as_str().into(),
@@ -69,7 +70,7 @@ fn list(targets: &[HealthTarget], failing: bool, now_unix_s: u64, colour: bool) 
             Cell::toned(against, tone),
             t.transitions.to_string().into(),
             if t.probe.is_empty() { "-".into() } else { t.probe.as_str().into() },
-            t.detail.as_deref().unwrap_or("").into(),
+            t.detail.as_deref().unwrap_or(if t.from_store { "judged by the orchestrators" } else { "" }).into(),
         ]
     };
     table(&columns, targets.iter().map(row).collect(), colour)
@@ -95,6 +96,7 @@ mod tests {
             against: 1,
             against_max: 2,
             transitions: 3,
+            from_store: false,
         };
         let unchecked = HealthTarget {
             service: "dns".into(),
@@ -109,6 +111,7 @@ mod tests {
             against: 0,
             against_max: 0,
             transitions: 0,
+            from_store: false,
         };
         assert_eq!(
             list(&[down, unchecked], false, NOW, false),

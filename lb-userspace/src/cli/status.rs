@@ -75,6 +75,15 @@ fn store(s: &StoreStatus, now_unix_s: u64) -> Cell {
     }
 }
 
+fn health(s: &StoreStatus) -> Cell {
+    match (s.health_from_store, s.health_own) {
+        (0, 0) => "nothing is checked".into(),
+        (0, _) => "checked by this node".into(),
+        (_, 0) => "from the store, where orchestrators judge".into(),
+        (store, own) => format!("{store} from the store, {own} checked by this node").into(),
+    }
+}
+
 fn pool(lease: &PoolLease) -> Cell {
     match lease.address {
         Some(address) => format!("{}: {address}", lease.pool).into(),
@@ -127,7 +136,7 @@ fn render(s: &Status, now_unix_s: u64, colour: bool) -> String {
         ("flow table", flows(&s.flows)),
     ];
     if let Some(store) = &s.store {
-        pairs.splice(3..3, [("store", self::store(store, now_unix_s))]);
+        pairs.splice(3..3, [("store", self::store(store, now_unix_s)), ("health", health(store))]);
         pairs.extend(store.pools.iter().map(|lease| ("pool", pool(lease))));
     }
     for (count, what) in [
@@ -315,8 +324,17 @@ SERVICES  3900  4096  95.2%  256 KiB
         let down = StoreStatus { up: false, why: Some("refused".into()), since_unix_s: Some(NOW - 60), ..up.clone() };
         let lost = StoreStatus { history_lost: Some("the store was begun anew".into()), ..up.clone() };
         let behind = StoreStatus { newest: Some("44-00000000".into()), lag: 2, ..up.clone() };
+        let [spoken, silent, mixed] = [(6, 0), (0, 6), (5, 1)].map(|(health_from_store, health_own)| StoreStatus {
+            health_from_store,
+            health_own,
+            ..up.clone()
+        });
         for (store, line) in [
             (&up, "store          redis 10.0.0.5:6379: 42-1a2b3c4d in force\n"),
+            (&up, "health         nothing is checked\n"),
+            (&spoken, "health         from the store, where orchestrators judge\n"),
+            (&silent, "health         checked by this node\n"),
+            (&mixed, "health         5 from the store, 1 checked by this node\n"),
             (&up, "pool           front: 192.0.2.9\n"),
             (&up, "pool           back: no address, its services are not served here\n"),
             (&down, "store          redis 10.0.0.5:6379: DOWN for 1m00s: refused; 42-1a2b3c4d stays in force\n"),

@@ -8,6 +8,7 @@
 //! | [`outcome`] | pure: the words for results (`L4CON`, `L7STS` ...) and what they count as |
 //! | [`state`] | pure: rise, fall, trust in the first result, damping of recovery |
 //! | [`schedule`] | pure: when the next probe is due |
+//! | [`shared`] | pure: names of targets, who checks them, and the records that orchestrators write and agents read |
 //! | [`fail_open`] | pure: which backends of a service count as up |
 //! | [`probe`] | one HTTP or TCP probe |
 //! | [`checker`] | the loop that runs the probes of all targets |
@@ -20,6 +21,7 @@ pub mod fail_open;
 pub mod outcome;
 pub mod probe;
 pub mod schedule;
+pub mod shared;
 pub mod state;
 
 pub use checker::{Checker, Event, Target};

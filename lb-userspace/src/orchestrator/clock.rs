@@ -9,7 +9,8 @@ use std::{
 };
 
 use nix::time::{ClockId, clock_gettime};
-use serde::{Deserialize, Serialize};
+
+pub use crate::health::shared::UnixMs;
 
 /// A point on CLOCK_BOOTTIME, as time since boot.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -43,11 +44,6 @@ impl Sub for BootTime {
         self.since(earlier)
     }
 }
-
-/// Milliseconds since 1970.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct UnixMs(pub u64);
 
 impl UnixMs {
     /// Now.

@@ -1,8 +1,7 @@
 //! Who checks what: health checks shared over the live workers, without a list of shares anywhere.
 //!
-//! Pure. Each worker computes its own share from the assignment by rendezvous hashing (Thaler and Ravishankar, "Using
-//! Name-Based Mappings to Increase Hit Rates", IEEE/ACM Transactions on Networking 6(1), 1998): the workers with the
-//! highest hash of (target, worker) check the target, so a worker that comes or goes moves its own share only.
+//! Pure. Each worker computes its own share from the assignment by rendezvous hashing: the workers with
+//! the highest hash of (target, worker) check the target, so a worker that comes or goes moves its own share only.
 //!
 //! Invariants: a write of health carries the generation of the assignment that it rests on, so that a worker which was given
 //! up cannot speak any more; a target's state changes only by votes of the workers that are assigned to it, and a vote that
@@ -10,84 +9,11 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    hash::Hasher,
     time::Duration,
 };
 
-use serde::{Deserialize, Serialize};
-use siphasher::sip::SipHasher13;
-
-use super::clock::{BootTime, UnixMs};
-
-/// Heartbeat of a process.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Beat {
-    /// Name and the word of this start.
-    pub holder: String,
-    /// Grows with each heartbeat.
-    pub beat: u64,
-    /// Generation of the assignment that it works by; 0 before it has any.
-    pub generation: u64,
-    /// Where its metrics are, for service discovery.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub address: Option<String>,
-}
-
-/// Who checks, written by the master whenever that changes.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Assignment {
-    /// The master that wrote it.
-    pub holder: String,
-    /// Generation; grows with each change. Named like the epoch of the master record, because fences read both alike.
-    pub epoch: u64,
-    /// Names of the workers.
-    pub workers: BTreeSet<String>,
-    /// Workers that must agree before a target is down.
-    pub vantage_points: u32,
-}
-
-/// What one worker says about a target.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Vote {
-    /// Up or down, after that worker's `rise` and `fall`.
-    pub up: bool,
-    /// Why, in the words of the health checks (`L4TOUT`, `L7STS`, ...).
-    pub reason: String,
-    /// When.
-    pub at: UnixMs,
-}
-
-/// Health of a target as all may read it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Health {
-    /// The judgement.
-    pub up: bool,
-    /// Why, from the vote that decided.
-    pub reason: String,
-    /// Since when.
-    pub since: UnixMs,
-    /// Votes by worker.
-    pub votes: BTreeMap<String, Vote>,
-}
-
-/// How much a worker is wanted for a target.
-fn score(target: &str, worker: &str) -> u64 {
-    // Every process must come to the same order, so the key is a constant; nobody gains by choosing names.
-    let mut hasher = SipHasher13::new_with_keys(0x7765_6972, 0x6f72_6368);
-    hasher.write(target.as_bytes());
-    hasher.write_u8(0xff);
-    hasher.write(worker.as_bytes());
-    hasher.finish()
-}
-
-/// The workers that check `target`: as many as there are vantage points, or all of fewer.
-pub fn checkers<'w>(target: &str, assignment: &'w Assignment) -> BTreeSet<&'w str> {
-    let mut ranked: Vec<(u64, &str)> =
-        assignment.workers.iter().map(|worker| (score(target, worker), worker.as_str())).collect();
-    ranked.sort_unstable_by(|a, b| b.cmp(a));
-    let wanted = usize::try_from(assignment.vantage_points.max(1)).unwrap_or(usize::MAX);
-    ranked.into_iter().take(wanted).map(|(_, worker)| worker).collect()
-}
+use super::clock::BootTime;
+pub use crate::health::shared::{Assignment, Beat, Health, Vote, checkers};
 
 /// The share of `worker`: those of `targets` that it checks.
 pub fn share<'t>(
@@ -201,6 +127,7 @@ impl Liveness {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::health::shared::UnixMs;
 
     fn assignment(workers: &[&str], vantage_points: u32) -> Assignment {
         let workers = workers.iter().map(|&name| name.to_owned()).collect();

@@ -16,7 +16,10 @@ use super::{
     replace::Suspects,
     watch::Node,
 };
-use crate::dns::zone::ZoneObject;
+use crate::{
+    dns::zone::ZoneObject,
+    health::shared::{ASSIGNMENT, BEATS as BEAT, HEALTH},
+};
 
 /// Version of a record, given by the store at each write; comparable for equality only.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -47,12 +50,9 @@ pub enum Record {
 }
 
 const LEASE: &str = "orchestrator/master";
-const BEAT: &str = "orchestrator/worker/";
-const ASSIGNMENT: &str = "orchestrator/assignment";
 const ZONE: &str = "dns/zone";
 const INTENT: &str = "orchestrator/intent/";
 const DECISION: &str = "orchestrator/decision/";
-const HEALTH: &str = "health/";
 const SUSPECTS: &str = "orchestrator/suspects/";
 
 /// Prefixes under which all of these are, without the decisions.

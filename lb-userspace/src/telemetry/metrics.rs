@@ -81,17 +81,24 @@ pub enum Stage {
     WrittenToReceived,
     /// From being received to the last map written.
     ReceivedToApplied,
+    /// Of a judgement of health: from the vote that decided, by its worker's clock, to being received here.
+    HealthJudgedToReceived,
+    /// Of a judgement of health: from being received to the last map written.
+    HealthReceivedToApplied,
 }
 
 impl Stage {
     /// Every stage.
-    pub const ALL: [Self; 2] = [Self::WrittenToReceived, Self::ReceivedToApplied];
+    pub const ALL: [Self; 4] =
+        [Self::WrittenToReceived, Self::ReceivedToApplied, Self::HealthJudgedToReceived, Self::HealthReceivedToApplied];
 
     /// Its word.
     pub const fn word(self) -> &'static str {
         match self {
             Self::WrittenToReceived => "written_to_received",
             Self::ReceivedToApplied => "received_to_applied",
+            Self::HealthJudgedToReceived => "health_judged_to_received",
+            Self::HealthReceivedToApplied => "health_received_to_applied",
         }
     }
 }

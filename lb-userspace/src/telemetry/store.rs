@@ -29,6 +29,10 @@ pub(super) fn encode(store: &StoreStatus, to: &mut DescriptorEncoder<'_>) -> std
         "Whether the store's state is refused, because its history is not the one followed.",
         refused,
     )?;
+    let help = "Health targets by who checks them: this node, or the orchestrators through the store.";
+    let mut m = to.encode_descriptor("health_targets", help, None, MetricType::Gauge)?;
+    gauge(&mut m, &[("source", "store")], u64::from(store.health_from_store))?;
+    gauge(&mut m, &[("source", "node")], u64::from(store.health_own))?;
     let help = "How often the store's history was not the one followed.";
     let mut m = to.encode_descriptor("store_history_losses", help, None, MetricType::Counter)?;
     counter(&mut m, &[("store", store.store.as_str())], store.losses)?;

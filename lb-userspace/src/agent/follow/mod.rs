@@ -1,6 +1,6 @@
 //! How an agent follows a store that many nodes share: from a change in the store to news for the event loop, and back to a report.
 //!
-//! Owns: the reader's task, bursts, the last good copy, leases of addresses, reports. Refuses to know: what objects mean, maps.
+//! Owns: the reader's task, bursts, the last good copy, leases of addresses, reports, judgements of health. Refuses to know: what objects mean, maps.
 //!
 //! ```text
 //!   store ──feed──> [task] ──batched, leases ready──> News ──watch──> event loop ──apply──> maps
@@ -13,6 +13,7 @@
 
 pub mod health;
 pub mod join;
+pub mod judged;
 pub mod keep;
 pub mod lease;
 pub mod report;
@@ -98,6 +99,8 @@ pub struct Following {
     pub good: watch::Sender<Option<Arc<Snapshot>>>,
     /// Observed health, to be shared.
     pub health: watch::Sender<health::Observations>,
+    /// Health that the store speaks for.
+    pub judged: watch::Receiver<judged::Judgements>,
 }
 
 /// What the task needs to know.
@@ -111,6 +114,8 @@ pub struct Options {
     pub leases_file: std::path::PathBuf,
     /// Pauses of the reader.
     pub times: Times,
+    /// How long those who judge health may be silent: [`judged::SILENCE_MAX`].
+    pub silence_max: Duration,
 }
 
 /// Names and prefixes of the pools among the objects. What is wrong with one of them the check of the configuration says.
@@ -137,14 +142,16 @@ pub fn start(store: Arc<dyn Store>, copy: Option<Snapshot>, options: &Options, m
     let (standing, standing_from) = watch::channel(report::Standing::default());
     let (good, good_from) = watch::channel(None);
     let (health, health_from) = watch::channel(health::Observations::default());
+    let (judged_to, judged) = watch::channel(judged::Judgements::default());
     let seed = seed_of(&options.node);
     let feed = Feed::new(Arc::clone(&store), copy, options.times, seed);
     let leaser = lease::Leaser::new(Arc::clone(&store), options.node.clone(), options.leases_file.clone());
     tokio::spawn(Task { feed, leaser, news: news_to, view: view_to }.run());
     tokio::spawn(report::run(Arc::clone(&store), options.node.clone(), standing_from, view.clone(), metrics));
-    tokio::spawn(health::run(store, options.node.clone(), health_from));
+    tokio::spawn(health::run(Arc::clone(&store), options.node.clone(), health_from));
+    tokio::spawn(judged::run(store, options.silence_max, judged_to));
     tokio::spawn(keep::run(options.copy_file.clone(), good_from));
-    Following { news, view, standing, good, health }
+    Following { news, view, standing, good, health, judged }
 }
 
 /// Readers that start together should not look together.

@@ -9,7 +9,6 @@ pub mod memory;
 use std::{collections::BTreeMap, fmt, net::SocketAddr, sync::Arc};
 
 use futures_util::future::BoxFuture;
-use sha2::{Digest, Sha256};
 
 use super::{
     intent::Phase,
@@ -18,8 +17,8 @@ use super::{
     watch::Node,
 };
 use crate::{
-    health::Target,
-    model::{self, AdminState, HealthCheck, Probe},
+    health::{Target, shared},
+    model::{self, AdminState, HealthCheck},
 };
 
 /// The store cannot be read.
@@ -52,16 +51,8 @@ pub trait Place: Send + Sync + fmt::Debug {
 /// What is to be asked for a backend's health, with the name that it has among all orchestrators.
 pub fn target(check: &HealthCheck, backend: SocketAddr) -> (String, Target) {
     let address = SocketAddr::new(backend.ip(), check.port.unwrap_or(backend.port()));
-    // Keys of a store have few characters: the address without brackets, and a digest of how it is asked.
-    let how = match &check.probe {
-        Probe::Http { path, host } => format!("http {path} {}", host.as_deref().unwrap_or_default()),
-        Probe::Tcp => "tcp".to_owned(),
-    };
-    let ms = [check.interval.as_millis(), check.timeout.as_millis(), check.rise.into(), check.fall.into()];
-    let digest = Sha256::digest(format!("{how} {ms:?}"));
-    let digest: String = digest.iter().take(4).map(|byte| format!("{byte:02x}")).collect();
-    let name = format!("{}:{}/{digest}", address.ip(), address.port());
-    (name, Target { address, check: check.clone() })
+    let target = Target { address, check: check.clone() };
+    (shared::name(&target), target)
 }
 
 /// What a look means, and the targets by their names.
