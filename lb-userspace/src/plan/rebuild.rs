@@ -227,9 +227,11 @@ fn read_rings(
             service.window = window(slots, &held, previous.is_some(), contents.now_s);
             service.ring = RingInputs::Adopted(digest(slots));
         }
+        // Where all that a service has drains, its slots settle on nobody one after another.
+        let drained = ring.iter().flatten().all(|word| Slot(*word).current() == 0);
         let words = ring.iter().chain(&members).flatten().map(|word| Slot(*word));
         let ids: HashSet<u32> = words
-            .filter(|slot| slot.current() != 0 || slot.state() == State::Settled)
+            .filter(|slot| slot.current() != 0 || (slot.state() == State::Settled && !drained))
             .map(|slot| slot.current())
             .collect();
         for id in ids {

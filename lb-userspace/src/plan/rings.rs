@@ -114,7 +114,10 @@ impl Draft<'_> {
             rings.freed.push(Extent::unpack(previous_word));
             rings.previous = 0;
         }
-        let drained = rings.window == Window::Settled && current.iter().all(|id| *id == 0);
+        // Flows that are recorded pass through the ring of a service that records every flow, also once it is settled.
+        let recorded =
+            policy.track_all && old.is_some_and(|o| self.seen.records.is_none_or(|records| records.any(o.id)));
+        let drained = rings.window == Window::Settled && !recorded && current.iter().all(|id| *id == 0);
         if drained {
             rings.freed.push(had);
             rings.ring = 0;

@@ -123,6 +123,8 @@ fn drain_all<P: Place>(place: &mut P, track_all: bool) -> Result<()> {
         // A SYN that goes to a drained server would be noticed there.
         open(&mut play, 300 + at, 1)?;
     }
+    // The last of those clients gives up.
+    play.step(Step::Wait(20_000))?;
     play.talk_all()?;
     ensure!(play.rightful().len() == 200, "{} of 200 flows are live in the end", play.rightful().len());
     play.step(Step::Change(Change::Weight(2, 1), How::Whole))?;

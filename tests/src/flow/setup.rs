@@ -106,7 +106,9 @@ impl Setup {
             backend_key(&key, IpAddr::from(Ipv4Addr::new(10, 0, high, low)), PORT)
         };
         let present = || self.servers.iter().enumerate().filter(|(_, server)| server.listed);
-        let fail_open = !self.servers.iter().any(Server::is_eligible);
+        // As the agent judges it: where nobody takes new flows at all, nobody fails.
+        let candidate = |server: &Server| server.listed && !server.maint && server.weight > 0;
+        let fail_open = self.servers.iter().any(candidate) && !self.servers.iter().any(Server::is_eligible);
         let mut backends: Vec<WantedBackend> = present()
             .filter(|(_, server)| !server.maint)
             .map(|(n, server)| WantedBackend {
