@@ -69,16 +69,6 @@ fn the_fleet_grows_and_survives_a_backend() {
 }
 
 #[test]
-fn a_fleet_that_does_not_grow_is_noticed() {
-    fleet_notices("grow");
-}
-
-#[test]
-fn a_backend_of_the_fleet_that_does_not_come_back_is_noticed() {
-    fleet_notices("backend");
-}
-
-#[test]
 fn a_node_that_does_not_leave_dns_is_noticed() {
     fleet_notices("node");
 }

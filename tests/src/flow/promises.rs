@@ -185,7 +185,7 @@ fn a_drain_says_how_many_flows_are_left_and_ends_with_the_last() -> Result<()> {
     if !available(&PINNED, "a drain through the loaded program") {
         return Ok(());
     }
-    let mut loaded = Loaded::new(super::sizes())?;
+    let mut loaded = Loaded::new(sizes())?;
     let times = Times { announce_s: 4, window_s: 40 };
     let setup = Setup { track_all: true, drain_s: 3000, ..Setup::new(5, 4, 251, times) };
     let mut play = Play::new(&mut loaded, setup, None)?;
