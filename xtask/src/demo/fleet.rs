@@ -69,6 +69,8 @@ pub enum Step {
     Grow,
     /// A backend dies and comes back
     Backend,
+    /// The algorithm is changed
+    Algorithm,
     /// A node is killed, leaves DNS, and another one takes its place
     Node,
     /// Load falls: a node drains and stops
@@ -82,6 +84,7 @@ impl fmt::Display for Step {
             Self::Start => "start",
             Self::Grow => "grow",
             Self::Backend => "backend",
+            Self::Algorithm => "algorithm",
             Self::Node => "node",
             Self::Shrink => "shrink",
         })
@@ -179,6 +182,7 @@ impl Demo<'_> {
         for (step, text, action) in [
             (Step::Grow, "more connections than two nodes shall have", Self::grow as fn(&mut Self) -> _),
             (Step::Backend, "b3's web server is killed, and started again", Self::backend),
+            (Step::Algorithm, "from Maglev to a hash of the source alone, on every node", Self::algorithm),
             (Step::Node, "n1 loses its power", Self::node),
             (Step::Shrink, "load falls", Self::shrink),
         ] {
@@ -253,6 +257,30 @@ impl Demo<'_> {
         })?;
         seen("b3 has served a connection again", took);
         self.flawless(again)
+    }
+
+    /// All clients have one address: each node sends them to one backend once the source alone decides.
+    fn algorithm(&mut self) -> Result<()> {
+        let begun = Instant::now();
+        if !self.breaks(Step::Algorithm) {
+            let config = self.fleet.config_file(Host::Node(1)).display().to_string();
+            self.fleet.weir(Host::Node(1), &["service", "set", "web", "algo=source_hash", "--config", &config])?;
+        }
+        let pairs = |from: Instant, over: &[Connection]| {
+            let new = over.iter().filter(|one| one.began >= from);
+            new.filter_map(|one| Some((one.to?, one.backend.clone()?))).collect::<Vec<_>>()
+        };
+        // Begun later than the time for which a change is announced, and many enough to meet several backends otherwise.
+        let from = begun + Duration::from_secs(3);
+        let (found, _) = until("connections after the change", CHANGE_LIMIT, || {
+            let found = pairs(from, &self.crowd.over());
+            Ok((found.len() >= 20).then_some(found))
+        })?;
+        let different: BTreeSet<_> = found.iter().collect();
+        let vips: BTreeSet<_> = found.iter().map(|(vip, _)| vip).collect();
+        ensure!(different.len() == vips.len(), "a node sends one source to several backends: {different:?}");
+        seen(&format!("{} new connections met one backend on each node", found.len()), begun.elapsed());
+        self.flawless(begun)
     }
 
     fn node(&mut self) -> Result<()> {
