@@ -303,14 +303,17 @@ async fn health_is_the_stores_while_workers_move_and_the_nodes_own_when_they_are
             };
             let status = async || client.status().await.unwrap();
             until("no orchestrator", status, sources(0, 2)).await;
+            // The first results of two backends may have opened one, if they did not come together.
             let windows = async || client.status().await.unwrap().counts.services_in_window;
+            let before = windows().await;
             // One is judged, the other is the node's own still; nothing moves.
             let worker = Worker::start(&store).await;
             worker.judge(&scene, &[(2, true)]).await;
             until("one from the store", status, sources(1, 1)).await;
             worker.judge(&scene, &[(3, true)]).await;
             until("both from the store", status, sources(2, 0)).await;
-            assert_eq!((slots(&client).await, windows().await), (settled.clone(), 0), "nothing changed but the source");
+            assert_eq!(slots(&client).await, settled, "nothing changed but the source");
+            assert!(windows().await <= before, "another source opened a window");
             // A backend that the node would find dead is up as long as the store says so.
             scene.one.answer(503);
             tokio::time::sleep(Duration::from_millis(500)).await;
