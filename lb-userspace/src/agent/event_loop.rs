@@ -6,7 +6,7 @@
 //! bounded; a failure of one cause never ends the loop.
 
 use std::{
-    collections::{BTreeSet, HashMap, HashSet},
+    collections::BTreeSet,
     net::IpAddr,
     path::PathBuf,
     sync::Arc,
@@ -33,7 +33,7 @@ use super::{
 use crate::{
     api, dataplane,
     health::{self, Checker},
-    model::{self, Announce, BackendRef, Config, Incremental, Service},
+    model::{self, Announce, Config, Incremental},
     net::{forwarding::Unmet, sysctl},
     plan,
     store::{FileError, FileStore, Text, Watch},
@@ -541,7 +541,7 @@ impl EventLoop {
         let changes = diff.sentences();
         let mut state = parts.node.state.clone();
         let dropped = state.set_config(config);
-        let gone = gone(parts.node.state.config(), state.config());
+        let gone = reload::gone(parts.node.state.config(), state.config());
         let outcome = if diff.is_empty() {
             // Comments or the order changed: nothing for the maps, but the file is written where that was asked for.
             if replace {
@@ -593,21 +593,4 @@ impl EventLoop {
             tracing::error!(%error, "cannot keep the overrides in {file}: a restart will forget them");
         }
     }
-}
-
-/// Names of backends that only `old` has.
-fn gone(old: &Config, new: &Config) -> Vec<BackendRef> {
-    let names = |service: &Service| -> HashSet<BackendRef> {
-        service.backends.iter().map(|backend| service.backend_ref(backend)).collect()
-    };
-    let kept: HashMap<&str, &Service> = new.services.iter().map(|service| (&*service.name, service)).collect();
-    let mut gone = Vec::new();
-    for service in &old.services {
-        match kept.get(&*service.name) {
-            Some(kept) if kept.backends == service.backends => {}
-            Some(kept) => gone.extend(names(service).difference(&names(kept)).cloned()),
-            None => gone.extend(names(service)),
-        }
-    }
-    gone
 }

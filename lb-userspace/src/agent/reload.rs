@@ -2,7 +2,10 @@
 //!
 //! Pure. Invariant: a text that is refused, for whatever reason, is refused whole.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    net::IpAddr,
+};
 
 use axum::http::StatusCode;
 
@@ -10,7 +13,7 @@ use super::api::Refusal;
 use crate::{
     api,
     model::{
-        self, Checked, Config, ConfigDiff, Document, Incremental,
+        self, BackendRef, Checked, Config, ConfigDiff, Document, Incremental, Service,
         diagnostic::{Sources, render_in},
         diff::Needs,
     },
@@ -178,6 +181,23 @@ fn first_error(checked: &Checked, diagnostics: &[api::Diagnostic]) -> String {
         Some(d) => format!("{} (first: {}, line {}: {})", checked.summary(), d.file, d.line, d.message),
         None => checked.summary(),
     }
+}
+
+/// Names of backends that only `old` has.
+pub(super) fn gone(old: &Config, new: &Config) -> Vec<BackendRef> {
+    let names = |service: &Service| -> HashSet<BackendRef> {
+        service.backends.iter().map(|backend| service.backend_ref(backend)).collect()
+    };
+    let kept: HashMap<&str, &Service> = new.services.iter().map(|service| (&*service.name, service)).collect();
+    let mut gone = Vec::new();
+    for service in &old.services {
+        match kept.get(&*service.name) {
+            Some(kept) if kept.backends == service.backends => {}
+            Some(kept) => gone.extend(names(service).difference(&names(kept)).cloned()),
+            None => gone.extend(names(service)),
+        }
+    }
+    gone
 }
 
 #[cfg(test)]
