@@ -60,6 +60,15 @@ async fn put(store: &Arc<dyn Store>, edits: &[(&str, Option<String>)]) {
     store.write(&Intent::default(), &edits, |_| Ok::<(), String>(())).await.unwrap();
 }
 
+/// A scene whose agent follows a store, which holds its service of two backends.
+async fn staged() -> (Scene, Arc<dyn Store>) {
+    let scene = Scene::new().await;
+    scene.write(&local(&scene));
+    let store: Arc<dyn Store> = Arc::new(MemoryStore::default());
+    put(&store, &[("service/web", Some(service(&scene, &[(2, 1), (3, 1)])))]).await;
+    (scene, store)
+}
+
 /// Backends that are configured, without those that leave.
 async fn configured(client: &Client) -> usize {
     client.backends().await.unwrap().iter().filter(|b| !b.leaving).count()
@@ -67,10 +76,7 @@ async fn configured(client: &Client) -> usize {
 
 #[tokio::test(flavor = "current_thread")]
 async fn what_is_written_reaches_the_maps_and_what_is_wrong_does_not() {
-    let scene = Scene::new().await;
-    scene.write(&local(&scene));
-    let store: Arc<dyn Store> = Arc::new(MemoryStore::default());
-    put(&store, &[("service/web", Some(service(&scene, &[(2, 1), (3, 1)])))]).await;
+    let (scene, store) = staged().await;
     scene
         .run_with(None, Some(Arc::clone(&store)), async |client, metrics| {
             all_up(&client).await;
@@ -288,10 +294,7 @@ impl Worker {
 
 #[tokio::test(flavor = "current_thread")]
 async fn health_is_the_stores_while_workers_move_and_the_nodes_own_when_they_are_silent() {
-    let scene = Scene::new().await;
-    scene.write(&local(&scene));
-    let store: Arc<dyn Store> = Arc::new(MemoryStore::default());
-    put(&store, &[("service/web", Some(service(&scene, &[(2, 1), (3, 1)])))]).await;
+    let (scene, store) = staged().await;
     scene
         .run_with(None, Some(Arc::clone(&store)), async |client, metrics| {
             all_up(&client).await;
@@ -349,10 +352,7 @@ async fn health_is_the_stores_while_workers_move_and_the_nodes_own_when_they_are
 /// Judgements that are the opposite of what this node would find, so that it shows whose count.
 #[tokio::test(flavor = "current_thread")]
 async fn a_node_that_starts_has_what_workers_judged_from_its_first_publication_on() {
-    let scene = Scene::new().await;
-    scene.write(&local(&scene));
-    let store: Arc<dyn Store> = Arc::new(MemoryStore::default());
-    put(&store, &[("service/web", Some(service(&scene, &[(2, 1), (3, 1)])))]).await;
+    let (scene, store) = staged().await;
     let worker = Worker::start(&store).await;
     worker.judge(&scene, &[(2, true), (3, false)]).await;
     scene.one.answer(503);

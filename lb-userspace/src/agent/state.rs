@@ -273,13 +273,9 @@ impl State {
         self.effective.services.iter().flat_map(|s| s.backends.iter().map(move |b| (s, b)))
     }
 
-    /// Takes a result. Returns whether it changes what is judged; a result of a target that is gone changes nothing.
+    /// Takes a result of a target for which the store does not speak. Returns whether it changes what is judged; a result of a target that is gone changes nothing.
     pub fn observe(&mut self, event: &health::Event) -> bool {
         let Some(observed) = self.health.get_mut(&*event.target) else { return false };
-        // A probe that was under way when the store began to speak.
-        if observed.spoken.is_some() {
-            return false;
-        }
         let changed = observed.state != event.state;
         if changed {
             observed.since = Some(event.at);
@@ -447,7 +443,7 @@ mod tests {
         assert_eq!(state.judge(&BTreeMap::new()), Judged::default());
         assert_eq!(state.judge(&said(&[true])), Judged { states: vec![], sources: true }, "it says what is known");
         assert_eq!((state.sources(), state.own_targets().len()), ((1, 1), 1));
-        assert!(!state.observe(&event(&targets[0], health::State::Down)), "the store speaks for it");
+        assert!(state.is_spoken_for(&targets[0]) && !state.is_spoken_for(&targets[1]));
         assert!(state.observe(&event(&targets[1], health::State::Down)), "this one is checked here");
         let judged = state.judge(&said(&[false, false]));
         assert_eq!(judged.states.len(), 1, "the second one is down already");

@@ -412,6 +412,16 @@ mod tests {
         assert!(!render(&[Diagnostic::new(Code::BadUrl, 6..20, "m")], "f", text, true).contains("secret"));
     }
 
+    #[test]
+    fn a_finding_behind_a_password_keeps_its_column() {
+        let text = "url = \"redis://über:€@h\" x\n";
+        let at = text.find('x').expect("in the text");
+        let column = text.chars().position(|c| c == 'x').expect("in the text") + 1;
+        let shown = render(&[Diagnostic::new(Code::Syntax, at..at + 1, "m")], "f", text, false);
+        assert!(shown.contains(&format!("f:1:{column}\n")), "{shown}");
+        assert!(shown.contains("redis://******@h\" x"), "{shown}");
+    }
+
     proptest! {
         #[test]
         fn any_range_can_be_rendered(text in "(\\PC|\n|\r|\t){0,80}", a in 0usize..400, b in 0usize..400, c in 0usize..400) {

@@ -15,6 +15,7 @@ use anyhow::{Context as _, Result, ensure};
 use clap::{Args as ClapArgs, ValueEnum};
 use nix::sys::signal::Signal;
 
+use super::{conclude, named};
 use crate::{
     lab::{
         command::build,
@@ -22,6 +23,7 @@ use crate::{
             Fleet,
             client::{Connection, Crowd},
             control::{CONNECTIONS_MAX, NAME, services, until},
+            executor::Entry,
             topology::Host,
         },
     },
@@ -110,24 +112,11 @@ pub fn run(args: &Args) -> Result<()> {
         println!("\nThe lab stays up, with its files in /run/weir-lab/{}", args.name);
         return outcome;
     }
-    let down = Fleet::down(&args.name).context("taking the lab down");
-    // The earlier failure is the one to tell.
-    outcome?;
-    down?;
-    println!(
-        "\nEvery step happened as promised: {:.0} s, {:.0} s of them after set-up and build.",
-        start.elapsed().as_secs_f32(),
-        ready.elapsed().as_secs_f32()
-    );
-    Ok(())
+    conclude(outcome, Fleet::down(&args.name).context("taking the lab down"), start, ready)
 }
 
 fn heading(step: Step, text: &str) {
     println!("\n[{}/{}] {step}: {text}", step as usize + 1, Step::Shrink as usize + 1);
-}
-
-fn named<T>(step: Step, outcome: Result<T>) -> Result<T> {
-    outcome.with_context(|| format!("the demo failed at step `{step}`"))
 }
 
 fn seen(what: &str, took: Duration) {
@@ -200,6 +189,11 @@ impl Demo<'_> {
         self.args.sabotage == Some(step)
     }
 
+    /// The first order of that action which the executor has carried out.
+    fn order(&self, action: &str) -> Result<Option<Entry>> {
+        Ok(self.fleet.journal()?.into_iter().find(|entry| entry.action == action))
+    }
+
     /// Nothing was lost since `from`.
     fn flawless(&self, from: Instant) -> Result<()> {
         let over = self.crowd.over();
@@ -216,10 +210,7 @@ impl Demo<'_> {
             self.crowd.want(CLIENTS.1);
         }
         println!("              {} connections, where {CONNECTIONS_MAX} a node are meant", CLIENTS.1);
-        until("the executor's order", CHANGE_LIMIT, || {
-            Ok(self.fleet.journal()?.iter().any(|entry| entry.action == "create").then_some(()))
-        })?;
-        let order = self.fleet.journal()?.into_iter().find(|entry| entry.action == "create").context("no order")?;
+        let (order, _) = until("the executor's order", CHANGE_LIMIT, || self.order("create"))?;
         seen(&format!("the executor started {} for intent {}", order.name, order.intent), begun.elapsed());
         let (names, _) = until("a third address in each DNS server", START_LIMIT, || in_dns(&self.fleet, 3))?;
         seen(&format!("{NAME} is {}", words(&names)), begun.elapsed());
@@ -318,10 +309,7 @@ impl Demo<'_> {
         }
         let (names, _) = until("one address less in each DNS server", START_LIMIT, || in_dns(&self.fleet, 2))?;
         seen(&format!("a node drains: {NAME} is {}", words(&names)), begun.elapsed());
-        let removed = || -> Result<Option<String>> {
-            Ok(self.fleet.journal()?.into_iter().find(|entry| entry.action == "remove").map(|entry| entry.name))
-        };
-        let (name, _) = until("the executor's order", START_LIMIT, removed)?;
+        let (Entry { name, .. }, _) = until("the executor's order", START_LIMIT, || self.order("remove"))?;
         ensure!(!self.fleet.nodes()?.contains_key(&name), "{name} still has a host");
         seen(&format!("the executor stopped {name}"), begun.elapsed());
         self.flawless(begun)

@@ -139,9 +139,14 @@ pub fn run(args: &Args) -> Result<()> {
         return outcome;
     }
     heading(Step::Down, "taking the lab down");
-    let down = named(Step::Down, demo.down());
+    conclude(outcome, named(Step::Down, demo.down()), start, ready)
+}
+
+/// The end of a demo that began at `start` and had everything built when it was `ready`: the steps' outcome, and that of taking the lab
+/// down.
+fn conclude(steps: Result<()>, down: Result<()>, start: Instant, ready: Instant) -> Result<()> {
     // The earlier failure is the one to tell.
-    outcome?;
+    steps?;
     down?;
     println!(
         "\nEvery step happened as promised: {:.0} s, {:.0} s of them after set-up and build.",
@@ -155,7 +160,7 @@ fn heading(step: Step, text: &str) {
     println!("\n[{}/{}] {step}: {text}", step as usize + 1, Step::Down as usize + 1);
 }
 
-fn named<T>(step: Step, outcome: Result<T>) -> Result<T> {
+fn named<T>(step: impl fmt::Display, outcome: Result<T>) -> Result<T> {
     outcome.with_context(|| format!("the demo failed at step `{step}`"))
 }
 

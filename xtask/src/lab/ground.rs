@@ -197,11 +197,6 @@ impl Ground {
         let found = running(&self.record).or_else(|| running(&Record::open(self.record.folder()).ok()??));
         found.with_context(|| format!("no `{what}` is running in the lab"))
     }
-
-    /// Takes over what other processes of this lab noted.
-    pub fn refresh(&mut self) -> Result<()> {
-        self.record.refresh()
-    }
 }
 
 /// Names become parts of paths and of namespace names.

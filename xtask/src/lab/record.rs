@@ -77,7 +77,7 @@ impl Record {
     }
 
     /// Takes over what other processes noted; a record that was removed stays as it was known last.
-    pub fn refresh(&mut self) -> Result<()> {
+    fn refresh(&mut self) -> Result<()> {
         if let Some(now) = Self::open(&self.folder)? {
             self.contents = now.contents;
         }

@@ -1,6 +1,7 @@
 //! How an agent follows a store that many nodes share: from a change in the store to news for the event loop, and back to a report.
 //!
-//! Owns: the reader's task, bursts, the last good copy, leases of addresses, reports, judgements of health. Refuses to know: what objects mean, maps.
+//! Owns: the reader's task, bursts, the last good copy, leases of addresses, reports, judgements of health. Refuses to know: what
+//! objects mean, maps.
 //!
 //! ```text
 //!   store ──feed──> [task] ──batched, leases ready──> News ──watch──> event loop ──apply──> maps

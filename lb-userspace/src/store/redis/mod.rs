@@ -22,8 +22,8 @@ use tokio::sync::Mutex;
 
 use super::{
     access::{
-        Claim, Commit, Expect, Head, LIST_MAX, NOTICE_BYTES_MAX, Notice, Put, RECORDS_MAX, Record, SINCE_BYTES_MAX,
-        SINCE_MAX, Since, Snapshot, Store, StoreError, Subscription, Written,
+        Claim, Commit, Expect, Fence, Head, LIST_MAX, NOTICE_BYTES_MAX, Notice, Put, RECORDS_MAX, Record,
+        SINCE_BYTES_MAX, SINCE_MAX, Since, Snapshot, Store, StoreError, Subscription, Written,
     },
     object::{
         Change, FormError, HISTORY_BYTES_MAX, Key, OBJECTS_MAX, Objects, Revision, SCHEMA_VERSION, STORE_BYTES_MAX,
@@ -194,11 +194,10 @@ impl RedisStore {
         let timeout = self.config.answer_timeout * WHOLE + self.config.replica_timeout;
         let (answer, replicated): (Vec<Value>, Option<u64>) = self
             .written(timeout, async |link: Arc<Link>| {
-                let fence_name =
-                    fence.as_ref().map_or_else(String::new, |fence| format!("{}{}", self.keys.record, fence.key));
-                // Without a fence the script looks at none of its records; a key must be named anyhow.
-                let fence_key = if fence.is_some() { &fence_name } else { &self.keys.meta };
-                let keys = [&*self.keys.meta, &*self.keys.objects, &*self.keys.changes, &**fence_key];
+                // Without a fence the script looks at no record; a key must be named anyhow.
+                let record = |fence: &Fence| format!("{}{}", self.keys.record, fence.key);
+                let fence_key = fence.as_ref().map_or_else(|| self.keys.meta.clone(), record);
+                let keys = [&*self.keys.meta, &*self.keys.objects, &*self.keys.changes, &*fence_key];
                 let mut cmd = link.script(Script::Commit, &keys);
                 let (number, digest) = match expect {
                     Some(expect) => (expect.number.to_string(), expect.digest.to_string()),

@@ -10,7 +10,6 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
-use serde_json::Value;
 
 use super::{
     Fleet,
@@ -18,7 +17,7 @@ use super::{
     resolve,
     topology::{DNS_SERVERS, Host, ORCHESTRATORS, POOL_V4, REDIS_PORT, STORES},
 };
-use crate::lab::{client::runtime, output, process::Process, wait_listening};
+use crate::lab::{client::runtime, process::Process, wait_listening};
 
 /// The name that clients resolve.
 pub const NAME: &str = "www.fleet.test";
@@ -166,19 +165,6 @@ exec = {{ program = \"{xtask}\", arguments = [\"lab-executor\", \"--lab\", \"{la
         let process = self.ground.start(&what, &mut command)?;
         wait_listening(&self.ground, &host.name(), at, &process)?;
         Ok(process)
-    }
-
-    /// Asks an orchestrator: `status` or `decisions`.
-    pub fn orchestrator(&self, n: u8, question: &str) -> Result<Value> {
-        let mut command = self.command(Host::Orchestrator(n), &self.ground.weir_binary().to_string_lossy())?;
-        command.args(["orchestrator", question, "-o", "json", "--at"]).arg(self.orchestrator_socket(n));
-        let text = output(&mut command)?;
-        serde_json::from_str(&text).with_context(|| format!("no JSON: {text}"))
-    }
-
-    /// The number of the orchestrator that acts, if one does.
-    pub fn master(&self) -> Option<u8> {
-        (1..=ORCHESTRATORS).find(|n| self.orchestrator(*n, "status").is_ok_and(|status| status["acting"].is_u64()))
     }
 
     /// Starts Prometheus with the configuration that ships with weir, at the pace of a lab.

@@ -130,11 +130,6 @@ impl Fleet {
         self.ground.ip(&Host::Switch.name(), &[format!("link set {} nomaster", topology::port(host))])
     }
 
-    /// Joins a host that [`Fleet::isolate`] cut off.
-    pub fn rejoin(&self, host: Host) -> Result<()> {
-        self.ground.ip(&Host::Switch.name(), &[format!("link set {} master br-f", topology::port(host))])
-    }
-
     fn ways(&self, host: Host, other: Host, verb: &str) -> Result<()> {
         let line = |v6: bool| {
             let (family, length) = if v6 { ("-6 ", 128) } else { ("", 32) };

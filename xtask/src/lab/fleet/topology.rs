@@ -12,7 +12,8 @@
 //!     prom .50         Prometheus
 //!     pool .128-.159   addresses that nodes lease; backends accept all of them
 //! ```
-//! d, o, s and prom are [`control_plane`], which only labs that run all of it have. All of it is one bridge. Each lab has the same addresses: its namespaces keep it apart from others.
+//! d, o, s and prom are [`control_plane`], which only labs that run all of it have. All of it is one bridge. Each lab has the same
+//! addresses: its namespaces keep it apart from others.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
