@@ -25,11 +25,13 @@ pub struct Programs {
 pub fn programs() -> &'static Programs {
     static PROGRAMS: OnceLock<Programs> = OnceLock::new();
     PROGRAMS.get_or_init(|| {
-        let mut cargo = Command::new("cargo");
-        cargo.args(["build", "--quiet", "-p", "lb-userspace", "-p", "xtask", "--bins"]).current_dir(xtask::root());
-        let status = cargo.status().expect("cargo starts");
-        assert!(status.success(), "building weir and xtask: {status}");
-        let folder = xtask::target_dir().join("debug");
+        let folder = xtask::test::programs_folder().unwrap_or_else(|| {
+            let mut cargo = Command::new("cargo");
+            cargo.args(["build", "--quiet", "-p", "lb-userspace", "-p", "xtask", "--bins"]).current_dir(xtask::root());
+            let status = cargo.status().expect("cargo starts");
+            assert!(status.success(), "building weir and xtask: {status}");
+            xtask::target_dir().join("debug")
+        });
         Programs { weir: folder.join("weir"), xtask: folder.join("xtask") }
     })
 }

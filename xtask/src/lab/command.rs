@@ -60,8 +60,11 @@ pub fn run(args: &Args) -> Result<()> {
     }
 }
 
-/// Builds `weir` and tells where it is.
+/// Builds `weir`, unless the tests have it built already, and tells where it is.
 pub fn build() -> Result<PathBuf> {
+    if let Some(folder) = crate::test::programs_folder() {
+        return Ok(folder.join("weir"));
+    }
     let mut cargo = Command::new("cargo");
     cargo.args(["build", "--package", "lb-userspace", "--bin", "weir"]).current_dir(crate::root());
     step::run("building weir and its eBPF programs from source", "build", &mut cargo)?;

@@ -4,9 +4,12 @@
 //! cannot run here is skipped with its reason on a laptop and fails in CI; a tier in which no test ran has failed; the
 //! closing line counts every test of every tier, and one check for each tier that is not made of tests.
 
+mod built;
+
 use std::{
     fmt::Write as _,
     io::{BufRead, BufReader, Write as _},
+    path::Path,
     process::{Command, Stdio},
     time::{Duration, Instant},
 };
@@ -14,6 +17,8 @@ use std::{
 use anyhow::{Context, Result, bail};
 use clap::{Args as ClapArgs, ValueEnum};
 
+use self::built::Program;
+pub use self::built::folder as programs_folder;
 use crate::{
     capability::{self, Capability},
     tidy,
@@ -39,6 +44,8 @@ pub enum Tier {
     Clippy,
     /// Rules that the compiler does not check
     Tidy,
+    /// Every test program, and what the tests start
+    Build,
     /// Pure logic: lb-core, lb-userspace, xtask
     Unit,
     /// Locks: every store, real Redis servers, the simulation, `weir lock` and its torture
@@ -60,10 +67,11 @@ pub enum Tier {
 }
 
 impl Tier {
-    const ALL: [Self; 12] = [
+    const ALL: [Self; 13] = [
         Self::Fmt,
         Self::Clippy,
         Self::Tidy,
+        Self::Build,
         Self::Unit,
         Self::Locks,
         Self::Store,
@@ -80,6 +88,7 @@ impl Tier {
             Self::Fmt => "fmt",
             Self::Clippy => "clippy",
             Self::Tidy => "tidy",
+            Self::Build => "build",
             Self::Unit => "unit",
             Self::Locks => "locks",
             Self::Store => "store",
@@ -95,44 +104,66 @@ impl Tier {
     /// What the kernel and the user's rights must give.
     const fn needs(self) -> &'static [Capability] {
         match self {
-            Self::Fmt | Self::Clippy | Self::Tidy | Self::Unit | Self::Locks | Self::Store | Self::Fleet => &[],
+            Self::Fmt | Self::Clippy | Self::Tidy | Self::Build => &[],
+            Self::Unit | Self::Locks | Self::Store | Self::Fleet => &[],
             Self::Packet | Self::Oracle => &capability::PROGRAM,
             Self::Flow => &capability::PINNED,
             Self::Lab | Self::Demo => &capability::LAB,
         }
     }
 
-    /// The cargo command lines, without `cargo`; none for what this program does itself.
-    fn commands(self) -> Vec<Vec<String>> {
+    /// What it consists of.
+    fn parts(self) -> Vec<Part> {
+        let suite = |package, target, arguments: &[&str]| Part::Suite {
+            package,
+            target,
+            arguments: arguments.iter().map(|&word| word.to_owned()).collect(),
+        };
         let filter = format!("{}::", self.name());
-        let commands: &[&[&str]] = match self {
-            Self::Fmt => &[&["fmt", "--all", "--check"]],
-            // The XDP program is compiled for its own target by lb-userspace's build script.
+        match self {
+            Self::Fmt => vec![Part::Cargo(&["fmt", "--all", "--check"])],
             Self::Clippy => {
-                &[&["clippy", "--workspace", "--exclude", "xdp-ebpf", "--all-targets", "--", "-D", "warnings"]]
+                vec![Part::Cargo(&[
+                    "clippy",
+                    "--workspace",
+                    "--exclude",
+                    "xdp-ebpf",
+                    "--all-targets",
+                    "--",
+                    "-D",
+                    "warnings",
+                ])]
             }
-            Self::Tidy => &[],
-            Self::Unit => {
-                &[&["test", "-p", "lb-core", "-p", "lb-userspace", "-p", "xtask", "--", "--skip", REAL_SERVERS]]
-            }
+            Self::Tidy => vec![Part::Tidy],
+            Self::Build => vec![Part::Build],
+            Self::Unit => ["lb-core", "lb-userspace", "xtask"]
+                .map(|package| suite(package, None, &["--skip", REAL_SERVERS]))
+                .into(),
             // Real servers and real time-outs: one suite at a time, as each would be in production.
-            Self::Locks => &[
-                &["test", "-p", "lb-locks", "--", "--test-threads=1"],
-                &["test", "-p", "lb-userspace", "--test", "lock", "--", REAL_SERVERS, "--test-threads=1"],
+            Self::Locks => vec![
+                suite("lb-locks", None, &["--test-threads=1"]),
+                suite("lb-userspace", Some("lock"), &[REAL_SERVERS, "--test-threads=1"]),
             ],
-            Self::Packet | Self::Oracle => &[&["test", "-p", "weir-tests", "--", &filter]],
+            Self::Packet | Self::Oracle => vec![suite("weir-tests", None, &[&filter])],
             // These share the machine's two or so cores, and some its namespaces.
             Self::Store | Self::Flow | Self::Fleet | Self::Lab | Self::Demo => {
-                &[&["test", "-p", "weir-tests", "--", &filter, "--test-threads=1"]]
+                vec![suite("weir-tests", None, &[&filter, "--test-threads=1"])]
             }
-        };
-        commands.iter().map(|words| words.iter().map(|&word| word.to_owned()).collect()).collect()
+        }
     }
+}
 
-    /// Whether cargo's test runner counts.
-    const fn is_tests(self) -> bool {
-        !matches!(self, Self::Fmt | Self::Clippy | Self::Tidy)
-    }
+/// A part of a tier.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Part {
+    /// A command of cargo's that is a check by itself.
+    Cargo(&'static [&'static str]),
+    /// The rules that the compiler does not check.
+    Tidy,
+    /// Every test program, and what it starts.
+    Build,
+    /// The test programs of a package, or the one of that name.
+    Suite { package: &'static str, target: Option<&'static str>, arguments: Vec<String> },
 }
 
 /// What a tier came to.
@@ -144,6 +175,13 @@ struct Outcome {
     skipped: Option<String>,
 }
 
+impl Outcome {
+    fn add(&mut self, other: &Self) {
+        self.passed += other.passed;
+        self.failed += other.failed;
+    }
+}
+
 /// Runs the tiers, prints the table and the closing line.
 pub fn run(args: &Args) -> Result<()> {
     let tiers = if args.tiers.is_empty() { &Tier::ALL[..] } else { &args.tiers };
@@ -151,7 +189,7 @@ pub fn run(args: &Args) -> Result<()> {
     if notes.exists() {
         std::fs::remove_file(&notes).with_context(|| notes.display().to_string())?;
     }
-    let mut rows = Vec::new();
+    let (mut rows, mut programs) = (Vec::new(), Programs::default());
     for &tier in tiers {
         println!("\n=== {} ===", tier.name());
         let start = Instant::now();
@@ -161,7 +199,7 @@ pub fn run(args: &Args) -> Result<()> {
                 Outcome { failed: 1, ..Outcome::default() }
             }
             Some(reason) => Outcome { skipped: Some(reason), ..Outcome::default() },
-            None => tier_run(tier, &notes).unwrap_or_else(|error| {
+            None => tier_run(tier, &mut programs, &notes).unwrap_or_else(|error| {
                 println!("{}: {error:#}", tier.name());
                 Outcome { failed: 1, ..Outcome::default() }
             }),
@@ -201,57 +239,86 @@ fn table(rows: &[(Tier, Duration, Outcome)]) -> String {
     text
 }
 
-fn tier_run(tier: Tier, notes: &std::path::Path) -> Result<Outcome> {
-    let commands = tier.commands();
-    if commands.is_empty() {
-        tidy::run()?;
-        return Ok(Outcome { passed: 1, ..Outcome::default() });
+/// The test programs, built when the first tier wants them, and once: what did not compile then does not later.
+#[derive(Default)]
+struct Programs(Option<Vec<Program>>);
+
+impl Programs {
+    fn get(&mut self) -> Result<&[Program]> {
+        let programs = match self.0.take() {
+            Some(programs) => programs,
+            None => {
+                println!("building the tests");
+                self.0 = Some(Vec::new());
+                built::build()?
+            }
+        };
+        Ok(self.0.insert(programs))
     }
+}
+
+fn tier_run(tier: Tier, programs: &mut Programs, notes: &Path) -> Result<Outcome> {
+    let one = Outcome { passed: 1, ..Outcome::default() };
     let mut sum = Outcome::default();
-    for arguments in commands {
-        let outcome = cargo(tier, &arguments, notes)?;
-        sum.passed += outcome.passed;
-        sum.failed += outcome.failed;
+    for part in tier.parts() {
+        let outcome = match part {
+            Part::Tidy => tidy::run().map(|()| one.clone())?,
+            Part::Build => programs.get().map(|_| one.clone())?,
+            Part::Cargo(arguments) => {
+                println!("$ cargo {}", arguments.join(" "));
+                let status =
+                    Command::new("cargo").args(arguments).current_dir(crate::root()).stdin(Stdio::null()).status();
+                let status = status.context("cannot start cargo")?;
+                if !status.success() {
+                    bail!("`cargo {}` ended with {status}", arguments.join(" "));
+                }
+                one.clone()
+            }
+            Part::Suite { package, target, arguments } => {
+                let chosen = programs.get()?.iter().filter(|program| program.package == package);
+                let chosen = chosen.filter(|program| target.is_none_or(|target| program.target == target));
+                let mut sum = Outcome::default();
+                for program in chosen {
+                    sum.add(&suite(program, &arguments, notes)?);
+                }
+                if sum.passed + sum.failed == 0 {
+                    println!("{package}: no test ran");
+                    sum.failed = 1;
+                }
+                sum
+            }
+        };
+        sum.add(&outcome);
     }
     Ok(sum)
 }
 
-fn cargo(tier: Tier, arguments: &[String], notes: &std::path::Path) -> Result<Outcome> {
-    println!("$ cargo {}", arguments.join(" "));
-    let mut child = Command::new("cargo")
+/// Runs one test program as cargo would.
+fn suite(program: &Program, arguments: &[String], notes: &Path) -> Result<Outcome> {
+    println!("$ cargo test -p {} [{}] -- {}", program.package, program.target, arguments.join(" "));
+    let mut child = Command::new(&program.executable)
         .args(arguments)
-        .current_dir(crate::root())
+        .current_dir(&program.folder)
+        .env("CARGO_MANIFEST_DIR", &program.folder)
         .env("WEIR_SKIPPED", notes)
+        .env(built::PROGRAMS, crate::target_dir().join("debug"))
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .spawn()
-        .context("cannot start cargo")?;
+        .with_context(|| format!("cannot start {}", program.executable.display()))?;
     let mut outcome = Outcome::default();
     if let Some(stdout) = child.stdout.take() {
         for line in BufReader::new(stdout).lines() {
             let line = line?;
             println!("{line}");
             if let Some((passed, failed)) = result_line(&line) {
-                outcome.passed += passed;
-                outcome.failed += failed;
+                outcome.add(&Outcome { passed, failed, skipped: None });
             }
         }
     }
     let status = child.wait()?;
-    if !tier.is_tests() {
-        return if status.success() {
-            Ok(Outcome { passed: 1, ..outcome })
-        } else {
-            bail!("`cargo {}` ended with {status}", arguments.join(" "))
-        };
-    }
     if !status.success() && outcome.failed == 0 {
-        // It did not compile, or the test process died before it could count.
-        println!("{}: `cargo {}` ended with {status}", tier.name(), arguments.join(" "));
-        outcome.failed = 1;
-    }
-    if outcome.passed + outcome.failed == 0 {
-        println!("{}: no test ran", tier.name());
+        println!("{}: its test program ended with {status} before it could count", program.package);
         outcome.failed = 1;
     }
     Ok(outcome)
@@ -281,13 +348,21 @@ mod tests {
     }
 
     #[test]
-    fn every_tier_says_what_it_runs() {
-        for tier in Tier::ALL {
-            let commands = tier.commands();
-            assert_eq!(commands.is_empty(), tier == Tier::Tidy);
-            for arguments in commands {
-                assert!(["fmt", "clippy", "test"].contains(&arguments[0].as_str()));
-            }
+    fn every_test_of_the_workspace_belongs_to_a_tier() {
+        let suites: Vec<_> = Tier::ALL.into_iter().flat_map(Tier::parts).collect();
+        for package in ["lb-core", "lb-locks", "lb-userspace", "xtask", "weir-tests"] {
+            assert!(
+                suites
+                    .iter()
+                    .any(|part| matches!(part, Part::Suite { package: at, target: None, .. } if *at == package))
+            );
+        }
+        // The modules of the crate of tests are tiers; one without a tier would never run.
+        let main = std::fs::read_to_string(crate::root().join("tests/src/main.rs")).unwrap();
+        let modules = main.lines().filter_map(|line| line.strip_prefix("mod ")?.strip_suffix(';'));
+        let tiers: Vec<_> = Tier::ALL.into_iter().map(Tier::name).collect();
+        for module in modules.filter(|module| *module != "craft") {
+            assert!(tiers.contains(&module), "{module}");
         }
     }
 
