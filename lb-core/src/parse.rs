@@ -137,7 +137,7 @@ pub struct Packet {
     /// Ports of [`Transport::Flow`], source in the high half; otherwise 0.
     pub ports: u32,
     /// Bytes of IP packet, from its own length field; frames may be longer.
-    pub len: u16,
+    pub len: usize,
     /// IP protocol number of the transport header.
     pub proto: u8,
     /// ToS or traffic class.
@@ -171,20 +171,21 @@ pub fn ethertype<P: PacketView>(p: &P) -> u16 {
     p.bytes::<2>(eth::TYPE).map_or(0, u16::from_be_bytes)
 }
 
-/// Recognises a plain TCP or UDP packet over IPv4; `None` is for [`any`] to judge.
+/// Recognises a plain TCP or UDP packet in a frame whose [`ethertype`] is IPv4; `None` is for [`any`] to judge.
 #[inline(always)]
 pub fn plain_v4<P: PacketView>(p: &P) -> Option<Packet> {
     let head = p.bytes::<{ L4_V4 + transport::UDP_LEN }>(0)?;
     let ip = ipv4::Header::parse(&head, eth::LEN);
-    if be16(&head, eth::TYPE) != eth::IPV4 || ip.version_ihl != 0x45 {
+    if ip.version_ihl != 0x45 {
         return None;
     }
-    if ip.fragment & (ipv4::MF | ipv4::OFFSET) != 0 || eth::LEN + ip.total_len as usize > p.len() {
+    let len = ip.total_len as usize;
+    if ip.fragment & (ipv4::MF | ipv4::OFFSET) != 0 || eth::LEN + len > p.len() {
         return None;
     }
-    let tcp_flags = plain_transport(p, ip.proto, L4_V4, ip.total_len as usize, ipv4::LEN, be16(&head, L4_V4 + 4))?;
+    let tcp_flags = plain_transport(p, ip.proto, L4_V4, len, ipv4::LEN, be16(&head, L4_V4 + 4))?;
     let addresses = Addresses::v4(ip.src, ip.dst);
-    Some(Packet { tcp_flags, ..whole_flow(addresses, ip.proto, be32(&head, L4_V4), ip.tos, ip.total_len, L4_V4) })
+    Some(Packet { tcp_flags, ..whole_flow(addresses, ip.proto, be32(&head, L4_V4), ip.tos, len, L4_V4) })
 }
 
 /// As [`plain_v4`], IPv6.
@@ -193,7 +194,7 @@ pub fn plain_v6<P: PacketView>(p: &P) -> Option<Packet> {
     let head = p.bytes::<{ L4_V6 + transport::UDP_LEN }>(0)?;
     let ip = ipv6::Header::parse(&head, eth::LEN);
     let len = ipv6::LEN + ip.payload_len as usize;
-    if be16(&head, eth::TYPE) != eth::IPV6 || ip.version() != 6 {
+    if ip.version() != 6 {
         return None;
     }
     if eth::LEN + len > p.len() || len > u16::MAX as usize {
@@ -201,12 +202,12 @@ pub fn plain_v6<P: PacketView>(p: &P) -> Option<Packet> {
     }
     let tcp_flags = plain_transport(p, ip.next, L4_V6, len, ipv6::LEN, be16(&head, L4_V6 + 4))?;
     let addresses = Addresses::v6(ip.src, ip.dst);
-    let packet = whole_flow(addresses, ip.next, be32(&head, L4_V6), ip.traffic_class(), len as u16, L4_V6);
+    let packet = whole_flow(addresses, ip.next, be32(&head, L4_V6), ip.traffic_class(), len, L4_V6);
     Some(Packet { tcp_flags, ..packet })
 }
 
 #[inline(always)]
-const fn whole_flow(addresses: Addresses, proto: u8, ports: u32, tos: u8, len: u16, l4: usize) -> Packet {
+const fn whole_flow(addresses: Addresses, proto: u8, ports: u32, tos: u8, len: usize, l4: usize) -> Packet {
     Packet {
         addresses,
         proto,
@@ -229,9 +230,11 @@ const fn whole_flow(addresses: Addresses, proto: u8, ports: u32, tos: u8, len: u
 fn plain_transport<P: PacketView>(p: &P, proto: u8, l4: usize, len: usize, ip_len: usize, udp_len: u16) -> Option<u32> {
     match proto {
         ipv4::PROTO_TCP => {
-            let [offset, flags] = p.bytes::<2>(l4 + transport::TCP_DATA_OFFSET)?;
-            let header_len = (offset >> 4) as usize * 4;
-            (header_len >= transport::TCP_LEN && ip_len + header_len <= len).then_some(flags as u32)
+            // The whole header: of two bytes alone the compiler makes one word, and takes it apart again.
+            let head = p.bytes::<{ transport::TCP_LEN }>(l4)?;
+            let header_len = (head[transport::TCP_DATA_OFFSET] >> 4) as usize * 4;
+            let flags = head[transport::TCP_DATA_OFFSET + 1] as u32;
+            (header_len >= transport::TCP_LEN && ip_len + header_len <= len).then_some(flags)
         }
         ipv4::PROTO_UDP => {
             let udp_len = udp_len as usize;
@@ -284,7 +287,7 @@ fn any_v4<P: PacketView>(p: &P, packet: &mut Packet) -> Option<Reason> {
         part,
         id,
         transport: Transport::Other,
-        ..whole_flow(Addresses::v4(ip.src, ip.dst), ip.proto, 0, ip.tos, ip.total_len, l4)
+        ..whole_flow(Addresses::v4(ip.src, ip.dst), ip.proto, 0, ip.tos, ip.total_len as usize, l4)
     };
     let malformed = match ip.proto {
         _ if part == Part::Later => None,
@@ -315,7 +318,7 @@ fn any_v6<P: PacketView>(p: &P, packet: &mut Packet) -> Option<Reason> {
         part: walk.part,
         id: walk.id,
         transport: Transport::Other,
-        ..whole_flow(Addresses::v6(ip.src, ip.dst), walk.proto, 0, ip.traffic_class(), len as u16, walk.l4)
+        ..whole_flow(Addresses::v6(ip.src, ip.dst), walk.proto, 0, ip.traffic_class(), len, walk.l4)
     };
     let malformed = match walk.proto {
         _ if failure.is_some() => failure,

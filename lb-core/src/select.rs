@@ -10,7 +10,7 @@ use crate::{
         fragment::{Fragment, FragmentKey},
         lookup::{Bucket, Entry, Key, Kind},
         node::{self, Node},
-        ring::{Extent, Inputs, LINE_SLOTS, Slot},
+        ring::{Extent, Inputs, LINE_SLOTS, SLOTS_MASK, Slot},
         service::Service,
         stats::FlowEvent,
     },
@@ -85,7 +85,7 @@ pub fn settled<'t, T: Tables>(packet: &Packet, tables: &'t T) -> Option<(Choice,
     if candidate == 0 || !service_matches(service, &key) {
         return None;
     }
-    let hash = flow_hash(node, &packet.addresses, packet.ports, packet.proto);
+    let hash = tables.anew(flow_hash(node, &packet.addresses, packet.ports, packet.proto));
     let flow =
         Flow { addresses: &packet.addresses, hash, tcp_flags: packet.tcp_flags, proto: packet.proto, about: false };
     let (choice, backend) = choose(tables, node, candidate, service, &flow).ok()?;
@@ -239,11 +239,13 @@ struct Flow<'p> {
     about: bool,
 }
 
-/// The 32 bits that choose a slot, by the inputs of a ring.
+/// The 32 bits that choose a slot, by the inputs of a ring. The key is looked up once more, for the rarer inputs, see [`Tables::anew`].
 #[inline(always)]
-fn slot_bits(node: &Node, inputs: Inputs, flow: &Flow<'_>) -> u32 {
+fn slot_bits<T: Tables>(tables: &T, inputs: Inputs, flow: &Flow<'_>) -> u32 {
     match inputs {
-        Inputs::Source => hash::slot_bits(hash::source(&node.hash_key, flow.addresses.src)),
+        Inputs::Source => {
+            tables.node().map_or(0, |node| hash::slot_bits(hash::source(&node.hash_key, flow.addresses.src)))
+        }
         Inputs::Tuple => hash::slot_bits(flow.hash),
     }
 }
@@ -258,31 +260,41 @@ fn choose<'t, T: Tables>(
     packet: &Flow<'_>,
 ) -> Result<(Choice, &'t Backend), Reason> {
     let ring_word = tables.load_u64(&service.ring);
+    // By the low half of the word: a ring of tuples, the usual one, is told from none and from one of sources by its slots alone.
+    let bits = match ring_word as u32 {
+        1..=SLOTS_MASK => hash::slot_bits(packet.hash),
+        low if low & SLOTS_MASK == 0 => return Err(Reason::NoBackend),
+        _ => slot_bits(tables, Inputs::unpack(ring_word), packet),
+    };
     let ring = Extent::unpack(ring_word);
-    if ring.slots == 0 {
-        return Err(Reason::NoBackend);
-    }
-    let slot = ring.slot_of(slot_bits(node, Inputs::unpack(ring_word), packet));
+    let slot = ring.slot_of(bits);
     let line = tables.line(ring.line.wrapping_add(slot / LINE_SLOTS as u32)).ok_or(Reason::SlotEmpty)?;
     let word = line.slots.get(slot as usize % LINE_SLOTS).ok_or(Reason::SlotEmpty)?;
     let word = Slot(tables.load_u32(word));
-    let choice = Choice { service: id, slot: Some(slot), backend: word.current(), hash: packet.hash };
     if word.is_plain() {
-        if choice.backend == 0 {
+        // With nothing beside it, the word is the id.
+        let current = word.0;
+        if current == 0 {
             return Err(Reason::SlotEmpty);
         }
-        let backend = tables.backend(choice.backend).ok_or(Reason::BackendInvalid)?;
+        let backend = tables.backend(current).ok_or(Reason::BackendInvalid)?;
         let flags = tables.load_u32(&backend.flags);
         if flags & (backend::FLAG_VALID | backend::FLAG_NEXT_HOP | backend::FLAG_DOWN)
             == backend::FLAG_VALID | backend::FLAG_NEXT_HOP
         {
-            count_ends(tables, choice.backend, packet.tcp_flags);
-            return Ok((choice, backend));
+            count_ends(tables, current, packet.tcp_flags);
+            return Ok((Choice { service: id, slot: Some(slot), backend: current, hash: packet.hash }, backend));
         }
         if flags & backend::FLAG_DOWN == 0 {
             return Err(unreachable(flags));
         }
     }
+    // All that follows is worked out from these two.
+    let packet = &Flow { hash: tables.anew(packet.hash), ..*packet };
+    let ring_word = tables.anew(ring_word);
+    let bits = slot_bits(tables, Inputs::unpack(ring_word), packet);
+    let slot = Extent::unpack(ring_word).slot_of(bits);
+    let choice = Choice { service: id, slot: Some(slot), backend: word.current(), hash: packet.hash };
     let passing = packet.tcp_flags & (transport::SYN | transport::FIN | transport::RST) == 0 && !packet.about;
     let known = if passing { tables.flow_known(node, service, packet.hash, slot, word) } else { 0 };
     if known != 0
@@ -295,7 +307,7 @@ fn choose<'t, T: Tables>(
         return Ok((Choice { backend: known, ..choice }, backend));
     }
     let previous = tables.load_u64(&service.previous_ring);
-    let previous_bits = if previous == 0 { 0 } else { slot_bits(node, Inputs::unpack(previous), packet) };
+    let previous_bits = if previous == 0 { 0 } else { slot_bits(tables, Inputs::unpack(previous), packet) };
     let request = Request {
         hash: packet.hash,
         ring: ring_word,

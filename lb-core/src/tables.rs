@@ -70,6 +70,12 @@ pub trait Tables {
     fn add(&self, word: &Word, n: u64) {
         word.cell().set(word.cell().get().wrapping_add(n));
     }
+    /// `n`, of which the compiler does not know that it is `n`: what follows from it is worked out anew. On the short way four registers
+    /// survive a call, so a value that the rare ways want kept is a store for every packet.
+    #[inline(always)]
+    fn anew(&self, n: u64) -> u64 {
+        n
+    }
     /// [`flows::resolve`]. This and those called `flow_*` below are steps of a decision that the kernel makes functions of their own, which its
     /// verifier checks once and not on every way that leads there.
     #[inline(always)]

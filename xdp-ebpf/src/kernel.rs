@@ -240,6 +240,14 @@ impl Tables for Kernel {
     }
 
     #[inline(always)]
+    fn anew(&self, n: u64) -> u64 {
+        let mut n = n;
+        // SAFETY: one instruction on a register.
+        unsafe { asm!("{0} = {0}", inout(reg) n, options(pure, nomem, nostack)) };
+        n
+    }
+
+    #[inline(always)]
     fn sign(&self, n: u64) -> u64 {
         let mut n = n;
         // SAFETY: one instruction on a register.

@@ -98,7 +98,7 @@ impl Slot {
 }
 
 /// Bits of a ring word that count slots.
-const SLOTS_MASK: u32 = (1 << 24) - 1;
+pub const SLOTS_MASK: u32 = (1 << 24) - 1;
 
 /// Which part of a flow chooses its slot. It stands beside the extent, so that both change in one store.
 #[repr(u8)]

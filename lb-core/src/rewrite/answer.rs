@@ -94,7 +94,7 @@ pub fn too_big<P: PacketEdit>(p: &mut P, packet: &Packet, mtu: u16) -> Reason {
         return Reason::TooBigUnanswered;
     }
     let Addresses { family, src, dst } = packet.addresses;
-    let len = packet.len as usize;
+    let len = packet.len;
     let (done, reason) = match family {
         Family::V4 if packet.part == Part::Later || len < QUOTE_V4 => return Reason::TooBigUnanswered,
         Family::V6 if len < QUOTE_V6 => return Reason::TooBigUnanswered,

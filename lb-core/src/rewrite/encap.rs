@@ -43,7 +43,7 @@ fn outer_v4<P: PacketEdit>(
     let header = ipv4::Header {
         version_ihl: 0x45,
         tos: packet.tos,
-        total_len: packet.len.wrapping_add(ipv4::LEN as u16),
+        total_len: packet.len.wrapping_add(ipv4::LEN) as u16,
         id: 0,
         fragment: ipv4::DF,
         ttl: ipv4::TTL_OWN,
@@ -72,7 +72,7 @@ fn outer_v6<P: PacketEdit>(
     let prefix = &target.node.outer_source_v6;
     let header = ipv6::Header {
         first: ipv6::first_word(packet.tos, (hash >> 12) as u32),
-        payload_len: packet.len,
+        payload_len: packet.len as u16,
         next: proto,
         hop_limit: HOP_LIMIT,
         src: [0; 4],

@@ -89,7 +89,7 @@ pub fn exceeded_mtu(packet: &Packet, backend: &Backend) -> Option<u16> {
         Some(Forward::Dsr | Forward::Nat) | None => 0,
     };
     // A sum on the way that packets take, the difference only on the other one.
-    let fits = packet.len as u32 + overhead as u32 <= backend.mtu as u32;
+    let fits = packet.len + overhead as usize <= backend.mtu as usize;
     (!fits).then(|| backend.mtu.saturating_sub(overhead))
 }
 
@@ -164,7 +164,7 @@ fn send_reply<P: PacketEdit, T: Tables>(
     if is_v4(&service.addr) != is_v4(&dst) {
         return Reason::BackendFamily;
     }
-    let route = Route { src: service.addr, dst, tos: packet.tos, proto: packet.proto, len: packet.len };
+    let route = Route { src: service.addr, dst, tos: packet.tos, proto: packet.proto, len: packet.len as u16 };
     match tables.next_hop(&route) {
         NextHop::Resolved { ifindex, macs } => {
             egress.ifindex = ifindex;

@@ -162,7 +162,7 @@ fn error<P: PacketEdit>(p: &mut P, packet: &Packet, end: &End<'_>) -> Option<()>
         let new = update_udp(old, changes);
         p.put_at(at, new.to_be_bytes())?;
         icmp_changes += change16(old, new);
-    } else if quoted.l4 + transport::TCP_CHECKSUM + 2 <= eth::LEN + packet.len as usize {
+    } else if quoted.l4 + transport::TCP_CHECKSUM + 2 <= eth::LEN + packet.len {
         let at = quoted.l4 + transport::TCP_CHECKSUM;
         let old = u16::from_be_bytes(p.bytes_at(at)?);
         let new = update(old, changes);

@@ -84,7 +84,7 @@ pub struct Parsed {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ports: Option<(u16, u16)>,
     /// Bytes of IP packet.
-    pub length: u16,
+    pub length: usize,
     /// `whole`, `first fragment` or `later fragment`.
     pub part: &'static str,
     /// `flow`, `ICMP error about a flow`, `echo request` ...
