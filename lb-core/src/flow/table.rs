@@ -4,6 +4,10 @@
 //! tag and word are whole; nothing live makes room but what [`Record`]s allow: expired ones, then half-open ones older than
 //! [`HALF_OPEN_KEPT_S`], then flows that were learned and seen once.
 //!
+//! Whoever reads a record reads its tag, its word and its tag again: a writer claims the word before it changes the tag, so that a word
+//! between two equal tags is that tag's, and not its successor's. Loads of one CPU happen in their order where memory is strongly
+//! ordered, as its stores do.
+//!
 //! While one table takes another's place there are two ([`Tables::pair`]): new records go to `FLOWS`, those of both are found, and
 //! [`move_way`] brings them over from the one beside it, one after another.
 
@@ -107,15 +111,22 @@ fn find_at<T: Tables>(tables: &T, table: Table, hash: u64, now_s: u32) -> u64 {
     table.bucket(tables, second).map_or(0, |bucket| find_in(tables, bucket, tag, now_s))
 }
 
+/// The tag of a way, without the count that may stand beside it.
+#[inline(always)]
+fn tag_of<T: Tables>(tables: &T, held: &flow::Word) -> u64 {
+    tables.load(held) & !OVERFLOW_MAX
+}
+
 #[inline(always)]
 fn find_in<T: Tables>(tables: &T, bucket: &Bucket, tag: u64, now_s: u32) -> u64 {
     for (held, word) in bucket.tags.iter().zip(&bucket.words) {
-        // The tag before the word: a writer claims the word before it changes the tag.
-        if tables.load(held) & !OVERFLOW_MAX != tag {
+        if tag_of(tables, held) != tag {
             continue;
         }
         let word = tables.load(word);
-        if word == BUSY || (flow::is_record(word) && Record::unpack(word).left_s(now_s) > 0) {
+        let lives = word == BUSY || (flow::is_record(word) && Record::unpack(word).left_s(now_s) > 0);
+        // What has another tag by now had made room: the flow has no record here.
+        if lives && tag_of(tables, held) == tag {
             return word;
         }
     }
@@ -141,11 +152,13 @@ pub fn touch<T: Tables>(tables: &T, hash: u64, mask: u32, now_s: u32, same: Reco
 #[inline(always)]
 fn touch_in<T: Tables>(tables: &T, bucket: &Bucket, tag: u64, now_s: u32, same: Record) -> u64 {
     for (held, place) in bucket.tags.iter().zip(&bucket.words) {
-        if tables.load(held) & !OVERFLOW_MAX != tag {
+        if tag_of(tables, held) != tag {
             continue;
         }
         let old = tables.load(place);
-        if old == 0 || (old != BUSY && Record::unpack(old).left_s(now_s) == 0) {
+        let dead = old == 0 || (old != BUSY && Record::unpack(old).left_s(now_s) == 0);
+        // As in `find_in`. A successor that comes after this and has the very same word has its expiry moved on, and no more.
+        if dead || tag_of(tables, held) != tag {
             continue;
         }
         let new = Record { backend: (old >> 40) as u32, ..same }.pack();
@@ -182,13 +195,22 @@ fn replace_at<T: Tables>(tables: &T, table: Table, hash: u64, old: u64, new: u64
 fn replace_in<T: Tables>(tables: &T, table: Table, index: u32, tag: u64, old: u64, new: u64, counted: bool) -> bool {
     let Some(bucket) = table.bucket(tables, index) else { return false };
     for (held, place) in bucket.tags.iter().zip(&bucket.words) {
-        if tables.load(held) & !OVERFLOW_MAX == tag && tables.exchange(place, old, new) {
-            if new == 0 {
-                came_home(tables, table, tag, index);
-            }
-            account(tables, old, new, counted);
-            return true;
+        // To be removed it is claimed. To be changed it is not: packets of a live flow would not find it meanwhile.
+        let claim = if new == 0 { BUSY } else { new };
+        if tag_of(tables, held) != tag || !tables.exchange(place, old, claim) {
+            continue;
         }
+        // A successor with the same word gets it back.
+        let ours = tag_of(tables, held) == tag;
+        if !ours && tables.exchange(place, claim, old) {
+            return false;
+        }
+        if new == 0 {
+            came_home(tables, table, tag, index);
+            tables.store(place, 0);
+        }
+        account(tables, old, new, counted);
+        return ours;
     }
     false
 }
@@ -197,12 +219,12 @@ fn replace_in<T: Tables>(tables: &T, table: Table, index: u32, tag: u64, old: u6
 fn remove_way<T: Tables>(tables: &T, table: Table, index: u32, way: usize, word: u64, counted: bool) -> bool {
     let Some(bucket) = table.bucket(tables, index) else { return false };
     let (Some(held), Some(place)) = (bucket.tags.get(way), bucket.words.get(way)) else { return false };
-    // The tag of a record that is not yet taken cannot change.
-    let tag = tables.load(held);
-    if !tables.exchange(place, word, 0) {
+    // Claimed first: the tag that stands beside a record is its own for certain only while nobody can take its place.
+    if !tables.exchange(place, word, BUSY) {
         return false;
     }
-    came_home(tables, table, tag, index);
+    came_home(tables, table, tag_of(tables, held), index);
+    tables.store(place, 0);
     account(tables, word, 0, counted);
     true
 }
@@ -345,7 +367,7 @@ fn place<T: Tables>(tables: &T, table: Table, hash: u64, now_s: u32, word: u64, 
         return false;
     }
     if flow::is_record(old) {
-        came_home(tables, table, tables.load(held), index);
+        came_home(tables, table, tag_of(tables, held), index);
         account(tables, old, 0, true);
         tables.count(match (evicts, room.rank) {
             (false, _) => FlowEvent::Expired,
@@ -460,7 +482,8 @@ pub fn move_way<T: Tables>(tables: &T, index: u32, way: usize, now_s: u32) -> Mo
         }
         return Moved::Nothing;
     }
-    let tag = tables.load(held) & !OVERFLOW_MAX;
+    // After the word, and once: nobody records beside, so that no other tag comes here.
+    let tag = tag_of(tables, held);
     // Two programs recorded the flow at the same moment, one in each table: packets follow the one in `FLOWS`.
     let twice = flow::is_record(find_at(tables, flows, tag, now_s));
     if !twice && !place(tables, flows, tag, now_s, word, false) {

@@ -230,6 +230,8 @@ enum Other {
     Packet(u64),
     /// Everything beside is moved, when that table is about to be looked at.
     Mover,
+    /// A flow is recorded with a word, when the way that this one will take is about to be read or exchanged.
+    Newcomer { bucket: usize, way: usize, hash: u64, word: u64, now_s: u32 },
 }
 
 /// Tables in which it happens once.
@@ -240,7 +242,10 @@ struct Meanwhile<'a> {
 
 impl Meanwhile<'_> {
     fn packet(&self) {
-        let Some(Other::Packet(new)) = self.other.take() else { return };
+        let new = match self.other.take() {
+            Some(Other::Packet(new)) => new,
+            other => return self.other.set(other),
+        };
         let mut beside = self.tables.beside.iter().flat_map(|bucket| &bucket.words);
         let place = beside.find(|word| self.tables.load(word) != 0).expect("it is beside");
         let old = self.tables.load(place);
@@ -254,13 +259,32 @@ impl Meanwhile<'_> {
             other => self.other.set(other),
         }
     }
+
+    fn newcomer(&self, place: &Word) {
+        match self.other.take() {
+            Some(Other::Newcomer { bucket, way, hash, word, now_s })
+                if core::ptr::eq(place, &self.tables.flows[bucket].words[way]) =>
+            {
+                assert!(insert(self.tables, hash, self.tables.flows.len() as u32 - 1, now_s, word), "there is room");
+                assert_eq!(self.tables.load(place), word, "it takes this way");
+            }
+            other => self.other.set(other),
+        }
+    }
 }
 
 impl Tables for Meanwhile<'_> {
+    fn load(&self, word: &Word) -> u64 {
+        self.newcomer(word);
+        self.tables.load(word)
+    }
+
     fn exchange(&self, word: &Word, old: u64, new: u64) -> bool {
-        if new == 0 {
+        // A record is claimed before it goes.
+        if new == BUSY && flow::is_record(old) {
             self.packet();
         }
+        self.newcomer(word);
         self.tables.exchange(word, old, new)
     }
 
@@ -390,4 +414,67 @@ fn what_is_moved_during_a_look_is_found_and_changed() {
     };
     assert_eq!(looks(&|tables| assert_eq!(find(tables, 7 << 8, 0, 0), held)), held);
     assert_eq!(looks(&|tables| assert!(replace(tables, 7 << 8, 0, held, closing))), closing);
+}
+
+const NOW_S: u32 = 100;
+
+/// A table of two buckets that was full a second ago, in which one record can make room now, and it lives in its second bucket. Gives its hash, its place, and the
+/// hash of a flow that can have that place and finds it in its first bucket.
+fn one_gives_way(gives: u64) -> (Snapshot, u64, (usize, usize), u64) {
+    let (tables, mask) = tables(2);
+    // Two of the four fill the first bucket so far that the third goes to the second.
+    let at_home = |first: u32| (1u64..).map(|n| n << 8).filter(move |hash| flow_buckets(*hash, mask).1 == first);
+    let lives = word(7, FlowState::Established, NOW_S + 500);
+    let mut of_first = at_home(0);
+    for hash in of_first.by_ref().take(2) {
+        assert!(insert(&tables, hash, mask, NOW_S - 1, lives));
+    }
+    let away = of_first.next().unwrap();
+    assert!(insert(&tables, away, mask, NOW_S - 1, gives));
+    let mut of_second = at_home(1);
+    let full = |tables: &Snapshot| tables.flows.iter().flat_map(|b| &b.words).all(|word| tables.load(word) != 0);
+    while !full(&tables) {
+        assert!(insert(&tables, of_second.next().unwrap(), mask, NOW_S - 1, lives));
+    }
+    let way = tables.flows[1].words.iter().position(|word| tables.load(word) == gives).expect("in its second bucket");
+    (tables, away, (1, way), of_second.next().unwrap())
+}
+
+/// Whoever is about to read the word of a record when another flow gets its place does not take that flow's word for it.
+#[test]
+fn a_record_that_makes_room_during_a_look_is_not_found() {
+    let same = Record { backend: 0, slot: 0, state: FlowState::Established, expires_s: NOW_S + 500 };
+    let half_open = word(1, FlowState::HalfOpen, NOW_S + HALF_OPEN_S - HALF_OPEN_KEPT_S);
+    let expired = word(1, FlowState::Established, NOW_S);
+    let comes = word(2, FlowState::Established, NOW_S + 400);
+    type Look = fn(&Meanwhile<'_>, u64, Record) -> u64;
+    let looks: [(u64, Look); 2] = [
+        (half_open, |tables, hash, _| find(tables, hash, 1, NOW_S)),
+        (expired, |tables, hash, same| touch(tables, hash, 1, NOW_S, same)),
+    ];
+    for (gives, look) in looks {
+        let (tables, gone, (bucket, way), hash) = one_gives_way(gives);
+        let newcomer = Other::Newcomer { bucket, way, hash, word: comes, now_s: NOW_S };
+        let looking = Meanwhile { tables: &tables, other: Cell::new(Some(newcomer)) };
+        assert_eq!(look(&looking, gone, same), 0);
+        assert!(looking.other.take().is_none(), "the newcomer came");
+        assert_eq!(find(&tables, hash, 1, NOW_S), comes, "its record is as it was");
+    }
+}
+
+/// Nor does whoever changes or removes a record of which the successor happens to have the very same word.
+#[test]
+fn a_successor_with_the_same_word_is_neither_changed_nor_removed() {
+    let gives = word(1, FlowState::HalfOpen, NOW_S + HALF_OPEN_S - HALF_OPEN_KEPT_S);
+    for new in [word(3, FlowState::Closing, NOW_S + 10), 0] {
+        let (tables, gone, (bucket, way), hash) = one_gives_way(gives);
+        let newcomer = Other::Newcomer { bucket, way, hash, word: gives, now_s: NOW_S };
+        let changing = Meanwhile { tables: &tables, other: Cell::new(Some(newcomer)) };
+        assert!(!replace(&changing, gone, 1, gives, new), "its record is gone");
+        assert!(changing.other.take().is_none(), "the newcomer came");
+        assert_eq!(find(&tables, hash, 1, NOW_S), gives);
+        let active: Vec<u64> = tables.active.iter().map(|word| tables.load(word)).collect();
+        assert_eq!(active, recount(&tables));
+        overflow_is_counted(&tables, &tables.flows);
+    }
 }
