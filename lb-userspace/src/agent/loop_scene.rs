@@ -7,7 +7,7 @@ use std::{
     path::PathBuf,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicU16, Ordering},
+        atomic::{AtomicU8, AtomicU16, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -91,6 +91,8 @@ impl Backend {
 pub(super) struct Scene {
     /// The flow table of whatever data plane runs.
     pub(super) words: Arc<Mutex<Vec<u64>>>,
+    /// Last part of the address of the backend whose probes wait; 0 is none.
+    silent: Arc<AtomicU8>,
     pub(super) folder: tempfile::TempDir,
     pub(super) one: Backend,
     pub(super) two: Backend,
@@ -109,7 +111,12 @@ impl Scene {
         let one = Backend::start(2, 0).await;
         // All backends of a service share its port.
         let two = Backend::start(3, one.port).await;
-        Self { words: Arc::default(), folder: tempfile::tempdir().unwrap(), one, two }
+        Self { words: Arc::default(), silent: Arc::default(), folder: tempfile::tempdir().unwrap(), one, two }
+    }
+
+    /// Lets the probes of one backend wait, and those of the one before go on; 0 is nobody.
+    pub(super) fn silence(&self, last: u8) {
+        self.silent.store(last, Ordering::Relaxed);
     }
 
     pub(super) fn path(&self, name: &str) -> PathBuf {
@@ -189,13 +196,21 @@ impl Scene {
         };
         let (table_sender, table) = watch::channel(Arc::new(Table::new()));
         let (_links, interfaces) = watch::channel(Vec::new());
-        let (checker, events) = Checker::start_with(Default::default(), |target| async move {
-            // The configuration refuses loopback backends, so 10.0.0.N is asked at 127.0.0.N.
-            let mut address = target.address;
-            if let IpAddr::V4(v4) = address.ip() {
-                address.set_ip(Ipv4Addr::new(127, 0, 0, v4.octets()[3]).into());
+        let silent = Arc::clone(&self.silent);
+        let (checker, events) = Checker::start_with(Default::default(), move |target| {
+            let silent = Arc::clone(&silent);
+            async move {
+                // The configuration refuses loopback backends, so 10.0.0.N is asked at 127.0.0.N.
+                let mut address = target.address;
+                if let IpAddr::V4(v4) = address.ip() {
+                    let last = v4.octets()[3];
+                    while silent.load(Ordering::Relaxed) == last {
+                        tokio::time::sleep(Duration::from_millis(5)).await;
+                    }
+                    address.set_ip(Ipv4Addr::new(127, 0, 0, last).into());
+                }
+                health::probe::run(address, &target.check.probe, target.check.timeout).await
             }
-            health::probe::run(address, &target.check.probe, target.check.timeout).await
         });
         let (calls, inbox) = Calls::new();
         let carriers = vec![Carrier { name: "eth0".into(), ifindex: 2, slot: 0, program_id: 1 }];

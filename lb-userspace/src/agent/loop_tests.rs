@@ -83,6 +83,45 @@ async fn health_moves_traffic_and_fails_open_at_zero() {
         .await;
 }
 
+/// Changes that were written to the maps.
+async fn applied(metrics: &str) -> u64 {
+    let text = scrape(metrics, "/metrics").await;
+    let count = text.lines().find_map(|line| line.strip_prefix("weir_apply_duration_seconds_count "));
+    count.and_then(|count| count.parse().ok()).expect("a count")
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn good_first_results_of_a_service_move_no_slot_and_a_later_backend_waits_for_its_own() {
+    let scene = Scene::new().await;
+    scene.write(&scene.text(&[(2, 1), (3, 1)]));
+    scene.silence(3);
+    scene
+        .run(None, async |client, metrics| {
+            let at_first = slots(&client).await;
+            assert!(at_first.iter().all(|n| *n > 0), "{at_first:?}");
+            for judged in [1, 2] {
+                let up = |s: &crate::api::Status| s.counts.backends_up == judged;
+                until("health", async || client.status().await.unwrap(), up).await;
+                // The first change is the configuration, and then each result is one.
+                until("the maps follow", async || applied(&metrics).await, |n| *n > u64::from(judged)).await;
+                assert_eq!(slots(&client).await, at_first, "{judged} judged");
+                let service = &client.services().await.unwrap()[0];
+                assert_eq!((service.slots.settled, service.window_ends_in_s), (251, None), "{judged} judged");
+                scene.silence(0);
+            }
+            // Who comes later takes nothing before it is judged, and nothing after it is found down.
+            scene.silence(4);
+            scene.write(&scene.text(&[(2, 1), (3, 1), (4, 1)]));
+            until("revision 2", async || client.status().await.unwrap(), |s| s.revision == 2).await;
+            assert_eq!(slots(&client).await, [at_first[0], at_first[1], 0]);
+            scene.silence(0);
+            let down = |b: &Vec<crate::api::Backend>| b[2].health == crate::api::HealthState::Down;
+            until("down", async || client.backends().await.unwrap(), down).await;
+            assert_eq!(client.services().await.unwrap()[0].slots.settled, 251);
+        })
+        .await;
+}
+
 #[tokio::test(flavor = "current_thread")]
 async fn an_override_holds_over_restarts_until_the_file_says_otherwise() {
     let scene = Scene::new().await;
@@ -281,9 +320,8 @@ async fn a_drain_is_shown_until_its_backend_is_gone() {
             assert_eq!((shown.phase, shown.connections), (DrainPhase::Announced, None), "not every flow is recorded");
             assert_eq!((shown.announced_for_s, shown.ends_in_s), (4, 300));
             let service = &client.services().await.unwrap()[0];
-            // Where health judged one of the two before the other, the slots that went to and fro are residual.
-            let still = service.slots.settled + service.slots.residual;
-            assert_eq!((service.slots.announced, still), (backends[0].share.slots, backends[1].share.slots));
+            let (announced, settled) = (service.slots.announced, service.slots.settled);
+            assert_eq!((announced, settled), (backends[0].share.slots, backends[1].share.slots));
             assert_eq!(service.window_ends_in_s, Some(7444));
             // It leaves the configuration: still there, and said to leave.
             scene.write(&scene.text(&[(3, 1)]));

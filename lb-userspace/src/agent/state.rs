@@ -21,7 +21,7 @@ use crate::{
     },
     model::{AdminState, Backend, Config, Service, ServiceKey},
     net::Resolution,
-    plan::{self, Wanted},
+    plan::{self, Standing, Wanted},
 };
 
 /// Health of one target as observed.
@@ -76,6 +76,8 @@ pub struct State {
     effective: Config,
     health: BTreeMap<Target, Observed>,
     users: BTreeMap<Target, Vec<Place>>,
+    /// Backends whose check began when nobody of their service was judged. What is said of one that is judged by now does not count.
+    starting: BTreeSet<BackendId>,
     /// Addresses of backends that are no longer configured and still have flows.
     leaving: BTreeSet<IpAddr>,
     /// Shared between copies: a change of the configuration seldom touches it, and it is large.
@@ -103,6 +105,7 @@ impl State {
             overrides,
             health: BTreeMap::new(),
             users: BTreeMap::new(),
+            starting: BTreeSet::new(),
             leaving: BTreeSet::new(),
             next_hops: Arc::default(),
         };
@@ -183,12 +186,29 @@ impl State {
             self.health.insert(target.clone(), observed);
         }
         self.users = users;
+        self.starting = self.starting(known);
         let addresses = self.destinations();
         // Both are sorted, so that one walk over both tells whether anything left.
         let mut kept = addresses.iter();
         if !self.next_hops.keys().all(|address| kept.any(|kept| kept == address)) {
             Arc::make_mut(&mut self.next_hops).retain(|address, _| addresses.contains(address));
         }
+    }
+
+    /// The backends without a result whose check began, or begins now, when nobody of their service was judged; `known` is what was
+    /// judged before.
+    fn starting(&self, known: &dyn Fn(&BackendId) -> Option<bool>) -> BTreeSet<BackendId> {
+        let mut begins: BTreeMap<usize, bool> = BTreeMap::new();
+        let unknown = self.health.iter().filter(|(_, observed)| observed.state == health::State::Unknown);
+        let places = unknown.filter_map(|(target, _)| self.users.get(target)).flatten();
+        let starts = places.filter_map(|place| {
+            let (service, backend) = at(&self.effective, *place)?;
+            let id = |backend: &Backend| BackendId::new(service.key, backend);
+            let mut first =
+                || *begins.entry(place.0).or_insert_with(|| service.backends.iter().all(|b| known(&id(b)).is_none()));
+            (self.starting.contains(&id(backend)) || first()).then(|| id(backend))
+        });
+        starts.collect()
     }
 
     /// What the checker shall probe, each with the state that a new target starts from.
@@ -302,12 +322,15 @@ impl State {
         self.observed(service, backend).is_none_or(|o| o.state == health::State::Up)
     }
 
-    /// What health judged of a backend: up where nothing is asked of it, nothing before the first result.
-    fn judged(&self, service: &Service, backend: &Backend) -> Option<bool> {
+    /// What health says of a backend.
+    fn judged(&self, service: &Service, backend: &Backend) -> Standing {
         match self.observed(service, backend).map(|o| o.state) {
-            None | Some(health::State::Up) => Some(true),
-            Some(health::State::Down) => Some(false),
-            Some(health::State::Unknown) => None,
+            None | Some(health::State::Up) => Standing::Up,
+            Some(health::State::Down) => Standing::Down,
+            Some(health::State::Unknown) if self.starting.contains(&BackendId::new(service.key, backend)) => {
+                Standing::Starting
+            }
+            Some(health::State::Unknown) => Standing::Unknown,
         }
     }
 
@@ -365,16 +388,17 @@ impl State {
 
     /// As [`State::wanted`], once backends without a result of their check are up.
     pub fn expected(&self, held: &dyn Fn(IpAddr) -> Option<crate::model::NextHop>) -> Wanted {
-        self.wanted_if(&|service, backend| Some(self.judged(service, backend) != Some(false)), held)
+        let expected = |judged| if judged == Standing::Down { Standing::Down } else { Standing::Up };
+        self.wanted_if(&|service, backend| expected(self.judged(service, backend)), held)
     }
 
     fn wanted_if(
         &self,
-        up: &dyn Fn(&Service, &Backend) -> Option<bool>,
+        judged: &dyn Fn(&Service, &Backend) -> Standing,
         held: &dyn Fn(IpAddr) -> Option<crate::model::NextHop>,
     ) -> Wanted {
         let known = |address: &IpAddr| Some((*address, self.next_hops.get(address)?.next_hop()));
-        let wanted = plan::wanted(&self.effective, up, &|address| match self.next_hops.get(&address) {
+        let wanted = plan::wanted(&self.effective, judged, &|address| match self.next_hops.get(&address) {
             Some(resolution) => resolution.next_hop(),
             None => held(address),
         });
@@ -452,6 +476,53 @@ mod tests {
         assert_eq!(state.judge(&BTreeMap::new()), Judged { states: vec![], sources: true });
         assert!(state.own_targets().values().all(|up| *up == Some(false)) && state.own_targets().len() == 2);
         assert!(state.observe(&event(&targets[0], health::State::Up)));
+    }
+
+    /// A service begins with all that it has; who comes later waits for its first result, whatever else changes meanwhile.
+    #[test]
+    fn who_is_there_when_a_service_begins_takes_flows_before_it_is_judged() {
+        let config = |backends: &[u8]| {
+            let mut text = String::from(
+                "[node]\ninterface = \"eth0\"\n[[service]]\nname = \"s\"\nvip = \"192.0.2.1\"\nport = 80\nforward = \"dsr\"\n\
+                 [service.health_check]\ntype = \"tcp\"\n",
+            );
+            backends.iter().for_each(|last| text += &format!("[[service.backends]]\naddress = \"10.0.0.{last}\"\n"));
+            check("f", &text).config.expect("a configuration")
+        };
+        let weights = |state: &State| -> Vec<u32> {
+            let wanted = state.wanted(&|_| None);
+            wanted.services.iter().flat_map(|service| &service.backends).map(|backend| backend.weight).collect()
+        };
+        let observe = |state: &mut State, last: u8, to| {
+            let target =
+                state.targets().into_keys().find(|target| target.address.ip() == IpAddr::from([10, 0, 0, last]));
+            let event = health::Event {
+                target: Arc::new(target.expect("it is asked")),
+                outcome: Outcome::L4Ok,
+                latency: Duration::ZERO,
+                late: Duration::ZERO,
+                state: to,
+                transition: None,
+                against: 0,
+                against_max: 1,
+                at: SystemTime::UNIX_EPOCH,
+            };
+            assert!(state.observe(&event));
+        };
+        let mut state = State::new(config(&[1, 2]), Overrides::default(), &|_| None);
+        assert_eq!(weights(&state), [1, 1]);
+        observe(&mut state, 1, health::State::Up);
+        assert_eq!(weights(&state), [1, 1], "the second one stands until it is judged");
+        state.set_config(config(&[1, 2, 3]));
+        assert_eq!(weights(&state), [1, 1, 0], "and the third one does not stand before");
+        state.set_config(config(&[1, 2, 3, 4]));
+        assert_eq!(weights(&state), [1, 1, 0, 0]);
+        observe(&mut state, 2, health::State::Down);
+        observe(&mut state, 3, health::State::Up);
+        assert_eq!(weights(&state), [1, 0, 1, 0]);
+        // Whoever takes the maps over knows who was judged.
+        let up = |id: &BackendId| (id.address == IpAddr::from([10, 0, 0, 1])).then_some(true);
+        assert_eq!(weights(&State::new(config(&[1, 2]), Overrides::default(), &up)), [1, 0]);
     }
 
     /// The network is asked about a backend that leaves for as long as it does, and what it says reaches the maps.

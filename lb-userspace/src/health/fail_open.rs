@@ -36,8 +36,8 @@ pub struct Effective {
 
 /// Decides for the backends of one service.
 ///
-/// A backend without health check counts as up. One without a first result does not, as long as another eligible one is up;
-/// if none is, all eligible ones count as up. That is failing open if any was judged down, and a plain start if none has
+/// A backend without health check counts as up. One without a first result does not, as long as another eligible one is up
+/// (whether it takes flows meanwhile is [`crate::plan::Standing`]'s to say); if none is, all eligible ones count as up. That is failing open if any was judged down, and a plain start if none has
 /// been judged yet.
 pub fn effective(candidates: &[Candidate]) -> Effective {
     let is_up = |candidate: &Candidate| matches!(candidate.health, None | Some(State::Up));

@@ -127,23 +127,34 @@ fn secrets_are_not_shown() {
 mod wanted_from_a_configuration {
     use proptest::prelude::*;
 
-    use super::super::wanted::effective_weights;
+    use super::super::wanted::{
+        Standing::{self, Down, Starting, Unknown, Up},
+        effective_weights,
+    };
     use crate::model::AdminState::{self, Drain, Maint, Ready};
 
-    /// (state, configured weight, up) of each backend, the effective weights (None: absent), fail-open.
-    type Row<'a> = (&'a [(AdminState, u16, bool)], &'a [Option<u32>], bool);
+    /// (state, configured weight, health) of each backend, the effective weights (None: absent), fail-open.
+    type Row<'a> = (&'a [(AdminState, u16, Standing)], &'a [Option<u32>], bool);
 
     #[test]
     fn administrative_state_weight_and_health() {
-        let rows: [Row<'_>; 8] = [
-            (&[(Ready, 5, true), (Ready, 3, false)], &[Some(5), Some(0)], false),
-            (&[(Ready, 5, true), (Drain, 3, true), (Maint, 2, true)], &[Some(5), Some(0), None], false),
-            (&[(Ready, 0, true), (Ready, 3, false)], &[Some(0), Some(3)], true),
-            (&[(Ready, 5, false), (Ready, 3, false)], &[Some(5), Some(3)], true),
-            (&[(Ready, 5, false), (Drain, 3, true)], &[Some(5), Some(0)], true),
-            (&[(Drain, 5, false), (Drain, 3, true)], &[Some(0), Some(0)], false),
-            (&[(Ready, 0, false), (Maint, 3, true)], &[Some(0), None], false),
+        let rows: [Row<'_>; 14] = [
+            (&[(Ready, 5, Up), (Ready, 3, Down)], &[Some(5), Some(0)], false),
+            (&[(Ready, 5, Up), (Drain, 3, Up), (Maint, 2, Up)], &[Some(5), Some(0), None], false),
+            (&[(Ready, 0, Up), (Ready, 3, Down)], &[Some(0), Some(3)], true),
+            (&[(Ready, 5, Down), (Ready, 3, Down)], &[Some(5), Some(3)], true),
+            (&[(Ready, 5, Down), (Drain, 3, Up)], &[Some(5), Some(0)], true),
+            (&[(Drain, 5, Down), (Drain, 3, Up)], &[Some(0), Some(0)], false),
+            (&[(Ready, 0, Down), (Maint, 3, Up)], &[Some(0), None], false),
             (&[], &[], false),
+            // A service begins: nothing changes when the first results are good, and what is down goes as soon as one is up.
+            (&[(Ready, 5, Starting), (Ready, 3, Starting)], &[Some(5), Some(3)], true),
+            (&[(Ready, 5, Up), (Ready, 3, Starting)], &[Some(5), Some(3)], false),
+            (&[(Ready, 5, Down), (Ready, 3, Starting)], &[Some(5), Some(3)], true),
+            (&[(Ready, 5, Down), (Ready, 3, Starting), (Ready, 2, Up)], &[Some(0), Some(3), Some(2)], false),
+            (&[(Ready, 0, Starting), (Drain, 3, Starting), (Ready, 2, Up)], &[Some(0), Some(0), Some(2)], false),
+            // One that came later waits for its first result.
+            (&[(Ready, 5, Up), (Ready, 3, Unknown)], &[Some(5), Some(0)], false),
         ];
         for (backends, weights, fail_open) in rows {
             assert_eq!(effective_weights(backends), (weights.to_vec(), fail_open), "{backends:?}");
@@ -152,7 +163,7 @@ mod wanted_from_a_configuration {
 
     proptest! {
         #[test]
-        fn a_service_with_a_ready_weight_always_takes_flows(backends in prop::collection::vec((prop::sample::select(vec![Ready, Drain, Maint]), 0u16..4, any::<bool>()), 0..6)) {
+        fn a_service_with_a_ready_weight_always_takes_flows(backends in prop::collection::vec((prop::sample::select(vec![Ready, Drain, Maint]), 0u16..4, prop::sample::select(vec![Up, Down, Starting, Unknown])), 0..6)) {
             let (weights, fail_open) = effective_weights(&backends);
             let could = backends.iter().any(|b| b.0 == Ready && b.1 > 0);
             prop_assert_eq!(weights.iter().flatten().any(|w| *w > 0), could);

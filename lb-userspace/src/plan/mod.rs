@@ -32,7 +32,7 @@ pub use present::{Fill, Former, Present, PresentBackend, PresentService, Secrets
 pub use rebuild::{Adopted, RebuildError, rebuild};
 pub use records::Look;
 pub use sizes::MapSizes;
-pub use wanted::{Policy, Wanted, WantedBackend, WantedService, wanted};
+pub use wanted::{Policy, Standing, Wanted, WantedBackend, WantedService, wanted};
 pub use window::{Records, Times, Window};
 
 #[cfg(test)]

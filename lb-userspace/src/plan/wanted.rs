@@ -20,6 +20,31 @@ use lb_core::abi::{
 use super::window::Times;
 use crate::model::{AdminState, Backend, Config, NextHop, Service, ServiceKey, Track, UdpFlows, algo};
 
+/// What health says of a backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// Standing up, or nothing is asked of it.
+    Up,
+    /// Standing down: flows leave it.
+    Down,
+    /// Not judged yet, as nobody of its service was when its check began: it takes flows until its first result, so that good first
+    /// results of a service change nothing.
+    Starting,
+    /// Not judged yet: it takes no new flow before its first result, and keeps those that it has.
+    Unknown,
+}
+
+impl From<Option<bool>> for Standing {
+    /// `None` is [`Self::Unknown`].
+    fn from(up: Option<bool>) -> Self {
+        match up {
+            Some(true) => Self::Up,
+            Some(false) => Self::Down,
+            None => Self::Unknown,
+        }
+    }
+}
+
 /// What the maps shall hold.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Wanted {
@@ -99,7 +124,7 @@ pub struct WantedBackend {
     pub weight: u32,
     /// Health judged it up.
     pub up: bool,
-    /// Health judged it down: flows leave it. One that is not judged yet takes no new flows and keeps those that it has.
+    /// Health judged it down: flows leave it.
     pub down: bool,
     /// Active connections at most; 0 is no limit.
     pub max_connections: u32,
@@ -107,13 +132,14 @@ pub struct WantedBackend {
     pub next_hop: Option<NextHop>,
 }
 
-/// Computes what the maps shall hold. `up` is the observed health, `None` before the first result; `next_hop` is what netlink knows about an address.
-pub fn wanted(
+/// Computes what the maps shall hold. `judged` is the observed health; `next_hop` is what netlink knows about an address.
+pub fn wanted<J: Into<Standing>>(
     config: &Config,
-    up: &dyn Fn(&Service, &Backend) -> Option<bool>,
+    judged: &dyn Fn(&Service, &Backend) -> J,
     next_hop: &dyn Fn(IpAddr) -> Option<NextHop>,
 ) -> Wanted {
-    let mut services: Vec<WantedService> = config.services.iter().map(|s| service(s, up, next_hop)).collect();
+    let judged = |service: &Service, backend: &Backend| judged(service, backend).into();
+    let mut services: Vec<WantedService> = config.services.iter().map(|s| service(s, &judged, next_hop)).collect();
     services.sort_unstable_by_key(|s| s.key);
     Wanted {
         services,
@@ -125,19 +151,18 @@ pub fn wanted(
 
 fn service(
     service: &Service,
-    up: &dyn Fn(&Service, &Backend) -> Option<bool>,
+    judged: &dyn Fn(&Service, &Backend) -> Standing,
     next_hop: &dyn Fn(IpAddr) -> Option<NextHop>,
 ) -> WantedService {
-    let judged = |b: &Backend| if b.admin_state == AdminState::Maint { None } else { up(service, b) };
-    let judged: Vec<Option<bool>> = service.backends.iter().map(judged).collect();
-    let observed: Vec<(AdminState, u16, bool)> =
-        service.backends.iter().zip(&judged).map(|(b, up)| (b.admin_state, b.weight, *up == Some(true))).collect();
+    let judged = |b: &Backend| if b.admin_state == AdminState::Maint { Standing::Unknown } else { judged(service, b) };
+    let observed: Vec<(AdminState, u16, Standing)> =
+        service.backends.iter().map(|b| (b.admin_state, b.weight, judged(b))).collect();
     let (weights, fail_open) = effective_weights(&observed);
     let mut backends = Vec::with_capacity(service.backends.len());
-    backends.extend(service.backends.iter().zip(&judged).zip(weights).filter_map(|((b, up), weight)| {
+    backends.extend(service.backends.iter().zip(&observed).zip(weights).filter_map(|((b, (.., judged)), weight)| {
         let key = backend_key(&service.key, b.address, b.port);
         let weight = if service.algo.is_weighted() { weight? } else { weight?.min(1) };
-        let (up, down) = (*up == Some(true), *up == Some(false));
+        let (up, down) = (*judged == Standing::Up, *judged == Standing::Down);
         Some(WantedBackend { key, weight, up, down, max_connections: b.max_connections, next_hop: next_hop(b.address) })
     }));
     backends.sort_unstable_by_key(|b| b.key);
@@ -183,15 +208,17 @@ fn seconds(duration: Duration) -> u64 {
     duration.as_secs() + u64::from(duration.subsec_nanos() > 0)
 }
 
-/// The effective weights of a service's backends of (administrative state, configured weight, observed up); `None` is
-/// absent. And whether the service fails open.
-pub(super) fn effective_weights(backends: &[(AdminState, u16, bool)]) -> (Vec<Option<u32>>, bool) {
+/// The effective weights of a service's backends of (administrative state, configured weight, health); `None` is absent. And whether
+/// the service fails open.
+pub(super) fn effective_weights(backends: &[(AdminState, u16, Standing)]) -> (Vec<Option<u32>>, bool) {
     let takes_flows = |state: AdminState, weight: u16| state == AdminState::Ready && weight > 0;
     let candidates = || backends.iter().filter(|&&(state, weight, _)| takes_flows(state, weight));
-    let fail_open = candidates().next().is_some() && !candidates().any(|&(_, _, up)| up);
-    let weights = backends.iter().map(|&(state, weight, up)| match state {
+    let fail_open = candidates().next().is_some() && !candidates().any(|&(_, _, judged)| judged == Standing::Up);
+    let weights = backends.iter().map(|&(state, weight, judged)| match state {
         AdminState::Maint => None,
-        _ if takes_flows(state, weight) && (up || fail_open) => Some(u32::from(weight)),
+        _ if takes_flows(state, weight) && (matches!(judged, Standing::Up | Standing::Starting) || fail_open) => {
+            Some(u32::from(weight))
+        }
         _ => Some(0),
     });
     (weights.collect(), fail_open)
