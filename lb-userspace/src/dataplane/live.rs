@@ -3,9 +3,12 @@
 //! Each entry is copied when it is first read and stays as it was, so that one explanation does not contradict itself.
 //! Owns: the copies. Refuses to know: packets, and routes (the caller brings the kernel's answer). Writes nothing.
 
-use std::cell::OnceCell;
+use std::{
+    cell::{OnceCell, RefCell},
+    collections::BTreeMap,
+};
 
-use aya::maps::{HashMap, Map as AyaMap, MapData};
+use aya::maps::{HashMap, Map as AyaMap, MapData, PerCpuArray};
 use bytemuck::Pod;
 use lb_core::{
     abi::{
@@ -17,7 +20,7 @@ use lb_core::{
         ring::Line,
         service::Service,
         stats::FlowEvent,
-        turns::Turns,
+        turns::{self, Turns},
     },
     tables::{NextHop, Pair, Route, Tables},
 };
@@ -75,8 +78,13 @@ pub struct LiveTables<F> {
     flow_maps: FlowMaps,
     backends: Copies<Backend>,
     fragments: Option<HashMap<MapData, [u64; 5], [u32; 2]>>,
+    turns: Option<PerCpuArray<MapData, [u32; 4]>>,
+    /// Turns of the first CPU as an explanation took them on.
+    taken: RefCell<BTreeMap<u32, Turns>>,
     route: F,
 }
+
+const _: () = assert!(size_of::<Turns>() == size_of::<[u32; 4]>());
 
 impl<F: Fn(&Route) -> NextHop> LiveTables<F> {
     /// The maps below `pins`; `route` answers for the kernel's routes.
@@ -88,6 +96,8 @@ impl<F: Fn(&Route) -> NextHop> LiveTables<F> {
         let flow_maps = FlowMaps::open(pins)?;
         let fragments = MapData::from_pin(pins.map(fragment::SHAPE.name)).ok();
         let fragments = fragments.and_then(|map| HashMap::try_from(AyaMap::LruHashMap(map)).ok());
+        let turns = MapData::from_pin(pins.map(turns::SHAPE.name)).ok();
+        let turns = turns.and_then(|map| PerCpuArray::try_from(AyaMap::PerCpuArray(map)).ok());
         Ok(Self {
             node: Copies::new(maps.entries(Map::Node)),
             lookup: Copies::new(maps.entries(Map::Lookup)),
@@ -101,6 +111,8 @@ impl<F: Fn(&Route) -> NextHop> LiveTables<F> {
             backends: Copies::new(maps.entries(Map::Backends)),
             maps,
             fragments,
+            turns,
+            taken: RefCell::default(),
             route,
         })
     }
@@ -155,12 +167,18 @@ impl<F: Fn(&Route) -> NextHop> Tables for LiveTables<F> {
 
     fn count_flows(&self, _: u32, _: [u32; 4]) {}
 
-    /// Whose turn it is belongs to each CPU: an explanation takes the first.
-    fn turns(&self, _: u32) -> Turns {
-        Turns::default()
+    /// Whose turn it is belongs to each CPU: an explanation takes the first, and takes its turns on in a copy.
+    fn turns(&self, service: u32) -> Turns {
+        if let Some(turns) = self.taken.borrow().get(&service) {
+            return *turns;
+        }
+        let of_all = self.turns.as_ref().and_then(|map| map.get(&service, 0).ok());
+        of_all.and_then(|values| values.iter().next().map(|words| bytemuck::cast(*words))).unwrap_or_default()
     }
 
-    fn set_turns(&self, _: u32, _: Turns) {}
+    fn set_turns(&self, service: u32, turns: Turns) {
+        self.taken.borrow_mut().insert(service, turns);
+    }
 
     fn jiffies(&self) -> u64 {
         clock::jiffies()

@@ -14,6 +14,7 @@ use lb_core::{
         ring::{Extent, Inputs, LINE_SLOTS, Line, Slot, State},
         service::{self, Forward, OnMarkedDown},
         stats::FlowEvent,
+        turns::Turns,
     },
     hash,
     host::Snapshot,
@@ -76,15 +77,19 @@ fn maps(forward: Forward) -> Snapshot {
     maps
 }
 
-fn tcp(from: &str, to: &str) -> Vec<u8> {
+fn segment(from: &str, to: &str, segment: craft::Segment) -> Vec<u8> {
     let (from, to): (SocketAddr, SocketAddr) = (from.parse().unwrap(), to.parse().unwrap());
-    craft::frame(craft::Protocol::Tcp, from, to, craft::Segment::Syn).unwrap()
+    craft::frame(craft::Protocol::Tcp, from, to, segment).unwrap()
+}
+
+/// The beginning of a connection.
+fn tcp(from: &str, to: &str) -> Vec<u8> {
+    segment(from, to, craft::Segment::Syn)
 }
 
 /// As [`tcp`], of an established connection.
 fn ack(from: &str, to: &str) -> Vec<u8> {
-    let (from, to): (SocketAddr, SocketAddr) = (from.parse().unwrap(), to.parse().unwrap());
-    craft::frame(craft::Protocol::Tcp, from, to, craft::Segment::Ack).unwrap()
+    segment(from, to, craft::Segment::Ack)
 }
 
 fn steps(maps: &Snapshot, frame: &[u8]) -> Trace {
@@ -229,9 +234,42 @@ fn a_packet_is_decided_once() {
     (members[0], members[1]) = (1, 2);
     turns.lines.push(Line { slots: members });
     turns.services[1].members = Extent { line: 16, slots: 2 }.pack(Inputs::Tuple);
-    let backends: Vec<_> =
-        (0..4).map(|n| steps(&turns, &tcp(&format!("192.0.2.7:{}", 40_000 + n), to)).backend.map(|b| b.id)).collect();
-    assert_eq!(backends, [Some(1), Some(2), Some(1), Some(2)]);
+    let traces: Vec<_> = (0..4).map(|n| steps(&turns, &tcp(&format!("192.0.2.7:{}", 40_000 + n), to))).collect();
+    assert_eq!(traces.iter().map(|t| t.backend.as_ref().map(|b| b.id)).collect::<Vec<_>>(), [1, 2, 1, 2].map(Some));
+    assert!(
+        traces.iter().all(|t| render(t, false).contains("note      each CPU takes turns of its own")),
+        "{traces:?}"
+    );
+    let known = steps(&turns, &ack("192.0.2.7:40000", to));
+    assert_eq!((known.backend.map(|b| b.id), known.note), (Some(1), None), "its record decides");
+}
+
+/// The fewest connections are found from where a CPU's turns stand, and not from the beginning.
+#[test]
+fn who_has_the_fewest_connections_is_who_a_cpu_remembers() {
+    let to = "203.0.113.1:80";
+    let mut maps = changing(State::Settled, true);
+    maps.services[1].flags = service::flags(true, service::Algo::LeastConnections, OnMarkedDown::Rehash);
+    let members = 40u32;
+    for id in 3..=members {
+        maps.backends.push(Backend { addr: mapped([10, 0, 1, id as u8]), ..maps.backends[1] });
+    }
+    let ids: Vec<u32> = (1..=members).collect();
+    for slots in ids.chunks(LINE_SLOTS) {
+        let mut line = Line { slots: [0; LINE_SLOTS] };
+        line.slots[..slots.len()].copy_from_slice(slots);
+        maps.lines.push(line);
+    }
+    maps.services[1].members = Extent { line: 16, slots: members }.pack(Inputs::Tuple);
+    maps.active = ids.iter().map(|id| flow::Word::new(if *id == 31 { 0 } else { 9 })).collect();
+    maps.active.insert(0, flow::Word::default());
+    maps.turns.borrow_mut().insert(1, Turns { next: 5, fewest: [31, 2, 3] });
+    let t = steps(&maps, &tcp("192.0.2.7:40000", to));
+    assert_eq!(t.backend.as_ref().map(|b| b.id), Some(31), "{}", render(&t, false));
+    // The end of a flow takes no turn that decides.
+    steps(&maps, &ack("192.0.2.7:40000", to));
+    let fin = steps(&maps, &segment("192.0.2.7:40000", to, craft::Segment::Fin));
+    assert_eq!((fin.backend.map(|b| b.id), fin.note), (Some(31), None));
 }
 
 #[test]

@@ -199,9 +199,11 @@ pub fn trace<T: Tables>(frame: &[u8], tables: &Watched<'_, T>, name: impl Fn(u32
     tables.take_backend();
     let held = parse.is_ok().then(|| held(tables, &packet)).flatten();
     tables.take_asked();
+    tables.take_turn();
     let decided = parse.and_then(|()| select::any(&packet, tables, &mut verdict));
     let asked = tables.take_backend();
     let request = tables.take_asked();
+    let turn = tables.take_turn();
     let exit = match decided {
         Ok(()) => rewrite::apply(&mut edited, &packet, &verdict, tables),
         Err(reason) => Exit::new(reason, Egress::default()),
@@ -268,6 +270,10 @@ pub fn trace<T: Tables>(frame: &[u8], tables: &Watched<'_, T>, name: impl Fn(u32
     }
     if reason == Reason::FragmentOvertook {
         out.note = Some("the first fragment was looked for in the maps as they were a moment ago".into());
+    }
+    if turn {
+        out.note =
+            Some("each CPU takes turns of its own: this is whom the first one would choose for a new flow now".into());
     }
     out
 }

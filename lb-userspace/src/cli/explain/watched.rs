@@ -39,6 +39,7 @@ pub struct Watched<'t, T> {
     backend: Cell<Option<u32>>,
     request: Cell<Option<Request>>,
     found: Cell<(u64, u32)>,
+    turn: Cell<bool>,
     fragments: RefCell<BTreeMap<FragmentKey, Fragment>>,
 }
 
@@ -50,6 +51,7 @@ impl<'t, T: Tables> Watched<'t, T> {
             backend: Cell::new(None),
             request: Cell::new(None),
             found: Cell::new((0, 0)),
+            turn: Cell::new(false),
             fragments: RefCell::default(),
         }
     }
@@ -63,6 +65,11 @@ impl<'t, T: Tables> Watched<'t, T> {
     pub fn take_asked(&self) -> Option<Asked> {
         let (word, now_s) = self.found.take();
         self.request.take().map(|request| Asked { request, word, now_s })
+    }
+
+    /// Whether a CPU's turns decided who gets a new flow since the last call of this.
+    pub fn take_turn(&self) -> bool {
+        self.turn.take()
     }
 }
 
@@ -104,6 +111,11 @@ impl<T: Tables> Tables for Watched<'_, T> {
         word
     }
 
+    /// Here turns learn, and decide nothing.
+    fn flow_closed(&self, service: u32, backend: u32) {
+        self.inner.flow_closed(service, backend);
+    }
+
     fn owners(&self, index: u32) -> Option<&Line> {
         self.inner.owners(index)
     }
@@ -133,6 +145,7 @@ impl<T: Tables> Tables for Watched<'_, T> {
     }
 
     fn turns(&self, service: u32) -> Turns {
+        self.turn.set(true);
         self.inner.turns(service)
     }
 
