@@ -141,6 +141,7 @@ impl Node {
             age_s: data.now_s().saturating_sub(look.at_s()),
             duration_us: micros(look.took),
             swept: look.swept,
+            no_room: look.no_room,
             drift: look.drift,
             half_open: look.in_state(FlowState::HalfOpen),
             established: look.in_state(FlowState::Established),

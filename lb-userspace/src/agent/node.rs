@@ -293,7 +293,18 @@ impl Node {
 
     /// Takes what a look found. Says whether a plan could bring something to its end by it.
     pub fn looked(&mut self, look: plan::Look) -> bool {
+        let (before, now) = (self.data.last_look().map_or(0, |look| look.no_room), look.no_room);
         self.data.looked(look);
+        // Told when it begins and when it ends, and not at every look.
+        if before == 0 && now > 0 {
+            tracing::warn!(
+                records = now,
+                "records have no room in the flow table that took another's place; they stay in that one, where they are found, and \
+                 are tried again at every look"
+            );
+        } else if before > 0 && now == 0 {
+            tracing::info!("the flow table before is empty; the next start of the agent gives its memory back");
+        }
         self.data.present().waits_for_records()
     }
 

@@ -124,6 +124,9 @@ pub struct FlowLook {
     pub duration_us: u64,
     /// Expired records that it removed.
     pub swept: u64,
+    /// Records that a change of `limits.flows_max` left in the table before, as they have no room in the new one; they are found there.
+    #[serde(default)]
+    pub no_room: u64,
     /// By how much the counts of active and half-open flows were off the records, summed over backends.
     pub drift: u64,
     /// Records of flows of which a SYN was seen and nothing after it.

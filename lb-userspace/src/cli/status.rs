@@ -54,7 +54,11 @@ fn flows(flows: &FlowTable) -> Cell {
             unit::count(look.once)
         ));
     }
-    Cell::toned(text, if records > flows.records_max { Tone::Warn } else { Tone::Plain })
+    if look.no_room > 0 {
+        text.push_str(&format!("; {} have no room in it yet and are in the one before", unit::count(look.no_room)));
+    }
+    let tight = records > flows.records_max || look.no_room > 0;
+    Cell::toned(text, if tight { Tone::Warn } else { Tone::Plain })
 }
 
 fn store(s: &StoreStatus, now_unix_s: u64) -> Cell {
@@ -362,5 +366,8 @@ SERVICES  3900  4096  95.2%  256 KiB
         ] {
             assert!(text.contains(line), "{line}{text}");
         }
+        s.flows.look = s.flows.look.map(|look| FlowLook { no_room: 7, ..look });
+        let text = render(&s, NOW, false);
+        assert!(text.contains("4 seen once); 7 have no room in it yet and are in the one before\n"), "{text}");
     }
 }

@@ -255,7 +255,7 @@ impl Dataplane for KernelDataplane {
             let (started, mut look) = (Instant::now(), Look::new(clock::now_s()));
             look.swept = sweeper.sweep()?;
             // What a change of size found no room for may find it now.
-            sweeper.move_records()?;
+            look.no_room = sweeper.move_records()?.no_room;
             let counts = || (0..flows.active.len()).map(|id| flows.active.get(id).unwrap_or(0)).collect::<Vec<u64>>();
             let before = counts();
             for word in words(&flows) {

@@ -201,7 +201,7 @@ impl<'a> Resize<'a> {
             self.store_mask(buckets)?;
             let mover = Sweeper::load(self.pins, self.sizes).map_err(failed("load the mover of flow records"))?;
             for _ in 0..PASSES {
-                self.moved += mover.move_records().map_err(failed("move flow records"))?;
+                self.moved += mover.move_records().map_err(failed("move flow records"))?.moved;
                 if self.records(BEFORE)? == 0 {
                     break;
                 }

@@ -24,6 +24,15 @@ const BUCKETS_A_RUN: u32 = 16;
 /// Runs of one system call: a few milliseconds.
 const RUNS_A_CALL: u32 = 4096;
 
+/// What became of the records of a table whose place another one took.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Moved {
+    /// Records that are in the new table now.
+    pub moved: u64,
+    /// Records that stay, for the moment, as both places that they could have in the new table are taken by live ones.
+    pub no_room: u64,
+}
+
 /// The loaded programs.
 pub struct Sweeper {
     object: aya::Ebpf,
@@ -59,7 +68,7 @@ impl Sweeper {
     /// # Errors
     /// [`Error::Kernel`] if the kernel refuses to run the program.
     pub fn sweep(&self) -> Result<u64, Error> {
-        self.run(SWEEP, self.buckets.iter().sum(), Flush::default())
+        self.run(SWEEP, self.buckets.iter().sum(), Flush::default()).map(|[removed, _]| removed)
     }
 
     /// Removes what `flush` names. Returns how many records that were.
@@ -67,20 +76,21 @@ impl Sweeper {
     /// # Errors
     /// [`Error::Kernel`] if the kernel refuses to run the program.
     pub fn flush(&self, flush: Flush) -> Result<u64, Error> {
-        self.run(FLUSH, self.buckets.iter().sum(), flush)
+        self.run(FLUSH, self.buckets.iter().sum(), flush).map(|[removed, _]| removed)
     }
 
-    /// Moves what is in the table before, if there is one, to the one that took its place. Returns how many records it moved.
+    /// Moves what is in the table before, if there is one, to the one that took its place.
     ///
     /// # Errors
     /// [`Error::Kernel`] if the kernel refuses to run the program.
-    pub fn move_records(&self) -> Result<u64, Error> {
-        self.run(MOVE, self.buckets[1], Flush::default())
+    pub fn move_records(&self) -> Result<Moved, Error> {
+        self.run(MOVE, self.buckets[1], Flush::default()).map(|[moved, no_room]| Moved { moved, no_room })
     }
 
-    fn run(&self, name: &str, buckets: u32, flush: Flush) -> Result<u64, Error> {
+    /// Runs a program over so many buckets; gives the numbers that its frame has at byte 8 and, which only [`MOVE`] counts on, at byte 16.
+    fn run(&self, name: &str, buckets: u32, flush: Flush) -> Result<[u64; 2], Error> {
         if buckets == 0 {
-            return Ok(0);
+            return Ok([0; 2]);
         }
         let program = self.object.program(name).ok_or_else(missing)?;
         let program: &Xdp = program.try_into().map_err(failed("use the sweeper of the flow table"))?;
@@ -89,9 +99,9 @@ impl Sweeper {
         frame[16..20].copy_from_slice(&flush.service.to_ne_bytes());
         frame[20..24].copy_from_slice(&flush.backend.to_ne_bytes());
         loop {
-            let next = u32::from_ne_bytes([frame[0], frame[1], frame[2], frame[3]]);
+            let [next, _, done, _, left, ..]: [u32; 16] = bytemuck::cast(frame);
             if next >= buckets {
-                return Ok(u64::from(u32::from_ne_bytes([frame[8], frame[9], frame[10], frame[11]])));
+                return Ok([done, left].map(u64::from));
             }
             let runs = (buckets - next).div_ceil(BUCKETS_A_RUN).min(RUNS_A_CALL);
             let data = frame;
@@ -102,7 +112,8 @@ impl Sweeper {
                 ..TestRunOptions::default()
             };
             program.test_run(options).map_err(failed("sweep the flow table"))?;
-            if u32::from_ne_bytes([frame[0], frame[1], frame[2], frame[3]]) <= next {
+            let [reached, ..]: [u32; 16] = bytemuck::cast(frame);
+            if reached <= next {
                 return Err(failed("sweep the flow table")(std::io::Error::other("the program does not advance")));
             }
         }

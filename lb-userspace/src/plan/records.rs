@@ -21,6 +21,9 @@ pub struct Look {
     pub took: Duration,
     /// Expired records that it removed.
     pub swept: u64,
+    /// Records that a change of the table's size left in the table before, as they have no room in the one that took its place. They are
+    /// found there.
+    pub no_room: u64,
     /// See [`Look::compare`].
     pub drift: u64,
     /// Records of each backend by state.

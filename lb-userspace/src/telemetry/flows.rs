@@ -101,6 +101,11 @@ fn table(flows: &FlowTable, to: &mut DescriptorEncoder<'_>) -> std::fmt::Result 
         "By how much active and pending connections were off the records at the last look, summed over backends.",
         look.drift,
     )?;
+    one(
+        "flow_records_no_room",
+        "Records that a change of limits.flows_max left in the table before for want of room, where they are found, at the last look.",
+        look.no_room,
+    )?;
     let mut m = to.encode_descriptor(
         "flow_records",
         "Records in the flow table at the last look, by state.",
