@@ -7,6 +7,7 @@ mod check;
 
 use std::{collections::HashMap, net::IpAddr};
 
+use self::check::Taken;
 use super::{
     super::{Forward, Protocol, algo::Kind, parse::shown, reference::is_name},
     BACKENDS_MAX, BackendDraft, Draft, Found, ImportError, Note, SERVICES_MAX, algo,
@@ -233,6 +234,11 @@ fn setting(statement: &Statement, server: &mut Server) {
     let (line, name, value) = (statement.line, statement.name(), statement.value());
     let draft = &mut server.draft;
     let mut lost = |why: &str| draft.note(line, format!("`{}` {why}", shown(name)));
+    match server.check.setting(statement) {
+        Taken::Not => {}
+        Taken::Whole => return,
+        Taken::Lost(why) => return lost(why),
+    }
     match name {
         "lb_algo" | "lvs_sched" => server.scheduler = value.map(|value| (line, value.to_owned())),
         "lb_kind" | "lvs_method" => match method(statement) {
@@ -249,7 +255,10 @@ fn setting(statement: &Statement, server: &mut Server) {
         "persistence_engine" => lost("has no counterpart: weir looks at addresses and ports only"),
         "ops" => draft.one_packet = true,
         "inhibit_on_failure" => server.inhibit = bool_of(value).then_some(line),
-        "weight" => server.weight = value.and_then(|value| value.parse().ok()).unwrap_or(1),
+        "weight" => match value.and_then(|value| value.parse().ok()) {
+            Some(weight) => server.weight = weight,
+            None => lost("says no number; the weight is 1"),
+        },
         "sorry_server" => lost(
             "has no counterpart: with no healthy backend a service uses all of them (fail open); it was left out of the backends",
         ),
@@ -259,8 +268,7 @@ fn setting(statement: &Statement, server: &mut Server) {
         // For both schedulers the second flag is the one about ports.
         "mh-port" | "sh-port" | "flag-2" => server.with_port = true,
         "mh-fallback" | "sh-fallback" | "flag-1" => lost("has no counterpart: what is down leaves the ring anyway"),
-        _ if server.check.setting(statement) => {}
-        "alpha" | "omega" => lost("has no counterpart: the first result of a check decides whether a backend is up"),
+        "omega" => lost(check::ALPHA),
         _ => lost("has no counterpart and was left out"),
     }
 }
@@ -295,6 +303,14 @@ fn real_server(block: &Statement, server: &mut Server, checks: &mut check::Check
         let (line, name, value) = (statement.line, statement.name(), statement.value());
         let number = || value.and_then(|value| value.parse::<u32>().ok());
         let mut lost = |why: &str| server.draft.note(line, format!("`{}` {why}", shown(name)));
+        match timers.setting(statement) {
+            Taken::Not => {}
+            Taken::Whole => continue,
+            Taken::Lost(why) => {
+                lost(why);
+                continue;
+            }
+        }
         match name {
             "weight" => match number() {
                 Some(weight) => backend.weight = weight,
@@ -313,7 +329,8 @@ fn real_server(block: &Statement, server: &mut Server, checks: &mut check::Check
                 Ok(forward) => server.methods.push((line, forward)),
                 Err(why) => server.draft.note(line, why),
             },
-            _ if check::is_check(name) || timers.setting(statement) => {}
+            _ if check::is_check(name) => {}
+            "omega" => lost(check::ALPHA),
             "notify_up" | "notify_down" => lost("has no counterpart: `weir health list` and metrics tell of changes"),
             _ => lost("has no counterpart and was left out"),
         }

@@ -83,6 +83,49 @@ fn checks_keep_their_counts_and_times() {
     assert_eq!((check.interval.as_millis(), check.timeout.as_millis()), (10_000, 2500));
 }
 
+/// Each statement, where it may stand, changes what comes out or is told about.
+#[test]
+fn nothing_of_keepalived_goes_without_a_word() {
+    let told = |server: &str, real: &str, check: &str| {
+        let text = format!(
+            "virtual_server 192.0.2.1 80 {{\n lb_algo mh\n lb_kind DR\n protocol UDP\n{server}\n real_server 10.0.0.1 80 {{\n{real}\n\
+             HTTP_GET {{\n{check}\n url {{\n path /up\n}}\n}}\n}}\n}}\n"
+        );
+        let imported = import(Source::Keepalived, "f", &text, &["eth0".to_owned()]).expect("a text of that form");
+        let notes: Vec<String> = imported.notes.into_iter().map(|note| note.text).collect();
+        // Notes stand in the text as comments, with their lines.
+        let text: String = imported.text.lines().filter(|line| !line.trim_start().starts_with('#')).collect();
+        (text, notes)
+    };
+    let timers = "delay_loop 7,delay_loop soon,connect_timeout 3,connect_timeout x,connect_timeout,retry 4,retry many,\
+                  nb_get_retry 5,delay_before_retry 2,warmup 9,alpha,virtualhost,virtualhost h";
+    let server = "lb_algo rr,lvs_sched rr,lb_kind NAT,lvs_method TUN,lb_kind X,protocol TCP,protocol X,persistence_timeout 5,\
+                  persistence_granularity 255.0.0.0,persistence_engine sip,ops,inhibit_on_failure,weight 3,weight heavy,weight,\
+                  sorry_server 10.0.0.9 80,quorum 1,hysteresis 1,quorum_up /x,mh-port,mh-fallback,alpha,omega,ha_suspend,\
+                  smtp_alert,bind_if eth1";
+    let real = "weight 3,weight heavy,uthreshold 5,uthreshold many,lthreshold 5,inhibit_on_failure,lvs_method NAT,lvs_method X,\
+                notify_up /x,notify_down /x,omega,TCP_CHECK,MISC_CHECK,DNS_CHECK,smtp_alert";
+    let check = "connect_port 81,connect_port http,connect_ip 10.0.0.9,http_protocol 1.0,fast_recovery,log_all_failures,\
+                 bindto 10.0.0.8,fwmark 1,url,regex x,ssl";
+    let none = told("", "", "");
+    let mut silent = Vec::new();
+    for (place, list) in [("server", server), ("real", real), ("check", check)] {
+        for statement in list.split(',').chain(timers.split(',')).map(str::trim) {
+            let block =
+                if statement.ends_with("_CHECK") { format!("{statement} {{\n}}") } else { statement.to_owned() };
+            let found = match place {
+                "server" => told(&block, "", ""),
+                "real" => told("", &block, ""),
+                _ => told("", "", &block),
+            };
+            if found == none {
+                silent.push(format!("{statement} in {place}"));
+            }
+        }
+    }
+    assert_eq!(silent, [""; 0]);
+}
+
 #[test]
 fn a_large_group_needs_larger_limits_and_gets_them() {
     let text = "virtual_server_group g {\n 192.0.2.0/24 80\n 192.0.3.0/24 80\n}\nvirtual_server group g {\n lb_algo mh\n\

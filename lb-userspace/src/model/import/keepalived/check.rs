@@ -25,22 +25,51 @@ pub(super) struct Timers {
     virtualhost: Option<String>,
 }
 
+/// What became of a statement.
+pub(super) enum Taken {
+    /// It is about something else.
+    Not,
+    /// It means something here.
+    Whole,
+    /// It means nothing here, and why.
+    Lost(&'static str),
+}
+
 impl Timers {
-    /// Takes a statement that is about checks; whether it was one.
-    pub fn setting(&mut self, statement: &Statement) -> bool {
+    /// Takes a statement that is about checks.
+    pub fn setting(&mut self, statement: &Statement) -> Taken {
+        fn set<T>(to: &mut Option<T>, read: Option<T>, unread: &'static str) -> Taken {
+            match read {
+                Some(read) => {
+                    *to = Some(read);
+                    Taken::Whole
+                }
+                None => Taken::Lost(unread),
+            }
+        }
+        const NO_TIME: &str = "says no time in seconds and was left out";
         let value = statement.value();
         match statement.name() {
-            "delay_loop" => self.delay_loop = value.and_then(seconds).or(self.delay_loop),
-            "connect_timeout" => self.connect_timeout = value.and_then(seconds).or(self.connect_timeout),
-            "retry" | "nb_get_retry" => self.retry = value.and_then(|value| value.parse().ok()).or(self.retry),
-            "virtualhost" => self.virtualhost = value.map(str::to_owned),
-            // How soon it asks again, and when first, follows from the interval here.
-            "delay_before_retry" | "warmup" => {}
-            _ => return false,
+            "delay_loop" => set(&mut self.delay_loop, value.and_then(seconds), NO_TIME),
+            "connect_timeout" => set(&mut self.connect_timeout, value.and_then(seconds), NO_TIME),
+            "retry" | "nb_get_retry" => {
+                set(&mut self.retry, value.and_then(|value| value.parse().ok()), "says no number and was left out")
+            }
+            "virtualhost" => set(&mut self.virtualhost, value.map(str::to_owned), "says no name and was left out"),
+            "delay_before_retry" => Taken::Lost(
+                "has no counterpart: a backend whose state is in question is asked more often than the interval says",
+            ),
+            "warmup" => {
+                Taken::Lost("has no counterpart: the first probe of a backend comes at a random point of the interval")
+            }
+            "alpha" => Taken::Lost(ALPHA),
+            _ => Taken::Not,
         }
-        true
     }
 }
+
+/// What is said about `alpha` and `omega`, wherever they stand.
+pub(super) const ALPHA: &str = "has no counterpart: the first result of a check decides whether a backend is up";
 
 /// Seconds with up to six decimals.
 fn seconds(text: &str) -> Option<Duration> {
@@ -119,15 +148,34 @@ fn check(block: &Statement, port: u16, timers: &Timers, draft: &mut Draft) -> Op
     let (mut connect_port, mut url) = (None, None);
     for statement in block.block() {
         let lost = |why: &str| format!("`{}` {why}", shown(statement.name()));
+        match timers.setting(statement) {
+            Taken::Not => {}
+            Taken::Whole => continue,
+            Taken::Lost(why) => {
+                draft.note(statement.line, lost(why));
+                continue;
+            }
+        }
         match statement.name() {
-            _ if timers.setting(statement) => {}
-            "connect_port" => connect_port = statement.value().and_then(|value| value.parse().ok()),
+            "connect_port" => match statement.value().and_then(|value| value.parse().ok()) {
+                Some(port) => connect_port = Some(port),
+                None => draft.note(statement.line, lost("says no port: that of the backend is asked")),
+            },
             "url" if url.is_none() => url = Some(statement),
             "url" => draft.note(statement.line, "a check asks for one URL: this further one was left out"),
             "connect_ip" => {
                 draft.note(statement.line, lost("has no counterpart: the backend's own address is checked"))
             }
-            "http_protocol" | "fast_recovery" | "log_all_failures" | "alpha" => {}
+            "http_protocol" => draft.note(statement.line, lost("has no counterpart: requests are HTTP/1.1")),
+            "fast_recovery" => {
+                draft.note(statement.line, lost("has no counterpart: one success takes a backend back (`rise = 1`)"));
+            }
+            "log_all_failures" => {
+                draft.note(
+                    statement.line,
+                    lost("has no counterpart: `weir health list` shows the last failure of each backend"),
+                );
+            }
             _ => draft.note(statement.line, lost("of the check has no counterpart and was left out")),
         }
     }
