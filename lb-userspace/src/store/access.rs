@@ -96,6 +96,15 @@ pub struct Written {
     pub replicated: bool,
 }
 
+/// A record that the store holds, or does not hold any more where it was removed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Recorded {
+    /// Its version.
+    pub version: u64,
+    /// As in [`Written::replicated`].
+    pub replicated: bool,
+}
+
 /// Who holds a record, for writes that are only good while somebody does.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Claim {
@@ -268,9 +277,9 @@ pub trait Store: Send + Sync + fmt::Debug {
     /// One record.
     fn record_get(&self, key: Key) -> BoxFuture<'_, Result<Option<Record>, StoreError>>;
 
-    /// Writes or removes a record and returns its version: [`StoreError::RecordConflict`] if something else is there than
-    /// expected, [`StoreError::Fenced`] if the other record is not held as claimed.
-    fn record_put(&self, put: Put) -> BoxFuture<'_, Result<u64, StoreError>>;
+    /// Writes or removes a record: [`StoreError::RecordConflict`] if something else is there than expected,
+    /// [`StoreError::Fenced`] if the other record is not held as claimed.
+    fn record_put(&self, put: Put) -> BoxFuture<'_, Result<Recorded, StoreError>>;
 
     /// Records whose keys begin with `prefix` and come after `after`, in the order of keys, at most `limit` and
     /// [`LIST_MAX`].

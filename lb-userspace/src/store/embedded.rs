@@ -16,7 +16,7 @@ use futures_util::future::{BoxFuture, ready};
 use redb::{Database, ReadableDatabase as _, ReadableTable as _, TableDefinition, WriteTransaction};
 
 use super::{
-    access::{Commit, Notice, Put, Record, Since, Snapshot, Store, StoreError, Subscription, Written},
+    access::{Commit, Notice, Put, Record, Recorded, Since, Snapshot, Store, StoreError, Subscription, Written},
     memory::{News, now_ms},
     object::{Change, Key, Objects, Revision, SCHEMA_VERSION},
     state::{Kept, State},
@@ -136,15 +136,12 @@ impl Inner {
         Ok(Written { revision: change.revision, replicated: true })
     }
 
-    fn put(&self, put: &Put) -> Result<u64, StoreError> {
-        let now_ms = now_ms();
-        let mut expired = Vec::new();
-        self.change(|state| expired = state.sweep(now_ms));
-        let step = self.state().check_record(put, now_ms)?;
+    fn put(&self, put: &Put) -> Result<Recorded, StoreError> {
+        let step = self.state().check_record(put, now_ms())?;
         let transaction = self.database.begin_write().map_err(failed)?;
         {
             let mut records = transaction.open_table(RECORDS).map_err(failed)?;
-            for key in &expired {
+            for key in &step.expired {
                 records.remove(key.as_str()).map_err(failed)?;
             }
             match &step.kept {
@@ -159,7 +156,7 @@ impl Inner {
         let (key, version) = (step.key.clone(), step.version);
         self.change(|state| state.put_record(step));
         self.news.send(Notice::Record(key));
-        Ok(version)
+        Ok(Recorded { version, replicated: true })
     }
 }
 
@@ -253,7 +250,7 @@ impl Store for EmbeddedStore {
         Box::pin(ready(Ok(self.inner.state().record(&key, now_ms()))))
     }
 
-    fn record_put(&self, put: Put) -> BoxFuture<'_, Result<u64, StoreError>> {
+    fn record_put(&self, put: Put) -> BoxFuture<'_, Result<Recorded, StoreError>> {
         self.write(move |inner| inner.put(&put))
     }
 
@@ -268,5 +265,29 @@ impl Store for EmbeddedStore {
 
     fn subscribe(&self) -> BoxFuture<'_, Result<Box<dyn Subscription>, StoreError>> {
         Box::pin(ready(Ok(self.inner.news.subscribe())))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use redb::ReadableTableMetadata as _;
+
+    use super::*;
+    use crate::store::access::Expect;
+
+    /// A write that is refused forgets nothing, so the next one finds what is to be removed from the file.
+    #[tokio::test]
+    async fn what_expired_leaves_the_file_with_the_next_write() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = EmbeddedStore::open(folder.path().join("a.redb"), 10).unwrap();
+        let put = |name: &str| Put::new(Key::new(name).unwrap(), "1");
+        store.record_put(put("lease/short").ttl_ms(1)).await.unwrap();
+        store.record_put(put("lease/long")).await.unwrap();
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        let refused = store.record_put(put("lease/long").expecting(Expect::Absent)).await;
+        assert!(matches!(refused, Err(StoreError::RecordConflict { .. })), "{refused:?}");
+        store.record_put(put("lease/long")).await.unwrap();
+        let transaction = store.inner.database.begin_read().unwrap();
+        assert_eq!(transaction.open_table(RECORDS).unwrap().len().unwrap(), 1);
     }
 }

@@ -12,8 +12,8 @@ use tokio::sync::broadcast;
 
 use super::{
     access::{
-        Commit, NOTICE_BYTES_MAX, NOTICES_MAX, Notice, Put, Record, Since, Snapshot, Store, StoreError, Subscription,
-        Written,
+        Commit, NOTICE_BYTES_MAX, NOTICES_MAX, Notice, Put, Record, Recorded, Since, Snapshot, Store, StoreError,
+        Subscription, Written,
     },
     object::{Change, HISTORY_MAX, Key, Revision},
     state::State,
@@ -129,15 +129,14 @@ impl Store for MemoryStore {
         Box::pin(ready(Ok(self.state().record(&key, now_ms()))))
     }
 
-    fn record_put(&self, put: Put) -> BoxFuture<'_, Result<u64, StoreError>> {
+    fn record_put(&self, put: Put) -> BoxFuture<'_, Result<Recorded, StoreError>> {
         let write = || {
             let (mut state, now_ms) = (self.state(), now_ms());
-            state.sweep(now_ms);
             let step = state.check_record(&put, now_ms)?;
             let (key, version) = (step.key.clone(), step.version);
             state.put_record(step);
             self.news.send(Notice::Record(key));
-            Ok(version)
+            Ok(Recorded { version, replicated: true })
         };
         Box::pin(ready(write()))
     }

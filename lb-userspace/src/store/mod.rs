@@ -29,7 +29,7 @@ pub mod state;
 pub mod tls;
 pub mod write;
 
-pub use access::{Notice, Snapshot, Store, StoreError, Written};
+pub use access::{Notice, Recorded, Snapshot, Store, StoreError, Written};
 pub use file::{FileError, FileStore, Text, Watch};
 pub use node::{NodeReport, NodeStatus};
 pub use object::{Change, Edit, Key, Objects, Revision};

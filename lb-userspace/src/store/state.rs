@@ -61,6 +61,8 @@ pub struct RecordStep {
     pub kept: Option<Kept>,
     /// The store's count of record writes after it.
     pub version: u64,
+    /// Records whose time is over, which go with it.
+    pub expired: Vec<Key>,
 }
 
 /// A store's content.
@@ -257,6 +259,8 @@ impl State {
             return Err(StoreError::RecordConflict { have });
         }
         let version = self.version + 1;
+        let expired = |(key, kept): &(&Key, &Kept)| !kept.lives(now_ms) && **key != put.key;
+        let expired: Vec<(&Key, &Kept)> = self.records.iter().filter(expired).collect();
         let kept = put.value.clone().map(|value| Kept {
             value,
             claim: put.claim.clone(),
@@ -266,40 +270,31 @@ impl State {
         });
         if let Some(kept) = &kept {
             let old = self.records.get(&put.key).map_or(0, |old| record_bytes(&put.key, &old.value));
-            let bytes = self.records_bytes.saturating_sub(old) + record_bytes(&put.key, &kept.value);
+            let gone: usize = expired.iter().map(|(key, kept)| record_bytes(key, &kept.value)).sum();
+            let bytes = self.records_bytes.saturating_sub(old + gone) + record_bytes(&put.key, &kept.value);
             if bytes > RECORDS_BYTES_MAX {
                 return Err(StoreError::Full(format!("{bytes} bytes of records, at most {RECORDS_BYTES_MAX}")));
             }
-            if old == 0 && self.records.len() >= RECORDS_MAX {
+            if old == 0 && self.records.len() - expired.len() >= RECORDS_MAX {
                 return Err(StoreError::Full(format!("{RECORDS_MAX} records")));
             }
         }
-        Ok(RecordStep { key: put.key.clone(), kept, version })
+        let expired = expired.into_iter().map(|(key, _)| key.clone()).collect();
+        Ok(RecordStep { key: put.key.clone(), kept, version, expired })
     }
 
     /// Does what [`Self::check_record`] found.
     pub fn put_record(&mut self, step: RecordStep) {
-        let RecordStep { key, kept, version } = step;
+        let RecordStep { key, kept, version, expired } = step;
         self.version = version;
-        let added = kept.as_ref().map_or(0, |kept| record_bytes(&key, &kept.value));
-        let old = match kept {
-            Some(kept) => self.records.insert(key.clone(), kept),
-            None => self.records.remove(&key),
-        };
-        let removed = old.map_or(0, |old| record_bytes(&key, &old.value));
-        self.records_bytes = (self.records_bytes + added).saturating_sub(removed);
-    }
-
-    /// Forgets records that have expired, and returns their keys.
-    pub fn sweep(&mut self, now_ms: u64) -> Vec<Key> {
-        let expired = self.records.iter().filter(|(_, kept)| !kept.lives(now_ms));
-        let expired: Vec<Key> = expired.map(|(key, _)| key.clone()).collect();
-        for key in &expired {
-            if let Some(old) = self.records.remove(key) {
-                self.records_bytes = self.records_bytes.saturating_sub(record_bytes(key, &old.value));
-            }
+        for key in expired.iter().chain([&key]) {
+            let removed = self.records.remove(key).map_or(0, |old| record_bytes(key, &old.value));
+            self.records_bytes = self.records_bytes.saturating_sub(removed);
         }
-        expired
+        if let Some(kept) = kept {
+            self.records_bytes += record_bytes(&key, &kept.value);
+            self.records.insert(key, kept);
+        }
     }
 }
 

@@ -5,7 +5,7 @@ use std::{
     convert::Infallible,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU32, Ordering},
     },
     time::Duration,
 };
@@ -16,6 +16,7 @@ use lb_locks::torture::{
 };
 use lb_userspace::store::{
     Objects, Outcome, Snapshot, Store, StoreError,
+    access::Put,
     feed::Feed,
     follow::{Counters, Event, Loss, Resync, Times},
 };
@@ -280,6 +281,12 @@ fn a_newer_schema_is_refused_and_what_is_held_stays() {
         assert_eq!(error, StoreError::Schema { found: "2".into() });
         assert!(error.to_string().contains("upgrade weir"), "{error}");
         assert!(matches!(write(&store, &[set("service/a", "2")]).await, Err(StoreError::Schema { .. })));
+        // Records, too, on a connection that was made before.
+        let put = store.record_put(Put::new(key("a/b"), "1")).await;
+        assert!(matches!(put, Err(StoreError::Schema { .. })), "{put:?}");
+        assert!(matches!(store.record_get(key("a/b")).await, Err(StoreError::Schema { .. })));
+        assert!(matches!(store.record_list(String::new(), None, 9).await, Err(StoreError::Schema { .. })));
+        assert!(matches!(store.history(9).await, Err(StoreError::Schema { .. })));
         let fresh = super::rig::store(config(server.address(), "weir"));
         assert!(matches!(fresh.record_get(key("a/b")).await, Err(StoreError::Schema { .. })), "before anything else");
         until("the follower is down", async || follower.told.borrow().downs > 0).await;
@@ -287,6 +294,36 @@ fn a_newer_schema_is_refused_and_what_is_held_stays() {
         server.command("HSET weir:meta schema 1").unwrap();
         insist(&store, "service/a", "2").await;
         follower.agrees(&store).await;
+    });
+}
+
+/// A server that takes connections and says nothing costs each caller one opening, however many callers there are.
+#[test]
+fn callers_that_come_together_share_one_opening() {
+    run(async {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut config = config(listener.local_addr().unwrap(), "weir");
+        (config.connect_timeout, config.answer_timeout) = (Duration::from_millis(300), Duration::from_millis(300));
+        let accepted = Arc::new(AtomicU32::new(0));
+        let counter = Arc::clone(&accepted);
+        let silent = tokio::spawn(async move {
+            let mut held = Vec::new();
+            while let Ok((stream, _)) = listener.accept().await {
+                counter.fetch_add(1, Ordering::AcqRel);
+                held.push(stream);
+            }
+        });
+        let store = store(config);
+        let calls = (0..16).map(|_| store.record_get(key("a/b")));
+        for answer in futures_util::future::join_all(calls).await {
+            assert!(matches!(answer, Err(StoreError::Unavailable(_))), "{answer:?}");
+        }
+        assert_eq!(accepted.load(Ordering::Acquire), 1);
+        // The next one tries anew, also where the one that tried before has gone away.
+        drop(tokio::time::timeout(Duration::from_millis(50), store.record_get(key("a/b"))).await);
+        assert!(matches!(store.record_get(key("a/b")).await, Err(StoreError::Unavailable(_))));
+        assert_eq!(accepted.load(Ordering::Acquire), 3);
+        silent.abort();
     });
 }
 

@@ -131,8 +131,8 @@ fn a_database_is_what_it_was_when_it_is_opened_again() {
         assert_eq!((again.version, &again.claim), (record.version, &record.claim));
         assert!(again.ttl_ms.is_some_and(|ttl_ms| ttl_ms <= 600_000));
         assert_eq!(store.record_get(key("lease/b")).await.unwrap(), None);
-        let version = store.record_put(Put::new(key("lease/c"), "1")).await.unwrap();
-        assert!(version > record.version + 1, "versions go on");
+        let recorded = store.record_put(Put::new(key("lease/c"), "1")).await.unwrap();
+        assert!(recorded.version > record.version + 1, "versions go on");
         write(&store, &[set("service/c", "1")]).await.unwrap();
         assert_eq!(texts(&store).await.len(), 3);
     });

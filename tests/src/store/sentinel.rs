@@ -10,6 +10,7 @@ use std::{
 use lb_locks::torture::server::{RedisServer, ServerOptions};
 use lb_userspace::store::{
     Outcome, Store,
+    access::Put,
     follow::Loss,
     redis::{Login, RedisConfig, Replication, Servers},
 };
@@ -17,7 +18,7 @@ use tempfile::TempDir;
 
 use super::{
     faults::{Follower, insist},
-    rig::{run, set, store, texts, until, write},
+    rig::{key, run, set, store, texts, until, write},
 };
 
 /// A master, two replicas and a Sentinel.
@@ -158,6 +159,9 @@ fn a_write_that_no_replica_has_is_reported_and_its_loss_is_noticed() {
         let store = store(group.config());
         let follower = Follower::start(Arc::clone(&store), 1);
         confirmed(&store, "service/kept").await;
+        // The replica that has just confirmed a change confirms a record soon.
+        let record = |text: &str| Put::new(key("lease/a"), text);
+        until("a record is replicated", async || store.record_put(record("1")).await.unwrap().replicated).await;
         follower.agrees(&store).await;
         for replica in &group.servers[1..] {
             replica.pause();
@@ -169,6 +173,7 @@ fn a_write_that_no_replica_has_is_reported_and_its_loss_is_noticed() {
         }
         let Outcome::Changed(written, _) = write(&store, &[set("service/lost", "1")]).await.unwrap() else { panic!() };
         assert!(!written.replicated, "stored, not replicated");
+        assert!(!store.record_put(record("2")).await.unwrap().replicated, "nor is a record");
         until("the follower has it", async || {
             follower.copy.borrow().as_ref().is_some_and(|copy| copy.revision == written.revision)
         })
@@ -180,6 +185,7 @@ fn a_write_that_no_replica_has_is_reported_and_its_loss_is_noticed() {
         until("the loss raises its alarm", async || follower.told.borrow().losses == [(Loss::WentBack, true)]).await;
         follower.agrees(&store).await;
         assert_eq!(texts(&store).await.into_keys().collect::<Vec<_>>(), ["service/kept"]);
+        assert_eq!(&*store.record_get(key("lease/a")).await.unwrap().unwrap().value, "1");
         insist(&store, "service/new", "1").await;
         follower.agrees(&store).await;
     });

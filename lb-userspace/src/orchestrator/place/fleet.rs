@@ -118,8 +118,8 @@ impl Fleet {
             let (key, holder, epoch) = fence.parts();
             wanted = wanted.fence(Key::new(key)?, holder, epoch);
         }
-        let version = Version(self.store.record_put(wanted).await?);
-        Ok(Outcome::Done { version, replicated: true })
+        let store::Recorded { version, replicated } = self.store.record_put(wanted).await?;
+        Ok(Outcome::Done { version: Version(version), replicated })
     }
 
     async fn edit(&self, edit: &Edit, revision: u64, fence: &Fence) -> Result<Outcome, StoreError> {

@@ -26,7 +26,7 @@ use super::{
     server::{certificates, roots},
 };
 use crate::store::{
-    access::{Commit, Notice, Put, Record, Since, Snapshot, Store, StoreError, Subscription, Written},
+    access::{Commit, Notice, Put, Record, Recorded, Since, Snapshot, Store, StoreError, Subscription, Written},
     object::{Change, Key, Revision},
     redis::is_loopback,
     secret::Secret,
@@ -317,10 +317,10 @@ impl Store for HttpStore {
         })
     }
 
-    fn record_put(&self, put: Put) -> BoxFuture<'_, Result<u64, StoreError>> {
+    fn record_put(&self, put: Put) -> BoxFuture<'_, Result<Recorded, StoreError>> {
         Box::pin(async {
             match self.call(Call::RecordPut(put)).await? {
-                Answer::Version(version) => Ok(version),
+                Answer::Recorded(recorded) => Ok(recorded),
                 answer => other(answer),
             }
         })

@@ -15,7 +15,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    access::{Commit, Put, Record, Since, Snapshot, StoreError, Written},
+    access::{Commit, Put, Record, Recorded, Since, Snapshot, StoreError, Written},
     object::{Change, Key, Revision},
 };
 pub use client::{ClientTls, Endpoint, HttpStore};
@@ -63,7 +63,7 @@ enum Answer {
     Written(Written),
     History(Vec<Change>),
     Record(Option<Record>),
-    Version(u64),
+    Recorded(Recorded),
     Records(Vec<Record>),
 }
 

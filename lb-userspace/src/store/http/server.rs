@@ -282,7 +282,7 @@ async fn make(store: &dyn Store, call: Call) -> Outcome {
         Call::Commit(commit) => Answer::Written(store.commit(*commit).await?),
         Call::History(limit) => Answer::History(store.history(limit).await?),
         Call::RecordGet(key) => Answer::Record(store.record_get(key).await?),
-        Call::RecordPut(put) => Answer::Version(store.record_put(put).await?),
+        Call::RecordPut(put) => Answer::Recorded(store.record_put(put).await?),
         Call::RecordList { prefix, after, limit } => Answer::Records(store.record_list(prefix, after, limit).await?),
     })
 }

@@ -1,5 +1,5 @@
 -- Records in the order of their keys: see State::record_list. Names of records that expired are passed over.
--- KEYS: index. ARGV: lowest key with its bracket, prefix, records at most, what the names of records begin with.
+-- KEYS: index, meta. ARGV: lowest key with its bracket, prefix, records at most, what the names of records begin with.
 local time, records, from, more = redis.call('TIME'), {}, ARGV[1], true
 while more do
   local names = redis.call('ZRANGEBYLEX', KEYS[1], from, '+', 'LIMIT', 0, 500)
@@ -14,4 +14,4 @@ while more do
     from = '(' .. name
   end
 end
-return {time, records}
+return {redis.call('HGET', KEYS[2], 'schema'), time, records}

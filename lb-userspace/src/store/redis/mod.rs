@@ -8,21 +8,21 @@
 //! several keys are one transaction; reading and writing have a connection each, so a write that waits for a replica
 //! holds nobody up; a connection that broke is not used again, and whoever follows the store is told. Deployments with
 //! Sentinel set `min-replicas-to-write 1`; each change of the configuration is confirmed by `WAIT 1`, or reported as not
-//! replicated; records are not waited for.
+//! replicated, and so is each record. A store of another schema is neither read nor written, whatever was known of it before.
 
 mod config;
 mod link;
 mod news;
+mod slot;
 
 use std::{sync::Arc, time::Duration};
 
 use futures_util::future::BoxFuture;
 use redis::{Pipeline, Value};
-use tokio::sync::Mutex;
 
 use super::{
     access::{
-        Claim, Commit, Expect, Fence, Head, LIST_MAX, NOTICE_BYTES_MAX, Notice, Put, RECORDS_MAX, Record,
+        Claim, Commit, Expect, Fence, Head, LIST_MAX, NOTICE_BYTES_MAX, Notice, Put, RECORDS_MAX, Record, Recorded,
         SINCE_BYTES_MAX, SINCE_MAX, Since, Snapshot, Store, StoreError, Subscription, Written,
     },
     object::{
@@ -32,6 +32,7 @@ use super::{
 };
 pub use config::{Address, Login, RedisConfig, Servers, Tls, is_loopback};
 use link::{Link, Script, bounded, check_schema, text};
+use slot::Slot;
 
 /// Answers with all objects may take so many times longer than small ones.
 const WHOLE: u32 = 10;
@@ -41,8 +42,8 @@ const WHOLE: u32 = 10;
 pub struct RedisStore {
     config: Arc<RedisConfig>,
     keys: Keys,
-    reader: Mutex<Option<Arc<Link>>>,
-    writer: Mutex<Option<Arc<Link>>>,
+    reader: Slot,
+    writer: Slot,
 }
 
 #[derive(Debug)]
@@ -111,17 +112,7 @@ impl RedisStore {
     pub fn new(config: RedisConfig) -> Result<Self, StoreError> {
         config.check()?;
         let keys = Keys::new(&config.prefix);
-        Ok(Self { config: Arc::new(config), keys, reader: Mutex::default(), writer: Mutex::default() })
-    }
-
-    async fn link(&self, slot: &Mutex<Option<Arc<Link>>>) -> Result<Arc<Link>, StoreError> {
-        let mut slot = slot.lock().await;
-        if let Some(link) = slot.as_ref().filter(|link| !link.is_dead()) {
-            return Ok(Arc::clone(link));
-        }
-        *slot = None;
-        let link = Arc::new(Link::open(&self.config, None).await?);
-        Ok(Arc::clone(slot.insert(link)))
+        Ok(Self { config: Arc::new(config), keys, reader: Slot::default(), writer: Slot::default() })
     }
 
     /// Reads by `ask`, once more where the connection turns out to be broken.
@@ -131,10 +122,10 @@ impl RedisStore {
         ask: impl Fn(Arc<Link>) -> F,
     ) -> Result<T, StoreError> {
         let timeout = self.config.answer_timeout * patience;
-        let link = self.link(&self.reader).await?;
+        let link = self.reader.link(&self.config).await?;
         match bounded(&link, timeout, ask(Arc::clone(&link))).await {
             Err(StoreError::Unavailable(_)) if link.is_dead() => {
-                let link = self.link(&self.reader).await?;
+                let link = self.reader.link(&self.config).await?;
                 bounded(&link, timeout, ask(Arc::clone(&link))).await
             }
             answer => answer,
@@ -147,11 +138,22 @@ impl RedisStore {
         timeout: Duration,
         ask: impl Fn(Arc<Link>) -> F,
     ) -> Result<T, StoreError> {
-        let link = self.link(&self.writer).await?;
+        let link = self.writer.link(&self.config).await?;
         match bounded(&link, timeout, ask(Arc::clone(&link))).await {
             Err(StoreError::Unavailable(why)) => Err(StoreError::Uncertain(why)),
             answer => answer,
         }
+    }
+
+    /// Sends a script that writes, and waits for a replica where there should be one; the script's answer, and whether that is safe.
+    async fn replicate(&self, link: &Link, cmd: redis::Cmd) -> Result<(Vec<Value>, bool), StoreError> {
+        if !matches!(self.config.servers, Servers::Sentinel { .. }) {
+            return Ok((link.ask(cmd).await?, true));
+        }
+        let mut pipe = Pipeline::new();
+        pipe.add_command(cmd).cmd("WAIT").arg(1).arg(self.config.replica_timeout.as_millis() as u64);
+        let (answer, count): (Vec<Value>, u64) = link.ask_all(pipe).await?;
+        Ok((answer, count > 0))
     }
 
     async fn read_snapshot(&self) -> Result<Option<Snapshot>, StoreError> {
@@ -190,9 +192,8 @@ impl RedisStore {
         let stored = json(change)?;
         let small = change.bytes() <= NOTICE_BYTES_MAX;
         let notice = json(&Notice::Changed { revision, change: small.then(|| Box::new(change.clone())) })?;
-        let replicas = matches!(self.config.servers, Servers::Sentinel { .. });
         let timeout = self.config.answer_timeout * WHOLE + self.config.replica_timeout;
-        let (answer, replicated): (Vec<Value>, Option<u64>) = self
+        let (answer, replicated) = self
             .written(timeout, async |link: Arc<Link>| {
                 // Without a fence the script looks at no record; a key must be named anyhow.
                 let record = |fence: &Fence| format!("{}{}", self.keys.record, fence.key);
@@ -215,18 +216,12 @@ impl RedisStore {
                     cmd.arg(edit.key.as_str()).arg(if edit.after.is_some() { "s" } else { "d" });
                     cmd.arg(edit.after.as_deref().unwrap_or_default());
                 }
-                if !replicas {
-                    return Ok((link.ask(cmd).await?, None));
-                }
-                let mut pipe = Pipeline::new();
-                pipe.add_command(cmd).cmd("WAIT").arg(1).arg(self.config.replica_timeout.as_millis() as u64);
-                let (answer, count): (Vec<Value>, u64) = link.ask_all(pipe).await?;
-                Ok((answer, Some(count)))
+                self.replicate(&link, cmd).await
             })
             .await?;
         let mut words = answer.into_iter().filter_map(text);
         match words.next().as_deref() {
-            Some("ok") => Ok(Written { revision, replicated: replicated.is_none_or(|count| count > 0) }),
+            Some("ok") => Ok(Written { revision, replicated }),
             Some("fenced") => Err(StoreError::Fenced),
             Some("conflict") => Err(StoreError::Conflict { have: revision_of(words.next(), words.next())? }),
             Some("schema") => Err(StoreError::Schema { found: words.next().unwrap_or_default() }),
@@ -258,26 +253,29 @@ impl RedisStore {
     }
 
     async fn read_record(&self, key: Key) -> Result<Option<Record>, StoreError> {
-        let (time, ttl, fields): (Vec<u64>, i64, Vec<Option<String>>) = self
+        let (schema, time, ttl, fields): (Option<String>, Vec<u64>, i64, Vec<Option<String>>) = self
             .read(1, async |link: Arc<Link>| {
                 let name = format!("{}{key}", self.keys.record);
                 let mut pipe = Pipeline::new();
-                pipe.atomic().cmd("TIME").cmd("PTTL").arg(&name).cmd("HMGET").arg(&name).arg(&FIELDS);
+                pipe.atomic().cmd("HGET").arg(&self.keys.meta).arg("schema");
+                pipe.cmd("TIME").cmd("PTTL").arg(&name).cmd("HMGET").arg(&name).arg(&FIELDS);
                 link.ask_all(pipe).await
             })
             .await?;
+        check_schema(schema)?;
         record(key, now_ms(&time), ttl, fields)
     }
 
-    async fn write_record(&self, put: Put) -> Result<u64, StoreError> {
+    async fn write_record(&self, put: Put) -> Result<Recorded, StoreError> {
         put.check()?;
         let notice = json(&Notice::Record(put.key.clone()))?;
         let name = |key: &Key| format!("{}{key}", self.keys.record);
         let fence = put.fence.as_ref();
-        let answer: Vec<Value> = self
-            .written(self.config.answer_timeout, async |link: Arc<Link>| {
+        let timeout = self.config.answer_timeout + self.config.replica_timeout;
+        let (answer, replicated) = self
+            .written(timeout, async |link: Arc<Link>| {
                 let fence_name = name(fence.map_or(&put.key, |fence| &fence.key));
-                let keys = [&*name(&put.key), &self.keys.index, &self.keys.version, &fence_name];
+                let keys = [&*name(&put.key), &self.keys.index, &self.keys.version, &fence_name, &self.keys.meta];
                 let mut cmd = link.script(Script::Put, &keys);
                 cmd.arg(put.key.as_str()).arg(if put.value.is_some() { "s" } else { "d" });
                 cmd.arg(put.value.as_deref().unwrap_or_default());
@@ -289,14 +287,16 @@ impl RedisStore {
                 };
                 cmd.arg(put.ttl_ms.map_or(String::new(), |ttl_ms| ttl_ms.to_string()));
                 claimed(&mut cmd, fence.map(|fence| &fence.claim));
-                cmd.arg(&self.keys.recorded).arg(&notice).arg(RECORDS_MAX).arg(&self.keys.record);
-                link.ask(cmd).await
+                cmd.arg(&self.keys.recorded).arg(&notice).arg(RECORDS_MAX).arg(&self.keys.record).arg(SCHEMA_VERSION);
+                self.replicate(&link, cmd).await
             })
             .await?;
         let mut words = answer.into_iter().filter_map(text);
-        let (word, number) = (words.next(), words.next().and_then(|word| word.parse().ok()));
+        let (word, more) = (words.next(), words.next());
+        let number = more.as_ref().and_then(|word| word.parse().ok());
         match (word.as_deref(), number) {
-            (Some("ok"), Some(version)) => Ok(version),
+            (Some("ok"), Some(version)) => Ok(Recorded { version, replicated }),
+            (Some("schema"), _) => Err(StoreError::Schema { found: more.unwrap_or_default() }),
             (Some("conflict"), have) => Err(StoreError::RecordConflict { have }),
             (Some("fenced"), _) => Err(StoreError::Fenced),
             (Some("full"), _) => Err(StoreError::Full(format!("{RECORDS_MAX} records"))),
@@ -310,13 +310,14 @@ impl RedisStore {
             Some(key) if key.as_str() >= prefix.as_str() => format!("({key}"),
             _ => format!("[{prefix}"),
         };
-        let (time, rows): (Vec<u64>, Vec<Row>) = self
+        let (schema, time, rows): (Option<String>, Vec<u64>, Vec<Row>) = self
             .read(WHOLE, async |link: Arc<Link>| {
-                let mut cmd = link.script(Script::List, &[&self.keys.index]);
+                let mut cmd = link.script(Script::List, &[&self.keys.index, &self.keys.meta]);
                 cmd.arg(&lowest).arg(&prefix).arg(limit.min(LIST_MAX)).arg(&self.keys.record);
                 link.ask(cmd).await
             })
             .await?;
+        check_schema(schema)?;
         let now_ms = now_ms(&time);
         let mut records = Vec::with_capacity(rows.len());
         for (key, ttl, fields) in rows {
@@ -422,7 +423,7 @@ impl Store for RedisStore {
         Box::pin(self.read_record(key))
     }
 
-    fn record_put(&self, put: Put) -> BoxFuture<'_, Result<u64, StoreError>> {
+    fn record_put(&self, put: Put) -> BoxFuture<'_, Result<Recorded, StoreError>> {
         Box::pin(self.write_record(put))
     }
 

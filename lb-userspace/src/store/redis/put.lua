@@ -1,7 +1,9 @@
 -- One record: see State::check_record and State::put_record.
--- KEYS: record, index, version, fence's record. ARGV: key, "s" or "d", value, claimed (0 or 1), holder, epoch, expected
+-- KEYS: record, index, version, fence's record, meta. ARGV: key, "s" or "d", value, claimed (0 or 1), holder, epoch, expected
 -- ("any", "absent" or "version"), version, time to live ("" for ever), fenced (0 or 1), its holder, its epoch, channel,
--- notice, records at most, what the names of records begin with.
+-- notice, records at most, what the names of records begin with, schema.
+local schema = redis.call('HGET', KEYS[5], 'schema')
+if schema and tonumber(schema) ~= tonumber(ARGV[17]) then return {'schema', schema} end
 if ARGV[10] == '1' then
   local held = redis.call('HMGET', KEYS[4], 'holder', 'epoch')
   if held[1] ~= ARGV[11] or held[2] ~= ARGV[12] then return {'fenced'} end
@@ -17,6 +19,8 @@ local set = ARGV[2] == 's'
 if set and not have and redis.call('ZCARD', KEYS[2]) >= tonumber(ARGV[15]) then return {'full'} end
 local version = redis.call('INCR', KEYS[3])
 redis.call('DEL', KEYS[1])
+-- A store of records alone has a schema, too.
+if not schema then redis.call('HSET', KEYS[5], 'schema', ARGV[17]) end
 if set then
   local time = redis.call('TIME')
   local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
