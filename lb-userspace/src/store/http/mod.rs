@@ -4,11 +4,12 @@
 //! line where nothing happens), who may call. Refuses to know: what kind of store is behind it.
 //!
 //! Invariants: without a Unix socket, each caller shows a token or a certificate, unless the address is of this machine
-//! only or somebody asked for it; bodies, connections and lines are bounded; a stream that is silent for [`SILENCE_MAX`]
+//! only or somebody asked for it; bodies, connections, lines and the time in which an answer gets nowhere are bounded; a stream that is silent for [`SILENCE_MAX`]
 //! is broken.
 
 mod client;
 mod server;
+mod stall;
 
 use std::time::Duration;
 

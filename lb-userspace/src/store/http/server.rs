@@ -29,7 +29,7 @@ use tokio::{
 };
 use tokio_rustls::TlsAcceptor;
 
-use super::{Answer, BEAT, BODY_BYTES_MAX, CALL, Call, NEWS, Outcome};
+use super::{Answer, BEAT, BODY_BYTES_MAX, CALL, Call, NEWS, Outcome, stall::Stall};
 use crate::store::{
     access::{Store, StoreError, Subscription},
     secret::Secret,
@@ -42,6 +42,8 @@ pub const CONNECTIONS_MAX: usize = 1_024;
 const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
 /// Time for a call, its body included.
 const CALL_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long an answer may get nowhere because its reader takes nothing.
+const STALL_MAX: Duration = Duration::from_secs(30);
 /// Pause after an accept that failed, as when descriptors are used up.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -228,7 +230,7 @@ async fn connection(stream: Box<dyn Stream>, acceptor: Option<TlsAcceptor>, serv
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIMEOUT)
         .keep_alive(false)
-        .serve_connection(TokioIo::new(stream), service)
+        .serve_connection(TokioIo::new(Stall::new(stream, STALL_MAX)), service)
         .await;
     if let Err(error) = served {
         tracing::debug!(%error, "a connection to the store broke");
@@ -317,5 +319,47 @@ fn json(status: StatusCode, outcome: &Outcome) -> Response {
     match serde_json::to_vec(outcome) {
         Ok(body) => (status, [(header::CONTENT_TYPE, "application/json")], body).into_response(),
         Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::{
+        io::{AsyncReadExt as _, AsyncWriteExt as _},
+        net::UnixStream,
+    };
+
+    use super::*;
+    use crate::store::{Key, memory::MemoryStore, write::Intent};
+
+    /// Bytes of the object that is asked for: more than any socket's buffer holds.
+    const LARGE: usize = 2 << 20;
+
+    /// What of the answer to a question for everything arrives at a reader that pauses before it takes anything.
+    async fn arrives(pause: Duration) -> usize {
+        let folder = tempfile::tempdir().unwrap();
+        let socket = folder.path().join("store.sock");
+        let store: Arc<dyn Store> = Arc::new(MemoryStore::default());
+        let large = (Key::new("service/a").unwrap(), Some("x".repeat(LARGE).into()));
+        store.write(&Intent::default(), &[large], |_| Ok::<(), ()>(())).await.unwrap();
+        let door = Door::Unix(UnixListener::bind(&socket).unwrap());
+        let server = tokio::spawn(serve(door, store, Access::default()));
+        let mut stream = UnixStream::connect(&socket).await.unwrap();
+        let body = serde_json::to_string(&Call::Snapshot).unwrap();
+        let request = format!("POST {CALL} HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n{body}", body.len());
+        stream.write_all(request.as_bytes()).await.unwrap();
+        tokio::time::sleep(pause).await;
+        let mut answer = Vec::new();
+        // A connection that was given up may end in an error.
+        let _ = stream.read_to_end(&mut answer).await;
+        server.abort();
+        answer.len()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_does_not_read_an_answer_loses_the_connection() {
+        assert!(arrives(STALL_MAX / 2).await > LARGE, "a slow reader gets all of it");
+        let arrived = arrives(STALL_MAX * 2).await;
+        assert!(arrived < LARGE, "{arrived} bytes");
     }
 }
