@@ -179,7 +179,7 @@ async fn a_store_that_is_away_is_stood_in_for_by_the_last_good_copy() {
             assert_eq!(configured(&client).await, 2);
             // Put back, it goes on where it was.
             let copy = follow::keep::load(&scene.path("store.json")).unwrap().unwrap();
-            store.restore(&copy, "test", "").await.unwrap();
+            store.restore(&copy, &Intent::default()).await.unwrap();
             put(&store, &[("service/web", Some(service(&scene, &[(3, 1)])))]).await;
             until("the change", async || configured(&client).await, |n| *n == 1).await;
             let status = client.status().await.unwrap().store.unwrap();

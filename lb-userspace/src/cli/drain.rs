@@ -77,6 +77,9 @@ fn over_on(target: &edit::Target, nodes: &[NodeStatus]) -> Result<Over, Vec<Stri
         None => drain.backend.starts_with(&format!("{service}/{}:", backend_name(target.address, 0))),
     };
     let live = nodes.iter().filter(|node| node.live);
+    if live.clone().next().is_none() {
+        return Err(vec!["no node is alive".to_owned()]);
+    }
     let left: Vec<(&str, &NodeDrain)> =
         live.filter_map(|node| Some((&*node.report.node, node.report.drains.iter().find(named)?))).collect();
     let words = |(node, drain): &(&str, &NodeDrain)| match drain.connections {
@@ -99,7 +102,12 @@ async fn wait_on_nodes(shared: &Shared, target: &edit::Target) -> anyhow::Result
     loop {
         match shared.store.nodes().await {
             Ok(nodes) => {
-                seen = Instant::now();
+                if nodes.iter().any(|node| node.live) {
+                    seen = Instant::now();
+                } else if seen.elapsed() >= AWAY {
+                    let words = "no node is alive any more, so nobody says whether it is over".to_owned();
+                    return Ok(Over { exit: Exit::TimedOut, words });
+                }
                 match over_on(target, &nodes) {
                     Ok(over) => return Ok(over),
                     Err(left) if left != told => {
@@ -248,7 +256,8 @@ mod tests {
             let exit = |nodes: &[NodeStatus]| over_on(&target, nodes).map(|over| over.exit);
             let away = node("c", false, &[(ours, None, false)]);
             let through = node("b", true, &[(other, Some(1), false)]);
-            assert_eq!(exit(&[through.clone(), away]), Ok(Exit::Ok));
+            assert_eq!(exit(&[through.clone(), away.clone()]), Ok(Exit::Ok));
+            assert!(exit(&[away]).is_err(), "nobody is alive who could say so");
             let left = node("a", true, &[(ours, Some(2), false)]);
             assert_eq!(exit(&[left.clone(), through.clone()]), Err(vec!["a: 2 connections are left".to_owned()]));
             let late = node("d", true, &[(ours, Some(3), true)]);

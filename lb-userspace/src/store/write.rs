@@ -34,6 +34,17 @@ pub struct Intent {
     pub message: String,
 }
 
+impl Intent {
+    /// Whether a store that stands at `have` is the one that is insisted on. Number 0 names one in which nothing was ever written.
+    pub fn meets(&self, have: Option<&Revision>) -> bool {
+        match (&self.expect, have) {
+            (None, _) => true,
+            (Some(name), Some(have)) => name.names(have),
+            (Some(name), None) => name.number == 0 && name.digest.is_empty(),
+        }
+    }
+}
+
 /// One edit as a writer gives it: the new text, or `None` to remove the object.
 pub type NewText = (Key, Option<Arc<str>>);
 
@@ -108,12 +119,7 @@ impl dyn Store {
                 Some(Snapshot { origin, revision, objects }) => (Some(revision), origin, objects),
                 None => (None, random_digest()?, Objects::new()),
             };
-            let met = match (&intent.expect, &have) {
-                (None, _) => true,
-                (Some(name), Some(have)) => name.names(have),
-                (Some(name), None) => name.number == 0 && name.digest.is_empty(),
-            };
-            if !met {
+            if !intent.meets(have.as_ref()) {
                 return Err(StoreError::Conflict { have }.into());
             }
             let edits: Vec<Edit> = decide(&objects)
@@ -139,14 +145,16 @@ impl dyn Store {
         Err(conflict.unwrap_or_else(|| StoreError::Unavailable("too many writers".into())).into())
     }
 
-    /// Puts `copy`, a node's last good state, back into a store that lost it. Everything that the store holds now is
-    /// replaced. Readers at `copy`'s revision go on without a gap.
+    /// Where a store stands that has lost something of `copy`; `None` where it holds nothing at all.
     ///
     /// # Errors
-    /// [`StoreError::Refused`] if the store has not lost anything of `copy`; [`StoreError::Conflict`] if somebody writes
-    /// at the same time.
-    pub async fn restore(&self, copy: &Snapshot, author: &str, message: &str) -> Result<Written, StoreError> {
+    /// [`StoreError::Refused`] if it has lost nothing of `copy`; [`StoreError::Conflict`] if `intent` insists on another revision.
+    pub async fn lost(&self, copy: &Snapshot, intent: &Intent) -> Result<Option<Revision>, StoreError> {
         let present = self.snapshot().await?;
+        let have = present.as_ref().map(|present| present.revision);
+        if !intent.meets(have.as_ref()) {
+            return Err(StoreError::Conflict { have });
+        }
         if let Some(present) = &present
             && present.origin == copy.origin
             && present.revision.number >= copy.revision.number
@@ -156,10 +164,19 @@ impl dyn Store {
                 present.revision, copy.revision
             )));
         }
-        let change = Change::new(copy.revision, author, now_ms(), message, Vec::new());
-        let expect = present.map(|present| present.revision);
-        let commit = Commit { expect, origin: copy.origin, change, reseed: Some(copy.objects.clone()), fence: None };
-        self.commit_surely(commit).await
+        Ok(have)
+    }
+
+    /// Puts `copy`, a node's last good state, back into a store that lost it. Everything that the store holds now is
+    /// replaced. Readers at `copy`'s revision go on without a gap.
+    ///
+    /// # Errors
+    /// As [`Self::lost`]; [`StoreError::Conflict`] also if somebody writes at the same time.
+    pub async fn restore(&self, copy: &Snapshot, intent: &Intent) -> Result<Written, StoreError> {
+        let expect = self.lost(copy, intent).await?;
+        let change = Change::new(copy.revision, &intent.author, now_ms(), &intent.message, Vec::new());
+        let (reseed, fence) = (Some(copy.objects.clone()), intent.fence.clone());
+        self.commit_surely(Commit { expect, origin: copy.origin, change, reseed, fence }).await
     }
 
     /// Commits, and where the answer is lost finds out: sent twice, a change is made once, because the second one does not

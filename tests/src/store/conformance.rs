@@ -415,7 +415,7 @@ async fn a_lost_store_is_put_back(store: Arc<dyn Store>) {
     let edits: [NewText; 2] = [set("service/a", "1"), set("service/b", "2")];
     write(&store, &edits).await.unwrap();
     let copy = store.snapshot().await.unwrap().unwrap();
-    let not_lost = store.restore(&copy, "op", "").await;
+    let not_lost = store.restore(&copy, &intent()).await;
     assert!(matches!(not_lost, Err(StoreError::Refused(_))), "{not_lost:?}");
     // A copy of another store stands for a store that was begun anew.
     let mut ours = copy.clone();
@@ -426,7 +426,7 @@ async fn a_lost_store_is_put_back(store: Arc<dyn Store>) {
     let event = next(&mut feed).await;
     assert!(matches!(event, Event::HistoryLost { loss: Loss::Origin, taken: false, .. }), "{event:?}");
     assert_eq!((next(&mut feed).await, feed.copy()), (Event::Up, Some(&ours)), "forwarding stays");
-    let written = store.restore(&ours, "op", "restored").await.unwrap();
+    let written = store.restore(&ours, &intent()).await.unwrap();
     assert_eq!(written.revision.number, 42);
     assert!(matches!(next(&mut feed).await, Event::Delta(change) if change.revision == written.revision));
     assert!(feed.is_up());

@@ -173,7 +173,7 @@ fn a_server_that_comes_back_empty_is_refused_until_it_is_put_back() {
                 .await;
             assert!(follower.holds(&Some(held.clone())), "forwarding stays");
         }
-        let written = store.restore(&held, "operator", "after the loss").await.unwrap();
+        let written = store.restore(&held, &intent()).await.unwrap();
         for follower in &followers {
             follower.agrees(&store).await;
             let copy = follower.copy.borrow().clone().unwrap();
@@ -402,7 +402,7 @@ fn three_followers_agree_after_two_thousand_writes_with_faults() {
                 until("each loss raises its alarm", async || follower.told.borrow().losses.len() > emptied).await;
                 assert!(follower.told.borrow().losses.iter().all(|(_, taken)| !taken));
             }
-            writer.restore(&held, "operator", "").await.unwrap();
+            writer.restore(&held, &intent()).await.unwrap();
             emptied += 1;
             for at in 0..50 {
                 insist(&writer, &format!("service/{at}"), "after").await;

@@ -14,6 +14,7 @@ use super::{
         unit,
     },
     Shared, WriteArgs, failed,
+    wait::{self, Waited},
     write::{self, compared},
 };
 use crate::{
@@ -182,12 +183,32 @@ pub fn rollback(shell: &Shell, shared: &Shared, args: &Rollback) -> anyhow::Resu
 }
 
 /// What `weir config restore -o json` prints.
-#[derive(Serialize)]
+#[derive(Debug, Serialize)]
 struct Restored {
     revision: Revision,
     replicated: bool,
     objects: usize,
     dry_run: bool,
+    /// With `--wait`: how the nodes stand to it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    nodes: Option<Waited>,
+}
+
+/// Puts `copy` back.
+async fn put_back(shared: &Shared, args: &WriteArgs, copy: &Snapshot, subject: &str) -> anyhow::Result<Restored> {
+    let intent = write::intent(args, subject);
+    let objects = copy.objects.len();
+    if args.dry_run {
+        shared.store.lost(copy, &intent).await.map_err(failed)?;
+        return Ok(Restored { revision: copy.revision, replicated: true, objects, dry_run: true, nodes: None });
+    }
+    let first = if args.wait.is_some() { wait::live(&shared.store).await? } else { BTreeSet::new() };
+    let Written { revision, replicated } = shared.store.restore(copy, &intent).await.map_err(failed)?;
+    let nodes = match args.wait {
+        None => None,
+        Some(seconds) => Some(wait::wait(&shared.store, &first, revision, Duration::from_secs(seconds.into())).await?),
+    };
+    Ok(Restored { revision, replicated, objects, dry_run: false, nodes })
 }
 
 /// Puts a node's last good copy back into a store that lost what it held.
@@ -208,21 +229,7 @@ pub fn restore(shell: &Shell, shared: &Shared, args: &Restore) -> anyhow::Result
         let failure = Failure::new(Exit::ConfigInvalid, message);
         return Err(Failure { diagnostics: api::diagnostics_in(&checked, &document.sources()), ..failure }.into());
     }
-    let (author, message) = (write::author_of(&args.write), args.write.message.clone());
-    let message = message.unwrap_or_else(|| format!("restored from {}", path.display()));
-    let restored = block_on(async {
-        if args.write.dry_run {
-            return Ok(Restored {
-                revision: copy.revision,
-                replicated: true,
-                objects: copy.objects.len(),
-                dry_run: true,
-            });
-        }
-        let written = shared.store.restore(&copy, &author, &message).await.map_err(failed)?;
-        let (revision, replicated) = (written.revision, written.replicated);
-        Ok(Restored { revision, replicated, objects: copy.objects.len(), dry_run: false })
-    })?;
+    let restored = block_on(put_back(shared, &args.write, &copy, &format!("restored from {}", path.display())))?;
     shell.show(&restored, |restored| {
         let mut out = diagnostics(&api::diagnostics_in(&checked, &document.sources()));
         let Restored { revision, objects, .. } = restored;
@@ -233,7 +240,82 @@ pub fn restore(shell: &Shell, shared: &Shared, args: &Restore) -> anyhow::Result
             (false, true) => format!("restored {objects} objects as revision {revision}; nodes go on from there\n"),
             (false, false) => format!("restored {objects} objects as revision {revision}, not replicated yet\n"),
         });
+        if let Some(nodes) = &restored.nodes {
+            out.push_str(&nodes.words(*revision));
+        }
         out
     })?;
-    Ok(Exit::Ok)
+    Ok(restored.nodes.as_ref().map_or(Exit::Ok, Waited::exit))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::{
+        Key,
+        memory::MemoryStore,
+        node::{NodeReport, Outcome},
+        object::Digest,
+    };
+
+    fn copy() -> Snapshot {
+        let objects = Objects::from([(Key::new("service/web").unwrap(), "[[service]]\nname = \"web\"\n".into())]);
+        Snapshot {
+            origin: Digest::new([3; 32]),
+            revision: Revision { number: 41, digest: Digest::new([4; 32]) },
+            objects,
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_store_is_put_back_on_the_revision_that_somebody_saw() {
+        let store = Arc::new(MemoryStore::default());
+        let shared = Shared { store, local: "".into(), file_name: "weir.toml".into() };
+        let put = async |args: WriteArgs| put_back(&shared, &args, &copy(), "restored").await;
+        let expect = |rev: &str| WriteArgs { expect_rev: Some(rev.parse().unwrap()), ..WriteArgs::default() };
+        for dry_run in [true, false] {
+            let failure: Failure = put(WriteArgs { dry_run, ..expect("7") }).await.unwrap_err().downcast().unwrap();
+            assert_eq!(failure.exit, Exit::Refused, "nothing was ever written in it: {}", failure.message);
+        }
+        let dry = put(WriteArgs { dry_run: true, ..expect("0") }).await.unwrap();
+        assert!(dry.dry_run && shared.store.snapshot().await.unwrap().is_none());
+        let lone = put(WriteArgs { wait: Some(60), ..expect("0") }).await.unwrap();
+        assert_eq!((lone.revision.number, lone.nodes.unwrap().exit()), (42, Exit::TimedOut), "nobody is alive");
+        // Nothing is lost any more, and a dry run says so.
+        let failure: Failure = put(WriteArgs { dry_run: true, ..expect("42") }).await.unwrap_err().downcast().unwrap();
+        assert!(failure.message.contains("has lost nothing"), "{}", failure.message);
+    }
+
+    #[tokio::test]
+    async fn whoever_puts_it_back_may_wait_for_the_nodes() {
+        let store: Arc<dyn Store> = Arc::new(MemoryStore::default());
+        let shared = Shared { store: Arc::clone(&store), local: "".into(), file_name: "weir.toml".into() };
+        let agent = tokio::spawn(async move {
+            let head = loop {
+                if let Some(snapshot) = store.snapshot().await.unwrap() {
+                    break snapshot.revision;
+                }
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            };
+            let report = NodeReport {
+                node: "a".into(),
+                lease_ms: 60_000,
+                revision: Some(head),
+                outcome: Outcome::Applied,
+                applied: Some(head),
+                version: "0".into(),
+                addresses: Vec::new(),
+                ready: true,
+                draining: false,
+                metrics: None,
+                drains: Vec::new(),
+            };
+            store.report(&report).await.unwrap();
+        });
+        let args = WriteArgs { wait: Some(60), ..WriteArgs::default() };
+        let restored = put_back(&shared, &args, &copy(), "restored").await.unwrap();
+        agent.await.unwrap();
+        let nodes = restored.nodes.unwrap();
+        assert_eq!((&*nodes.applied, nodes.exit()), (&["a".to_owned()][..], Exit::Ok));
+    }
 }

@@ -3,22 +3,24 @@
 //! [`judge`] is pure. Invariant: a node that was alive when the waiting began is accounted for at its end: it has applied the
 //! revision, refused it, fallen out of its lease, or is late.
 
-use std::{
-    collections::BTreeSet,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use serde::Serialize;
+use tokio::time::Instant;
 
 use super::{super::exit::Exit, failed};
-use crate::store::{
-    Revision, Store,
-    node::{NodeStatus, Outcome},
+use crate::{
+    agent::follow::report::BEAT,
+    store::{
+        Revision, Store,
+        node::{NodeStatus, Outcome},
+    },
 };
 
 /// Time between questions.
 const INTERVAL: Duration = Duration::from_millis(100);
+/// How long it may be that nobody is alive: a store that lost what it held has lost who is, and each node reports anew within a beat.
+const NOBODY: Duration = BEAT.saturating_mul(2);
 
 /// How the nodes stand to a revision.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -43,6 +45,11 @@ pub struct NodeRefusal {
 }
 
 impl Waited {
+    /// Whether no node is alive, nor was.
+    pub fn is_nobody(&self) -> bool {
+        *self == Self::default()
+    }
+
     /// Whether there is nobody left to wait for.
     pub fn is_over(&self) -> bool {
         self.late.is_empty()
@@ -62,6 +69,9 @@ impl Waited {
     /// A line for each thing to know.
     pub fn words(&self, revision: Revision) -> String {
         let mut out = match self.applied.len() {
+            _ if self.is_nobody() => {
+                format!("no node is alive: nobody has applied {revision}, and nobody was waited for\n")
+            }
             0 => format!("no node has applied {revision}\n"),
             1 => format!("1 node has applied {revision}: {}\n", self.applied.join(", ")),
             n => format!("{n} nodes have applied {revision}\n"),
@@ -118,7 +128,8 @@ pub async fn wait(
         match store.nodes().await {
             Ok(nodes) => {
                 let waited = judge(first, &nodes, revision);
-                if waited.is_over() || began.elapsed() >= timeout {
+                let over = if waited.is_nobody() { began.elapsed() >= NOBODY } else { waited.is_over() };
+                if over || began.elapsed() >= timeout {
                     return Ok(waited);
                 }
             }

@@ -126,6 +126,7 @@ pub async fn make(
         Ok(edits)
     };
     let first = if args.wait.is_some() { wait::live(&shared.store).await? } else { BTreeSet::new() };
+    let intent = intent(args, subject);
     let mut change = Change {
         outcome: "dry-run",
         revision: None,
@@ -138,18 +139,11 @@ pub async fn make(
     if args.dry_run {
         let snapshot = shared.store.snapshot().await.map_err(failed)?;
         change.revision = snapshot.as_ref().map(|snapshot| snapshot.revision);
-        let met = args.expect_rev.as_ref().is_none_or(|name| change.revision.is_some_and(|have| name.names(&have)));
-        if !met {
+        if !intent.meets(change.revision.as_ref()) {
             return Err(failed(StoreError::Conflict { have: change.revision }).into());
         }
         step(&snapshot.map(|snapshot| snapshot.objects).unwrap_or_default()).map_err(rejected)?;
     } else {
-        let intent = Intent {
-            expect: args.expect_rev.clone(),
-            fence: None,
-            author: author_of(args),
-            message: args.message.clone().unwrap_or_else(|| subject.to_owned()),
-        };
         let outcome = shared.store.update(&intent, &mut step).await.map_err(|error| match error {
             WriteError::Store(error) => failed(error),
             WriteError::Refused(reject) => rejected(reject),
@@ -189,13 +183,18 @@ pub fn compared(objects: &Objects, edits: &[NewText]) -> String {
     edits.iter().map(one).collect()
 }
 
-/// Who makes the change.
-pub fn author_of(args: &WriteArgs) -> String {
-    args.author.clone().unwrap_or_else(author)
+/// What is said about a change, and on which revision it insists. `subject` is the message where none was given.
+pub fn intent(args: &WriteArgs, subject: &str) -> Intent {
+    Intent {
+        expect: args.expect_rev.clone(),
+        fence: None,
+        author: args.author.clone().unwrap_or_else(author),
+        message: args.message.clone().unwrap_or_else(|| subject.to_owned()),
+    }
 }
 
 /// Who sits here: `USER@HOST`, with the user who called sudo.
-fn author() -> String {
+pub fn author() -> String {
     let uid = nix::unistd::getuid();
     let sudo = std::env::var("SUDO_USER")
         .ok()

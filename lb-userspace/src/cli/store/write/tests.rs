@@ -140,6 +140,14 @@ async fn waiting_ends_when_the_nodes_have_it_and_names_those_that_do_not() {
     assert_eq!(made.nodes.unwrap().late, ["a"], "nobody reports any more");
 }
 
+#[tokio::test(start_paused = true)]
+async fn waiting_for_nobody_is_no_success() {
+    let (shared, args) = (shared(), WriteArgs { wait: Some(60), ..WriteArgs::default() });
+    let made = create(&shared, &args, "web", "192.0.2.1").await.unwrap();
+    assert_eq!(made.nodes.as_ref().unwrap().exit(), Exit::TimedOut);
+    assert!(words(&made, false).contains("no node is alive: nobody has applied 1-"), "{}", words(&made, false));
+}
+
 #[test]
 fn the_author_is_known() {
     assert!(author().contains('@'));
