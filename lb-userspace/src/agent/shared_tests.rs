@@ -26,7 +26,7 @@ use crate::{
     model::{AdminState, Incremental},
     plan::MapSizes,
     store::{
-        Key, Objects, Store,
+        DrainOrder, Key, NodeStatus, Objects, Store,
         access::Put,
         document::document,
         memory::MemoryStore,
@@ -119,6 +119,24 @@ async fn what_is_written_reaches_the_maps_and_what_is_wrong_does_not() {
                 assert!(text.contains(line), "{line} is missing");
             }
             assert!(text.contains("weir_store_propagation_seconds_count{stage=\"received_to_applied\"} 2"), "{text}");
+        })
+        .await;
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn a_node_that_is_taken_out_says_so_and_forwards_as_before() {
+    let (scene, store) = staged().await;
+    scene
+        .run_with(None, Some(Arc::clone(&store)), async |client, _| {
+            all_up(&client).await;
+            let settled = slots(&client).await;
+            let order = DrainOrder { author: "op".into(), message: String::new() };
+            for (order, draining) in [(Some(&order), true), (None, false)] {
+                store.drain_node("n", order).await.unwrap();
+                let said = |nodes: &Vec<NodeStatus>| nodes.iter().any(|n| n.report.draining == draining && n.live);
+                until("the report", async || store.nodes().await.unwrap(), said).await;
+                assert_eq!(slots(&client).await, settled);
+            }
         })
         .await;
 }

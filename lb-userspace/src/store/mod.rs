@@ -31,7 +31,7 @@ pub mod write;
 
 pub use access::{Notice, Recorded, Snapshot, Store, StoreError, Written};
 pub use file::{FileError, FileStore, Text, Watch};
-pub use node::{NodeReport, NodeStatus};
+pub use node::{DrainOrder, NodeReport, NodeStatus};
 pub use object::{Change, Edit, Key, Objects, Revision};
 pub use open::{open, outer_door, redis_config, socket_path};
 pub use write::{Outcome, WriteError};

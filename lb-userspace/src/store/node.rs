@@ -1,12 +1,14 @@
 //! What nodes report about themselves, and who is alive.
 //!
-//! Owns: the records `node/NAME`. Invariant: a node whose report is older than its own lease is not alive, by the store's
+//! Owns: the records `node/NAME`, and `drain/NAME`, by which somebody takes a node out. Invariant: a node whose report is older than its own lease is not alive, by the store's
 //! clock alone; its last report is still shown, for a week.
+
+use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
 use super::{
-    access::{LIST_MAX, Put, RECORDS_MAX, Record, Store, StoreError},
+    access::{LIST_MAX, Put, RECORDS_MAX, Record, Recorded, Store, StoreError},
     object::{Key, Revision},
 };
 
@@ -16,6 +18,8 @@ pub const FORGET_MS: u64 = 7 * 24 * 3_600_000;
 pub const DRAINS_MAX: usize = 4_096;
 /// Kind of the records.
 const KIND: &str = "node/";
+/// Kind of the records that take nodes out.
+const DRAIN: &str = "drain/";
 
 /// What became of a revision on a node.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -46,7 +50,7 @@ pub struct NodeReport {
     pub addresses: Vec<std::net::IpAddr>,
     /// Whether it forwards.
     pub ready: bool,
-    /// Whether it is being taken out.
+    /// Whether somebody takes it out ([`DrainOrder`]).
     pub draining: bool,
     /// Where others reach its `/metrics` and `/ready`; `None`: nowhere, or an older release wrote the report.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -65,6 +69,15 @@ pub struct NodeDrain {
     pub connections: Option<u64>,
     /// Its time is over, and connections are left.
     pub timed_out: bool,
+}
+
+/// That a node is taken out: it forwards as before, DNS leaves it out, until the order is withdrawn.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DrainOrder {
+    /// Who wants it.
+    pub author: String,
+    /// Why; may be empty.
+    pub message: String,
 }
 
 /// A node as the store knows it.
@@ -97,6 +110,42 @@ impl dyn Store {
     pub async fn nodes(&self) -> Result<Vec<NodeStatus>, StoreError> {
         let records = self.record_all(KIND).await?;
         Ok(records.iter().filter_map(status).collect())
+    }
+
+    /// Takes the node `name` out, or back in with `None`; whether that changed anything.
+    ///
+    /// # Errors
+    /// The store's; [`StoreError::Form`] for a name that is none.
+    pub async fn drain_node(&self, name: &str, order: Option<&DrainOrder>) -> Result<Option<Recorded>, StoreError> {
+        let key = Key::new(&format!("{DRAIN}{name}"))?;
+        let present = self.record_get(key.clone()).await?;
+        let put = match (order, present) {
+            (Some(order), _) => {
+                Put::new(key, serde_json::to_string(order).map_err(|e| StoreError::Broken(e.to_string()))?)
+            }
+            (None, Some(_)) => Put::remove(key),
+            (None, None) => return Ok(None),
+        };
+        self.record_put(put).await.map(Some)
+    }
+
+    /// Whether the node `name` is to be out.
+    ///
+    /// # Errors
+    /// The store's; [`StoreError::Form`] for a name that is none.
+    pub async fn is_drained(&self, name: &str) -> Result<bool, StoreError> {
+        Ok(self.record_get(Key::new(&format!("{DRAIN}{name}"))?).await?.is_some())
+    }
+
+    /// The orders by node. One in another form counts, without its author.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn drain_orders(&self) -> Result<BTreeMap<String, DrainOrder>, StoreError> {
+        let unknown = || DrainOrder { author: String::new(), message: String::new() };
+        let order = |record: &Record| serde_json::from_str(&record.value).unwrap_or_else(|_| unknown());
+        let records = self.record_all(DRAIN).await?;
+        Ok(records.iter().map(|record| (record.key.name().to_owned(), order(record))).collect())
     }
 
     /// All records whose keys begin with `prefix`, in the order of keys, read page by page.

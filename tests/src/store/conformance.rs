@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use lb_userspace::store::{
-    Key, NodeReport, Notice, Outcome, Revision, Store, StoreError,
+    DrainOrder, Key, NodeReport, Notice, Outcome, Revision, Store, StoreError,
     access::{Claim, Commit, Expect, Fence, Put},
     feed::{Feed, RecordFeed, RecordNews},
     follow::{Event, Loss, Times},
@@ -391,6 +391,14 @@ async fn nodes_report(store: Arc<dyn Store>) {
     until("the silent node falls out of its lease", async || !store.nodes().await.unwrap()[0].live).await;
     assert!(store.nodes().await.unwrap()[1].live);
     assert!(store.report(&report("no name", 1, node::Outcome::Applied)).await.is_err());
+    // One of them is taken out, and back in.
+    let order = DrainOrder { author: "op@here".into(), message: "disk".into() };
+    assert!(store.drain_node("a", Some(&order)).await.unwrap().is_some());
+    assert!(store.is_drained("a").await.unwrap() && !store.is_drained("b").await.unwrap());
+    assert_eq!(store.drain_orders().await.unwrap(), [("a".to_owned(), order)].into());
+    assert!(store.drain_node("a", None).await.unwrap().is_some());
+    assert_eq!(store.drain_node("a", None).await.unwrap(), None, "there is nothing to withdraw");
+    assert!(store.drain_orders().await.unwrap().is_empty());
 }
 
 async fn a_feed_follows(store: Arc<dyn Store>) {

@@ -1,7 +1,7 @@
 //! What a node says of itself to the store: which revision it applied or refused, and that it lives.
 //!
 //! Owns: when a report is due. Invariant: a report is at most [`BEAT`] old while the store takes reports; a change of what is
-//! said is reported at once.
+//! said is reported at once, an order to drain with the next beat.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -50,7 +50,7 @@ pub fn reached_at(listen: SocketAddr) -> Option<SocketAddr> {
 }
 
 /// The report of a node that stands like this.
-pub fn report(node: &str, standing: &Standing) -> NodeReport {
+pub fn report(node: &str, standing: &Standing, draining: bool) -> NodeReport {
     let outcome = match standing.read.as_ref().and_then(|(_, refused)| refused.clone()) {
         Some(why) => Outcome::Refused(why),
         None => Outcome::Applied,
@@ -64,7 +64,7 @@ pub fn report(node: &str, standing: &Standing) -> NodeReport {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         addresses: standing.addresses.clone(),
         ready: standing.ready,
-        draining: false,
+        draining,
         metrics: standing.metrics,
         drains: standing.drains.clone(),
     }
@@ -78,7 +78,7 @@ pub async fn run(
     view: watch::Receiver<View>,
     metrics: Arc<Metrics>,
 ) {
-    let mut failed = false;
+    let (mut failed, mut draining) = (false, false);
     // An agent that has not published yet has nothing to say, and what the one before it said still holds for the node.
     if standing.changed().await.is_err() {
         return;
@@ -88,7 +88,18 @@ pub async fn run(
         // A node without a revision forwards for nobody.
         now.ready &= now.applied.is_some();
         let started = Instant::now();
-        let sent = tokio::time::timeout(PATIENCE, store.report(&report(&node, &now))).await;
+        let tell = async {
+            // While the store does not say, it is as it was.
+            let drained = store.is_drained(&node).await?;
+            if std::mem::replace(&mut draining, drained) != drained {
+                tracing::info!(
+                    "{}",
+                    if drained { "the node is taken out: DNS is to leave it out" } else { "the node is taken back in" }
+                );
+            }
+            store.report(&report(&node, &now, drained)).await
+        };
+        let sent = tokio::time::timeout(PATIENCE, tell).await;
         match sent {
             Ok(Ok(())) => {
                 failed = false;
@@ -138,10 +149,12 @@ mod tests {
             metrics: Some(([192, 0, 2, 7], 9650).into()),
             drains: Vec::new(),
         };
-        let said = report("n1", &standing);
+        let said = report("n1", &standing, true);
+        assert!(said.draining);
         assert_eq!((said.revision, said.applied), (Some(revision(8)), Some(revision(7))));
         assert_eq!(said.outcome, Outcome::Refused("line 3".into()));
         assert_eq!(said.metrics, standing.metrics);
-        assert_eq!(report("n1", &Standing { read: Some((revision(8), None)), ..standing }).outcome, Outcome::Applied);
+        let said = report("n1", &Standing { read: Some((revision(8), None)), ..standing }, false);
+        assert_eq!((said.outcome, said.draining), (Outcome::Applied, false));
     }
 }

@@ -23,7 +23,7 @@ use crate::{
 };
 
 pub use history::{Restore, Rollback, export, history, restore, rollback, show};
-pub use write::{change, make};
+pub use write::{author, change, make};
 
 /// Which store.
 #[derive(Args, Clone, Debug, Default)]
