@@ -424,7 +424,6 @@ fn what_needs_a_store_says_so_where_there_is_none() {
         (&["service", "delete", "web"], "edit the file"),
         (&["backend", "add", "web/10.0.0.13"], "edit the file"),
         (&["backend", "remove", "web/10.0.0.11:80"], "edit the file"),
-        (&["config", "export"], "about the file"),
         (&["config", "history"], "about the file"),
         (&["config", "show", "42"], "about the file"),
         (&["config", "rollback", "42"], "about the file"),
@@ -436,6 +435,13 @@ fn what_needs_a_store_says_so_where_there_is_none() {
         let error = text(&out.stderr);
         assert!(error.contains("stand in its file") && error.contains(instead), "{command:?}: {error}");
     }
+    // The way from a file to a store: its services, without what is about the node.
+    let out = weir(nowhere, &["config", "export", "--config", path]);
+    let services = text(&out.stdout);
+    assert!(
+        out.status.success() && services.starts_with("[[service]]\n") && !services.contains("[node]"),
+        "{services}"
+    );
     for command in [
         &["service", "set", "web", "algo=maglev", "--dry-run"][..],
         &["backend", "drain", "web/10.0.0.11:80", "--expect-rev", "4"],

@@ -93,7 +93,7 @@ pub fn run(shell: &Shell, command: &ConfigCommand) -> anyhow::Result<Exit> {
         ConfigCommand::Show { revision: Some(revision), store } => {
             store::show(shell, &store::place(store)?.store(OF_A_FILE)?, revision)?;
         }
-        ConfigCommand::Export(args) => store::export(shell, &store::place(args)?.store(OF_A_FILE)?)?,
+        ConfigCommand::Export(args) => store::export(shell, &store::readable(args)?)?,
         ConfigCommand::History { limit, store } => {
             store::history(shell, &store::place(store)?.store(OF_A_FILE)?, *limit as usize)?;
         }

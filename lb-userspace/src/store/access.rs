@@ -341,6 +341,9 @@ pub enum StoreError {
     /// A limit or a form.
     #[error(transparent)]
     Form(#[from] FormError),
+    /// A place of this kind cannot do that at all.
+    #[error("{0}; a store can: `[store]` in the node's configuration chooses one")]
+    Unsupported(String),
     /// Anything else that it refuses.
     #[error("the store refuses: {0}")]
     Refused(String),

@@ -6,7 +6,7 @@
 //! A store holds *objects* (the configuration, under one revision) and *records* (health, leases, reports: small values
 //! outside the revision). `object` says what is stored, `access` what can be asked of any store, `follow` how a reader
 //! stays true to it although news get lost, `write` how a writer changes it. `state` is a store's content as data; the
-//! places are `memory`, `embedded` with `http` in front of it, and `redis`.
+//! places are `memory`, `embedded` with `http` in front of it, `redis`, and for readers alone the node's own file (`watched`).
 
 pub mod access;
 pub mod batch;
@@ -27,6 +27,7 @@ pub mod redis;
 pub mod secret;
 pub mod state;
 pub mod tls;
+pub mod watched;
 pub mod write;
 
 pub use access::{Notice, Recorded, Snapshot, Store, StoreError, Written};

@@ -221,7 +221,7 @@ async fn sleep(pause: Duration) -> Duration {
     (pause * 2).min(PAUSE_MAX)
 }
 
-fn random_digest() -> Result<Digest, StoreError> {
+pub(super) fn random_digest() -> Result<Digest, StoreError> {
     let mut bytes = [0; 32];
     getrandom::fill(&mut bytes).map_err(|e| StoreError::Refused(format!("no randomness for a new store: {e}")))?;
     Ok(Digest::new(bytes))

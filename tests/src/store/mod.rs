@@ -6,5 +6,6 @@ mod deaf;
 mod faults;
 mod places;
 mod propagation;
+mod reading;
 pub mod rig;
 mod sentinel;

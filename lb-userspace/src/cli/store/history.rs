@@ -1,6 +1,6 @@
 //! What was: `weir config export|history|show REV|rollback REV|restore`.
 
-use std::path::PathBuf;
+use std::{collections::BTreeSet, path::PathBuf, sync::Arc, time::Duration};
 
 use clap::Args;
 use serde::Serialize;
@@ -21,7 +21,7 @@ use crate::{
     api,
     model::{Incremental, parse::document::state_dir},
     store::{
-        Change, Objects, Revision, Snapshot,
+        Change, Objects, Revision, Snapshot, Store, Written,
         copy::{self, COPY_FILE},
         document,
         object::{HISTORY_MAX, RevisionName},
@@ -55,9 +55,9 @@ struct Export {
     text: String,
 }
 
-/// Prints services and pools of the store as a file would have them.
-pub fn export(shell: &Shell, shared: &Shared) -> anyhow::Result<()> {
-    let snapshot = block_on(async { Ok(shared.store.snapshot().await.map_err(failed)?) })?;
+/// Prints services and pools as a file would have them, and as `weir config apply` takes them for a store.
+pub fn export(shell: &Shell, store: &Arc<dyn Store>) -> anyhow::Result<()> {
+    let snapshot = block_on(async { Ok(store.snapshot().await.map_err(failed)?) })?;
     let (revision, objects) = snapshot.map(|snapshot| (snapshot.revision, snapshot.objects)).unzip();
     let export = Export { revision, text: document::join(&objects.unwrap_or_default()) };
     shell.show(&export, |export| export.text.clone())

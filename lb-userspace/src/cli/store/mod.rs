@@ -19,7 +19,7 @@ use super::{
 use crate::{
     agent::CONFIG_DEFAULT,
     model::{StoreConfig, parse::document},
-    store::{self, Store, StoreError, edit::EditError, object::RevisionName},
+    store::{self, Store, StoreError, edit::EditError, object::RevisionName, watched::WatchedFile},
 };
 
 pub use history::{Restore, Rollback, export, history, restore, rollback, show};
@@ -143,6 +143,19 @@ pub fn place(args: &StoreArgs) -> anyhow::Result<Place> {
     }
 }
 
+/// What can be read as a store: the store, or the services and pools of the node's own file where they stand there.
+///
+/// # Errors
+/// As [`place`]; a file that cannot be read.
+pub fn readable(args: &StoreArgs) -> anyhow::Result<Arc<dyn Store>> {
+    if let Place::Store(shared) = place(args)? {
+        return Ok(shared.store);
+    }
+    let path = args.config.clone().unwrap_or_else(|| CONFIG_DEFAULT.into());
+    config::read(&path)?;
+    Ok(Arc::new(WatchedFile::new(&path).map_err(failed)?))
+}
+
 /// What went wrong, with its exit code.
 pub fn failed(error: StoreError) -> Failure {
     let exit = match &error {
@@ -152,6 +165,7 @@ pub fn failed(error: StoreError) -> Failure {
         | StoreError::ReadOnly(_)
         | StoreError::Full(_)
         | StoreError::Form(_)
+        | StoreError::Unsupported(_)
         | StoreError::Refused(_) => Exit::Refused,
         _ => Exit::Failure,
     };

@@ -271,7 +271,9 @@ async fn call(State(served): State<Served>, request: Request) -> Response {
         Err(StoreError::Conflict { .. } | StoreError::RecordConflict { .. } | StoreError::Fenced) => {
             StatusCode::CONFLICT
         }
-        Err(StoreError::Form(_) | StoreError::Refused(_)) => StatusCode::UNPROCESSABLE_ENTITY,
+        Err(StoreError::Form(_) | StoreError::Refused(_) | StoreError::Unsupported(_)) => {
+            StatusCode::UNPROCESSABLE_ENTITY
+        }
         Err(_) => StatusCode::SERVICE_UNAVAILABLE,
     };
     json(status, &outcome)
