@@ -20,7 +20,7 @@ pub enum Fencing {
     /// No token.
     #[default]
     None,
-    /// The largest counter of a majority, written back to a majority before it is handed out.
+    /// The largest counter of a majority, written back before it is handed out to those of a majority that are behind it.
     TwoRounds,
     /// Without the second round, which is wrong: two grants in sequence can get tokens in the wrong order. The simulation
     /// shows it.
@@ -54,7 +54,7 @@ pub struct Plan {
 pub enum Step {
     /// Wait for more answers.
     Wait,
-    /// Send the second round with this token to these nodes, then wait.
+    /// Send the second round with this token to these nodes, whose counters are behind it, then wait.
     Confirm {
         /// The chosen token.
         fence: u64,
@@ -78,7 +78,8 @@ pub struct Acquisition {
     plan: Plan,
     votes: Vec<NodeOutcome>,
     runs: Vec<Option<String>>,
-    counter_max: u64,
+    /// What each node had counted when it voted.
+    counters: Vec<u64>,
     /// The chosen token and the second round, once a majority has voted.
     second: Option<(u64, Vec<NodeOutcome>)>,
     done: bool,
@@ -92,7 +93,7 @@ impl Acquisition {
             plan,
             votes: vec![NodeOutcome::Pending; nodes],
             runs: vec![None; nodes],
-            counter_max: 0,
+            counters: vec![0; nodes],
             second: None,
             done: false,
         }
@@ -112,13 +113,17 @@ impl Acquisition {
             return self.fail(LockError::Config(text));
         }
         if let Ok(Reply::Granted { fence, run_id }) = &answer {
-            self.counter_max = self.counter_max.max(*fence);
+            self.counters[node] = *fence;
             self.runs[node] = Some(run_id.clone());
         }
         self.votes[node] = outcome(answer);
         let voted = self.votes[node] == NodeOutcome::Ok;
         match &mut self.second {
             // A late vote can stand in for a node that fails in the second round.
+            Some((fence, outcomes)) if voted && self.counters[node] >= *fence => {
+                outcomes[node] = NodeOutcome::Ok;
+                self.stored(now)
+            }
             Some((fence, _)) if voted => Step::Confirm { fence: *fence, nodes: vec![node] },
             Some(_) => self.judge(now),
             None if count(&self.votes, &NodeOutcome::Ok) >= self.plan.quorum => self.elected(now),
@@ -128,14 +133,12 @@ impl Acquisition {
 
     /// The answer of `node` to the second round.
     pub fn on_confirmed(&mut self, node: usize, answer: Result<Reply, NodeError>, now: BootTime) -> Step {
-        let quorum = self.plan.quorum;
-        let Some((fence, outcomes)) = &mut self.second else { return Step::Wait };
+        let Some((_, outcomes)) = &mut self.second else { return Step::Wait };
         if self.done || outcomes.get(node) != Some(&NodeOutcome::Pending) {
             return Step::Wait;
         }
         outcomes[node] = outcome(answer);
-        let fence = *fence;
-        if count(outcomes, &NodeOutcome::Ok) >= quorum { self.won(Some(fence), now) } else { self.judge(now) }
+        self.stored(now)
     }
 
     /// The nodes' time is up: whoever has not answered does not count.
@@ -202,16 +205,35 @@ impl Acquisition {
     }
 
     fn elected(&mut self, now: BootTime) -> Step {
-        let fence = self.counter_max;
+        let votes = self.votes.iter().enumerate().filter(|(_, vote)| **vote == NodeOutcome::Ok).map(|(node, _)| node);
+        let fence = votes.clone().map(|node| self.counters[node]).max().unwrap_or(0);
         match self.plan.fencing {
             Fencing::None => self.won(None, now),
             Fencing::OneRound => self.won(Some(fence), now),
             Fencing::TwoRounds if self.valid_until() <= now => self.expired(now),
             Fencing::TwoRounds => {
-                self.second = Some((fence, vec![NodeOutcome::Pending; self.votes.len()]));
-                let voters = self.votes.iter().enumerate().filter(|(_, vote)| **vote == NodeOutcome::Ok);
-                Step::Confirm { fence, nodes: voters.map(|(node, _)| node).collect() }
+                // Who counted that far when it gave its vote has stored the token while it held the lock for us: to write
+                // it there again would change nothing (as a read of ABD, Attiya, Bar-Noy and Dolev 1995, need not write
+                // back what a majority agrees on). Mostly all counters are equal, and the round is empty.
+                let (has, behind): (Vec<_>, Vec<_>) = votes.partition(|&node| self.counters[node] >= fence);
+                let mut outcomes = vec![NodeOutcome::Pending; self.votes.len()];
+                has.into_iter().for_each(|node| outcomes[node] = NodeOutcome::Ok);
+                self.second = Some((fence, outcomes));
+                match self.stored(now) {
+                    Step::Wait => Step::Confirm { fence, nodes: behind },
+                    verdict => verdict,
+                }
             }
+        }
+    }
+
+    /// Won, if a majority has stored the token.
+    fn stored(&mut self, now: BootTime) -> Step {
+        match &self.second {
+            Some((fence, outcomes)) if count(outcomes, &NodeOutcome::Ok) >= self.plan.quorum => {
+                self.won(Some(*fence), now)
+            }
+            _ => self.judge(now),
         }
     }
 

@@ -100,21 +100,38 @@ fn a_token_is_handed_out_only_after_a_majority_stored_it() {
     acquisition.on_vote(0, granted(0, 3), at(1));
     acquisition.on_vote(1, granted(1, 9), at(1));
     let step = acquisition.on_vote(2, granted(2, 4), at(1));
-    assert_eq!(step, Step::Confirm { fence: 9, nodes: vec![0, 1, 2] });
-    assert_eq!(acquisition.on_confirmed(0, Ok(Reply::Done), at(2)), Step::Wait);
-    assert_eq!(acquisition.on_confirmed(1, Ok(Reply::Gone), at(2)), Step::Wait, "others may still vote");
-    // The token stays the chosen one, whatever a late vote counted.
-    assert_eq!(acquisition.on_vote(3, granted(3, 20), at(3)), Step::Confirm { fence: 9, nodes: vec![3] });
+    // The node that counted it has it.
+    assert_eq!(step, Step::Confirm { fence: 9, nodes: vec![0, 2] });
+    assert_eq!(acquisition.on_confirmed(1, Ok(Reply::Gone), at(2)), Step::Wait, "it was not asked");
+    assert_eq!(acquisition.on_confirmed(0, Ok(Reply::Gone), at(2)), Step::Wait, "others may still vote");
+    assert_eq!(acquisition.on_vote(3, granted(3, 8), at(3)), Step::Confirm { fence: 9, nodes: vec![3] });
+    assert_eq!(acquisition.on_confirmed(2, Err(NodeError::Timeout), at(4)), Step::Wait);
     assert_eq!(acquisition.on_confirmed(3, Ok(Reply::Done), at(4)), Step::Wait);
+    // The token stays the chosen one, whatever a late vote counted; that node needs no telling.
     let won = Step::Won { valid_until: at(988), fence: Some(9) };
-    assert_eq!(acquisition.on_confirmed(2, Ok(Reply::Done), at(5)), won);
+    assert_eq!(acquisition.on_vote(4, granted(4, 20), at(5)), won);
+}
+
+#[test]
+fn a_token_that_a_majority_has_counted_is_stored() {
+    let of = |counters: [u64; 3]| {
+        let mut acquisition = acquisition(3, Fencing::TwoRounds);
+        assert_eq!(acquisition.on_vote(0, granted(0, counters[0]), at(1)), Step::Wait);
+        acquisition.on_vote(1, granted(1, counters[1]), at(2))
+    };
+    assert_eq!(of([7, 7, 0]), Step::Won { valid_until: at(988), fence: Some(7) });
+    assert_eq!(of([7, 8, 0]), Step::Confirm { fence: 8, nodes: vec![0] });
+    assert_eq!(of([8, 7, 0]), Step::Confirm { fence: 8, nodes: vec![1] });
+    let mut late = acquisition(3, Fencing::TwoRounds);
+    late.on_vote(0, granted(0, 7), at(1));
+    assert!(matches!(late.on_vote(1, granted(1, 7), at(988)), Step::Failed(LockError::Expired { .. })));
 }
 
 #[test]
 fn a_second_round_without_majority_fails() {
     let mut acquisition = acquisition(3, Fencing::TwoRounds);
     acquisition.on_vote(0, granted(0, 1), at(1));
-    acquisition.on_vote(1, granted(1, 1), at(1));
+    acquisition.on_vote(1, granted(1, 2), at(1));
     assert_eq!(acquisition.on_vote(2, Err(NodeError::Timeout), at(2)), Step::Wait);
     let Step::Failed(error) = acquisition.on_confirmed(0, Ok(Reply::Gone), at(3)) else { panic!() };
     assert!(matches!(error, LockError::NoQuorum { .. }));
