@@ -1,15 +1,11 @@
-//! One attempt to take a lock: whom to ask, when, and what becomes of answers that nobody waits for.
+//! One attempt to take a lock: sends to whom [`crate::asking`] says, and sees what becomes of answers that nobody waits for.
 //!
-//! A majority is asked first. The others follow as soon as one of it cannot vote, when it is divided, or after
-//! [`ASK_ALL_AFTER`], also where the lock is held by then: then every node that can has it, and the lock survives the loss
-//! of as many nodes as Redlock says. A lock that is given back sooner has cost no message to them. Invariants: what may be
-//! held anywhere is in a claim from before the first request; a release follows the request that it undoes on every
-//! connection.
+//! Invariants: what may be held anywhere is in a claim from before the first request; a release follows the request that it
+//! undoes on every connection.
 
 use std::{
     pin::pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
 };
 
 use futures_util::{
@@ -19,6 +15,7 @@ use futures_util::{
 use tokio::{runtime::Handle, time::sleep};
 
 use crate::{
+    asking::{ASK_ALL_AFTER, Asking, is_voteless},
     claim::Claim,
     clock::{BootTime, ms},
     command::{Command, Refusal, Reply, Ticket},
@@ -31,32 +28,24 @@ use crate::{
     round::{Acquisition, Fencing, Plan, Step, majority},
 };
 
-/// After so long, nodes that were not asked are: longer than healthy nodes in one data centre take to answer.
-const ASK_ALL_AFTER: Duration = Duration::from_millis(1);
-
 /// One answer of one node: its index, whether it is about the second round, what it said.
 pub type Answer = (usize, bool, Result<Reply, NodeError>);
 /// Requests on their way.
 pub type Calls = FuturesUnordered<BoxFuture<'static, Answer>>;
 
-/// Nodes that an attempt has not asked, first to be asked first. Whoever asks some, or wants to know where the lock may
-/// be, holds the lock meanwhile.
+/// Whom an attempt has asked. Whoever asks others, or wants to know where the lock may be, holds the lock meanwhile.
 #[derive(Debug, Default)]
-pub struct Unasked(Mutex<Vec<usize>>);
+pub struct Asked(Mutex<Asking>);
 
-impl Unasked {
-    fn of(nodes: &[usize]) -> Arc<Self> {
-        Arc::new(Self(Mutex::new(nodes.to_vec())))
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Vec<usize>> {
-        // A list of numbers is whole after any panic.
+impl Asked {
+    fn lock(&self) -> MutexGuard<'_, Asking> {
+        // Two numbers and a list are whole after any panic.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// All of them; from now on nobody asks them.
-    pub fn take(&self) -> Vec<usize> {
-        std::mem::take(&mut *self.lock())
+    /// Those that were not asked; from now on nobody asks them.
+    pub fn end(&self) -> Vec<usize> {
+        self.lock().end()
     }
 }
 
@@ -90,17 +79,13 @@ impl Engine {
             ticket: ticket.cloned(),
             terms: self.terms(&nodes),
         });
-        let order = nodes.order(started);
-        let (first, rest) = order.split_at(if request.everywhere { order.len() } else { quorum });
-        let unasked = Unasked::of(&order);
+        let asked = Arc::new(Asked(Mutex::new(Asking::new(nodes.order(started)))));
         // Dropped without a lock, this releases on every node that may hold it.
         let mut claim = Claim::new(self, &nodes, &request.name, &value, None);
-        claim.unasked = Arc::clone(&unasked);
-        let calls = Calls::new();
-        let mut asker = Asker { calls: Leftover::new(calls, self, &nodes), acquire, unasked };
-        asker.ask(first.len());
+        claim.asked = Arc::clone(&asked);
+        let mut asker = Asker { calls: Leftover::new(Calls::new(), self, &nodes), acquire, asked };
+        let mut is_early = !asker.ask(|asking| asking.next(if request.everywhere { usize::MAX } else { quorum }));
         let mut ask_all = pin!(sleep(ASK_ALL_AFTER));
-        let mut all_asked = rest.is_empty();
         let mut time_is_up = pin!(sleep(self.options.node_timeout));
         loop {
             let step = tokio::select! {
@@ -111,24 +96,19 @@ impl Engine {
                         acquisition.on_confirmed(node, answer, now)
                     } else {
                         nodes.note(node, &answer, now);
-                        let voteless = !matches!(
-                            answer,
-                            Ok(Reply::Granted { .. } | Reply::Refused(Refusal::Held { .. } | Refusal::Queued { .. }))
-                        );
+                        let is_voteless = is_voteless(&answer);
                         let step = acquisition.on_vote(node, answer, now);
                         if step == Step::Wait {
-                            // Who is refused by the first because another holds it is mostly refused by all, and to take
-                            // the others from the holder for a moment would help nobody.
-                            asker.ask(if asker.calls.calls.is_empty() { usize::MAX } else { usize::from(voteless) });
+                            let on_way = asker.calls.calls.len();
+                            asker.ask(|asking| asking.after(is_voteless, on_way));
                         }
                         step
                     }
                 }
-                () = &mut ask_all, if !all_asked => {
-                    all_asked = true;
-                    let asked = first.iter().filter(|&&at| acquisition.is_pending(at));
-                    asked.for_each(|&at| nodes.note_late(at, BootTime::now()));
-                    asker.ask(usize::MAX);
+                () = &mut ask_all, if is_early => {
+                    is_early = false;
+                    asker.note_late(quorum, |at| acquisition.is_pending(at));
+                    asker.ask(|asking| asking.next(usize::MAX));
                     Step::Wait
                 }
                 () = &mut time_is_up => acquisition.on_timeout(BootTime::now()),
@@ -149,7 +129,7 @@ impl Engine {
                         let engine = Arc::clone(self);
                         tokio::spawn(async move { engine.repair().await });
                     }
-                    if !all_asked {
+                    if is_early {
                         tokio::spawn(asker.ask_later());
                     }
                     claim.ticket = ticket.map(|ticket| ticket.id.clone());
@@ -168,26 +148,34 @@ impl Engine {
 struct Asker {
     calls: Leftover,
     acquire: Arc<Command>,
-    unasked: Arc<Unasked>,
+    asked: Arc<Asked>,
 }
 
 impl Asker {
-    /// Asks `count` more nodes.
-    fn ask(&mut self, count: usize) {
-        let mut unasked = self.unasked.lock();
-        let count = count.min(unasked.len());
+    /// Asks those that `choose` says; whether all were asked then.
+    fn ask(&mut self, choose: impl FnOnce(&mut Asking) -> &[usize]) -> bool {
+        let mut asking = self.asked.lock();
         let calls = Calls::new();
-        for at in unasked.drain(..count) {
+        for &at in choose(&mut asking) {
             calls.push(first_round(at, &self.calls.nodes.nodes[at], &self.acquire));
         }
         // The requests are begun while nobody can look where the lock may be: no release overtakes one.
         self.calls.calls.extend(begun(calls));
+        asking.is_complete()
+    }
+
+    /// Notes which of the `first` have not answered when others would have.
+    fn note_late(&self, first: usize, is_pending: impl Fn(usize) -> bool) {
+        let now = BootTime::now();
+        let asked = self.asked.lock();
+        let late = asked.asked().iter().take(first).filter(|&&at| is_pending(at));
+        late.for_each(|&at| self.calls.nodes.note_late(at, now));
     }
 
     /// The lock is won: the others get it too, unless it is given back before.
     async fn ask_later(mut self) {
         sleep(ASK_ALL_AFTER).await;
-        self.ask(usize::MAX);
+        self.ask(|asking| asking.next(usize::MAX));
         // Dropping it waits for the answers.
     }
 }

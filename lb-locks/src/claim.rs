@@ -7,7 +7,7 @@ use std::sync::Arc;
 use tokio::runtime::Handle;
 
 use crate::{
-    attempt::Unasked,
+    attempt::Asked,
     command::{Command, Ticket},
     engine::Engine,
     nodes::Nodes,
@@ -23,8 +23,8 @@ pub struct Claim {
     pub ticket: Option<String>,
     /// Nodes that may hold it; all that were asked unless it is known better.
     pub holding: Option<Vec<usize>>,
-    /// Nodes that were not asked.
-    pub unasked: Arc<Unasked>,
+    /// Which nodes were asked.
+    pub asked: Arc<Asked>,
     runtime: Option<Handle>,
     armed: bool,
 }
@@ -38,7 +38,7 @@ impl Claim {
             value: Some(value.clone()),
             ticket,
             holding: None,
-            unasked: Arc::default(),
+            asked: Arc::default(),
             runtime: Handle::try_current().ok(),
             armed: true,
         }
@@ -57,7 +57,7 @@ impl Claim {
 
     /// The nodes to release on. Whoever was not asked until now is not asked any more.
     pub fn holders(&mut self) -> Vec<usize> {
-        let unasked = self.unasked.take();
+        let unasked = self.asked.end();
         let mut holders = self.holding.take().unwrap_or_else(|| (0..self.nodes.nodes.len()).collect());
         holders.retain(|at| !unasked.contains(at));
         holders

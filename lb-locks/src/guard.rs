@@ -196,7 +196,7 @@ impl Guard {
     pub fn leave(mut self) -> Held {
         self.claim.disarm();
         // Who resumes it may give it back before the rest was asked, and nobody would undo that.
-        self.claim.unasked.take();
+        self.claim.asked.end();
         Held {
             name: self.claim.name.clone(),
             value: self.value().to_owned(),

@@ -9,6 +9,7 @@
 //! does not hold, two may believe that they hold one lock, and [`FencedResource`] refuses the older one. The crate's
 //! README says when not to use this at all.
 
+pub mod asking;
 pub mod clock;
 pub mod command;
 pub mod error;

@@ -1,5 +1,5 @@
-//! A virtual clock and a seeded network around the very code that runs against real nodes: [`Acquisition`] on the clients,
-//! [`NodeModel`] and [`repair::plan`] for the nodes.
+//! A virtual clock and a seeded network around the very code that runs against real nodes: [`Acquisition`] and [`Asking`] on
+//! the clients, [`NodeModel`] and [`repair::plan`] for the nodes.
 //!
 //! Inside the assumptions (clock rates within the drift, no wall-clock steps, quarantine, durable counters) 100,000
 //! schedules show no two holders and no token out of order. Each protection taken away makes the same schedules fail.
@@ -7,6 +7,7 @@
 use std::{cmp::Reverse, collections::BinaryHeap, sync::Arc, time::Duration};
 
 use lb_locks::{
+    asking::{ASK_ALL_AFTER, Asking, is_voteless},
     clock::BootTime,
     command::{Command, ListId, Mode, Refusal, Reply, Status, Terms},
     fenced::FencedResource,
@@ -15,7 +16,7 @@ use lb_locks::{
     round::{Acquisition, Fencing, Plan, Step, majority},
     value::{Owner, Value},
 };
-use rand::{RngExt, SeedableRng, rngs::SmallRng};
+use rand::{RngExt, SeedableRng, rngs::SmallRng, seq::SliceRandom as _};
 
 const NODES: usize = 5;
 const CLIENTS: usize = 3;
@@ -70,6 +71,11 @@ enum Event {
         client: usize,
         attempt: u64,
     },
+    /// Nodes that were not asked are, whether the lock is held or not.
+    AskAll {
+        client: usize,
+        attempt: u64,
+    },
     /// The holder gives the lock back.
     Finish {
         client: usize,
@@ -82,6 +88,10 @@ enum Event {
 struct Client {
     attempt: u64,
     acquisition: Option<Acquisition>,
+    asking: Asking,
+    /// Requests without an answer.
+    on_way: usize,
+    acquire: Arc<Command>,
     value: Value,
     /// How much the client's clock runs faster, in millionths.
     rate_ppm: i64,
@@ -157,6 +167,9 @@ impl Simulation {
         let clients = (0..CLIENTS).map(|_| Client {
             attempt: 0,
             acquisition: None,
+            asking: Asking::default(),
+            on_way: 0,
+            acquire: Arc::new(Command::Status),
             value: Value::from_token(&[0; 20], &owner()),
             rate_ppm: random.random_range(-4_000..=4_000),
         });
@@ -255,12 +268,20 @@ impl Simulation {
                     return;
                 }
                 let now = self.client_now(client);
-                let Some(acquisition) = &mut self.clients[client].acquisition else { return };
-                let step = if second {
-                    acquisition.on_confirmed(node, Ok(reply), now)
-                } else {
-                    acquisition.on_vote(node, Ok(reply), now)
-                };
+                let current = &mut self.clients[client];
+                current.on_way -= 1;
+                let Some(acquisition) = &mut current.acquisition else { return };
+                if second {
+                    let step = acquisition.on_confirmed(node, Ok(reply), now);
+                    return self.act(client, step);
+                }
+                let reply = Ok(reply);
+                let is_voteless = is_voteless(&reply);
+                let step = acquisition.on_vote(node, reply, now);
+                if step == Step::Wait {
+                    let on_way = current.on_way;
+                    self.ask(client, |asking| asking.after(is_voteless, on_way));
+                }
                 self.act(client, step);
             }
             Event::TimeUp { client, attempt } => {
@@ -271,6 +292,11 @@ impl Simulation {
                 };
                 let step = acquisition.on_timeout(now);
                 self.act(client, step);
+            }
+            Event::AskAll { client, attempt } => {
+                if self.clients[client].attempt == attempt {
+                    self.ask(client, |asking| asking.next(usize::MAX));
+                }
             }
             Event::Finish { client, attempt } => {
                 if self.clients[client].attempt == attempt {
@@ -306,13 +332,31 @@ impl Simulation {
             ticket: None,
             terms: Terms { list: ListId::default(), max_ttl_ms: TTL_MS, quarantine: self.world.quarantine },
         });
+        // Which nodes are asked first is a guess about their speed, and may be any.
+        let mut order: Vec<usize> = (0..NODES).collect();
+        if self.random.random_bool(0.5) {
+            order.shuffle(&mut self.random);
+        }
         let state = &mut self.clients[client];
         (state.attempt, state.acquisition, state.value) = (state.attempt + 1, Some(acquisition), value);
+        (state.asking, state.on_way, state.acquire) = (Asking::new(order), 0, acquire);
         let attempt = state.attempt;
-        for node in 0..NODES {
+        let first = if self.random.random_bool(0.2) { NODES } else { self.world.quorum };
+        self.ask(client, |asking| asking.next(first));
+        // The way there takes longer than between real nodes, and so does the patience sometimes: early and late is played.
+        let times = if self.random.random_bool(0.2) { self.random.random_range(1..40) } else { 1 };
+        let ask_all_us = u64::try_from(ASK_ALL_AFTER.as_micros()).unwrap() * times;
+        self.after(ask_all_us, Event::AskAll { client, attempt });
+        self.after(NODE_TIMEOUT_US, Event::TimeUp { client, attempt });
+    }
+
+    fn ask(&mut self, client: usize, choose: impl FnOnce(&mut Asking) -> &[usize]) {
+        let nodes = choose(&mut self.clients[client].asking).to_vec();
+        let acquire = Arc::clone(&self.clients[client].acquire);
+        for node in nodes {
+            self.clients[client].on_way += 1;
             self.send(node, client, false, &acquire);
         }
-        self.after(NODE_TIMEOUT_US, Event::TimeUp { client, attempt });
     }
 
     fn act(&mut self, client: usize, step: Step) {
@@ -322,6 +366,7 @@ impl Simulation {
                 let value = self.clients[client].value.clone();
                 let confirm = Arc::new(Command::Confirm { name: "lock".into(), value, fence });
                 for node in nodes {
+                    self.clients[client].on_way += 1;
                     self.send(node, client, true, &confirm);
                 }
             }
@@ -356,7 +401,8 @@ impl Simulation {
     fn release(&mut self, client: usize) {
         let value = self.clients[client].value.clone();
         let release = Arc::new(Command::Release { name: "lock".into(), value, ticket: None });
-        for node in 0..NODES {
+        self.clients[client].asking.end();
+        for node in self.clients[client].asking.asked().to_vec() {
             self.send(node, client, false, &release);
         }
         // Answers to releases must not reach the next acquisition.
