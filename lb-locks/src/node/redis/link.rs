@@ -8,15 +8,15 @@ use std::{
     time::Duration,
 };
 
-use redis::{AsyncConnectionConfig, Client, Cmd, RedisError, Value as Raw, aio::MultiplexedConnection};
+use redis::{AsyncConnectionConfig, Client, Cmd, RedisError, Value as Raw};
 
-use super::{UNANSWERED_MAX, error, script};
+use super::{UNANSWERED_MAX, driven::Driven, error, script};
 use crate::{clock::BootTime, error::NodeError};
 
 /// A connection.
 #[derive(Debug)]
 pub struct Link {
-    connection: MultiplexedConnection,
+    connection: Driven,
     /// Why fencing tokens cannot be trusted here, if so.
     pub fence: Result<(), String>,
     /// Whether it has DELEX (Redis 8.4), which deletes a key that still has a value without a function of ours.
@@ -38,8 +38,7 @@ impl Link {
             .set_connection_timeout(Some(timeout))
             .set_response_timeout(None)
             .set_pipeline_buffer_size(UNANSWERED_MAX as usize);
-        let connecting = client.get_multiplexed_async_connection_with_config(&config);
-        let connection = match tokio::time::timeout(timeout, connecting).await {
+        let connection = match tokio::time::timeout(timeout, Driven::connect(client, config)).await {
             Ok(connected) => connected.map_err(|e| error::node_error(&e))?,
             Err(_) => return Err(NodeError::Unreachable("connecting took too long".into())),
         };
@@ -104,7 +103,7 @@ impl Link {
             return Err(NodeError::Overloaded);
         }
         self.silent_since().get_or_insert_with(BootTime::now);
-        let answer = self.connection.clone().send_packed_command(cmd).await.and_then(Raw::extract_error);
+        let answer = self.connection.send(cmd).await.and_then(Raw::extract_error);
         self.answered.fetch_max(number, Ordering::Relaxed);
         let waiting = self.sent.load(Ordering::Relaxed) > self.answered.load(Ordering::Relaxed);
         *self.silent_since() = waiting.then(BootTime::now);

@@ -5,6 +5,7 @@
 //! Invariants: a request goes out on the connection that carried the requests before it, so a release follows the
 //! acquisition that timed out; at most [`UNANSWERED_MAX`] requests wait on one connection; passwords stay in the client.
 
+mod driven;
 mod error;
 mod link;
 mod script;
