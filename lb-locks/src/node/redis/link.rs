@@ -56,10 +56,11 @@ impl Link {
                 setting("maxmemory-policy"),
                 setting("appendonly"),
                 setting("appendfsync"),
-                link.has_command("DELEX")
+                link.has_command("DELEX"),
+                link.teach()
             )
         });
-        let Ok((policy, appendonly, appendfsync, has_delex)) = asked.await else {
+        let Ok((policy, appendonly, appendfsync, has_delex, ())) = asked.await else {
             return Err(NodeError::Unreachable("no answer to CONFIG GET".into()));
         };
         if let Ok(policy) = &policy
@@ -70,6 +71,12 @@ impl Link {
         link.fence = trust(&policy, &appendonly, &appendfsync);
         link.has_delex = has_delex;
         Ok(link)
+    }
+
+    /// Gives the server the library, so that the first request finds it. Where it does not take it (it has it, it is loading,
+    /// it is a replica, the user may not), the first request tells why.
+    async fn teach(&self) {
+        let _ = self.send(&script::load()).await;
     }
 
     async fn setting(&self, option: &str) -> Result<String, String> {

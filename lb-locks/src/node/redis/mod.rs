@@ -205,12 +205,15 @@ impl Inner {
         }
         let cmd = script::encode(command, &self.keys)?;
         let answer = match link.send(&cmd).await? {
+            // Every connection begins with the library: somebody took it away since.
             Err(error) if error::is_no_function(&error) => {
                 match link.send(&script::load()).await? {
                     Err(error) if !error::is_loaded(&error) => return Err(error::node_error(&error)),
                     _ => {}
                 }
-                link.send(&cmd).await?
+                // Sent again, a request for a vote could come after the release of the attempt that it belongs to, and
+                // nobody would give back what it takes. The next attempt finds the library.
+                if matches!(command, Command::Acquire { .. }) { Err(error) } else { link.send(&cmd).await? }
             }
             answer => answer,
         };
