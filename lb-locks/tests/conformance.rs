@@ -9,6 +9,7 @@ use std::{
     time::Duration,
 };
 
+use futures_util::future::join_all;
 use lb_locks::{
     Lock, LockError, Options, Redlock, Request, Single,
     clock::BootTime,
@@ -25,6 +26,9 @@ use lb_locks::{
 };
 
 const TTL: Duration = Duration::from_millis(2_000);
+
+/// Every place.
+const KINDS: [&str; 5] = ["memory", "sqlite", "redis", "redlock-memory", "redlock-redis"];
 
 /// A place, and what has to live as long as it. `again` makes another client of the same place.
 struct Place {
@@ -98,7 +102,6 @@ async fn suite(kind: &str) {
     let (a, b) = ((place.again)(), (place.again)());
     exclusion(&*a, &*b).await;
     tokens(&*a, &*b).await;
-    expiry_and_extension(&*a, &*b).await;
     shared(&*a, &*b).await;
     dropping(&a, &*b).await;
     inspection(&*a, &*b).await;
@@ -135,30 +138,30 @@ async fn tokens(a: &dyn Lock, b: &dyn Lock) {
     }
 }
 
-async fn expiry_and_extension(a: &dyn Lock, b: &dyn Lock) {
+async fn expiry_and_extension(kind: &str, a: &dyn Lock, b: &dyn Lock) {
     // A second is left at each step: a busy machine takes its time.
     let (short, pause) = (Duration::from_millis(2_200), Duration::from_millis(1_200));
     let lost_margin = Duration::from_secs(1);
     let guard = a.acquire(Request { extensions_max: 2, lost_margin, ..Request::new("e", short) }).await.unwrap();
     tokio::time::sleep(pause).await;
     let first = guard.valid_until();
-    assert!(guard.extend().await.unwrap() > first + Duration::from_secs(1));
+    assert!(guard.extend().await.unwrap() > first + Duration::from_secs(1), "{kind}");
     tokio::time::sleep(pause).await;
-    assert!(b.acquire(Request::new("e", short)).await.is_err(), "it was extended");
+    assert!(b.acquire(Request::new("e", short)).await.is_err(), "{kind}: it was extended");
     guard.extend().await.unwrap();
     assert!(matches!(guard.extend().await, Err(LockError::Config(text)) if text.contains("limit")));
     let lost = guard.lost();
     lost.await;
-    assert!(guard.is_valid(), "lost() fires before validity ends");
+    assert!(guard.is_valid(), "{kind}: lost() fires before validity ends");
     tokio::time::sleep(lost_margin + Duration::from_millis(50)).await;
-    assert!(!guard.is_valid());
+    assert!(!guard.is_valid(), "{kind}");
     // Expired, and free for another; the late owner cannot bring it back, nor take it from the new one.
     let other = b.acquire(Request::new("e", TTL).wait(TTL)).await.unwrap();
     assert!(matches!(guard.extend().await, Err(LockError::Lost { .. } | LockError::Config(_))));
     let released = guard.release().await;
-    assert!(!released.confirmed && !released.in_time);
-    assert!(a.acquire(Request::new("e", TTL)).await.is_err());
-    assert!(other.extend().await.is_ok());
+    assert!(!released.confirmed && !released.in_time, "{kind}: {released:?}");
+    assert!(a.acquire(Request::new("e", TTL)).await.is_err(), "{kind}: the late owner took it from the new one");
+    assert!(other.extend().await.is_ok(), "{kind}");
     other.release().await;
 }
 
@@ -305,4 +308,14 @@ async fn redlock_in_memory() {
 #[tokio::test]
 async fn redlock_over_five_redis_nodes() {
     suite("redlock-redis").await;
+}
+
+/// Side by side: nearly all of it is waiting.
+#[tokio::test]
+async fn everywhere_locks_expire_and_are_extended() {
+    let each = KINDS.map(async |kind| {
+        let place = places(kind).await;
+        expiry_and_extension(kind, &*(place.again)(), &*(place.again)()).await;
+    });
+    join_all(each).await;
 }

@@ -6,6 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use futures_util::future::join_all;
 use lb_locks::{
     command::{Command, List, ListId, Mode, Refusal, Reply, Terms, Ticket},
     model::NodeModel,
@@ -108,8 +109,10 @@ fn rough(reply: Reply) -> Reply {
 
 /// Commands that have to be compared, over all stores of one kind.
 const COMPARED_MIN: usize = 2_000;
-/// Most stores for that: on a busy machine a run ends early.
-const SEEDS_MAX: u64 = 200;
+/// Most rounds for that: on a busy machine a run ends early.
+const ROUNDS_MAX: u64 = 50;
+/// Stores of one round, side by side: most of the time is that in which things expire.
+const STORES: u64 = 4;
 
 /// Plays commands to a new store until the machine is too slow to tell times apart; how many were compared.
 async fn compare(node: &dyn Node, seed: u64, lists: bool, flush: impl Fn()) -> usize {
@@ -158,16 +161,11 @@ fn folder() -> tempfile::TempDir {
     tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap()
 }
 
-#[tokio::test]
-async fn the_functions_are_the_model() {
+/// Plays commands to as many stores as it takes.
+async fn compare_enough(mut round: impl AsyncFnMut(std::ops::Range<u64>) -> usize) {
     let mut compared = 0;
-    for seed in 0..SEEDS_MAX {
-        let server = RedisServer::start(ServerOptions::default()).unwrap();
-        let node = RedisNode::new(&server.url(), None, &RedisOptions::default()).unwrap();
-        let flush = || {
-            server.command("FLUSHALL").unwrap();
-        };
-        compared += compare(&node, seed, true, flush).await;
+    for number in 0..ROUNDS_MAX {
+        compared += round(number * STORES..(number + 1) * STORES).await;
         if compared >= COMPARED_MIN {
             return;
         }
@@ -176,17 +174,32 @@ async fn the_functions_are_the_model() {
 }
 
 #[tokio::test]
+async fn the_functions_are_the_model() {
+    compare_enough(async |seeds| {
+        let servers: Vec<_> = seeds.map(|seed| (seed, RedisServer::start(ServerOptions::default()).unwrap())).collect();
+        let each = servers.iter().map(async |(seed, server)| {
+            let node = RedisNode::new(&server.url(), None, &RedisOptions::default()).unwrap();
+            let flush = || {
+                server.command("FLUSHALL").unwrap();
+            };
+            compare(&node, *seed, true, flush).await
+        });
+        join_all(each).await.into_iter().sum()
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn the_sql_is_the_model() {
-    let mut compared = 0;
-    for seed in 0..SEEDS_MAX {
-        let folder = folder();
-        let node = SqliteNode::open(&folder.path().join("locks.db")).unwrap();
-        compared += compare(&node, seed, false, || {}).await;
-        if compared >= COMPARED_MIN {
-            return;
-        }
-    }
-    panic!("too slow a machine: {compared} commands compared");
+    compare_enough(async |seeds| {
+        let each = seeds.map(async |seed| {
+            let folder = folder();
+            let node = SqliteNode::open(&folder.path().join("locks.db")).unwrap();
+            compare(&node, seed, false, || {}).await
+        });
+        join_all(each).await.into_iter().sum()
+    })
+    .await;
 }
 
 #[tokio::test]

@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use lb_locks::{
-    FencedResource, Lock, LockError, NodeError, Options, Redlock, Request,
+    FencedResource, Guard, Lock, LockError, NodeError, Options, Redlock, Request,
     clock::BootTime,
     command::{Command, Reply},
     fenced::fenced_script,
@@ -30,10 +30,22 @@ async fn movable(count: usize) -> (Vec<RedisServer>, [Redlock; 2]) {
     (servers, clients)
 }
 
+/// Takes a lock on all nodes, and returns when all have it: a node that was asked and is late would count by the clock after its
+/// step.
+async fn taken_on_all(lock: &Redlock, request: Request, nodes: usize) -> Guard {
+    let name = request.name.clone();
+    let guard = lock.acquire(request.everywhere()).await.unwrap();
+    while lock.inspect(&name).await.unwrap().holders.iter().all(|holder| holder.on_nodes < nodes) {
+        assert!(guard.is_valid(), "a node never had it");
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    guard
+}
+
 #[tokio::test]
 async fn a_majority_stepped_forward_lets_two_hold_and_the_fence_refuses_the_first() {
     let (servers, [one, other]) = movable(3).await;
-    let first = one.acquire(Request::new("stepped", LONG).fenced()).await.unwrap();
+    let first = taken_on_all(&one, Request::new("stepped", LONG).fenced(), 3).await;
     servers[..2].iter().for_each(|server| server.move_clock(STEP_MS).unwrap());
     let second = other.acquire(Request::new("stepped", LONG).fenced()).await.unwrap();
     assert!(first.is_valid() && second.is_valid(), "two believe that they hold it");
@@ -58,8 +70,7 @@ async fn a_majority_stepped_forward_lets_two_hold_and_the_fence_refuses_the_firs
 #[tokio::test]
 async fn one_stepped_forward_is_no_majority() {
     let (servers, [one, other]) = movable(3).await;
-    // Everywhere: a majority is asked first, and the third node would be free otherwise.
-    let first = one.acquire(Request::new("stepped", LONG).everywhere()).await.unwrap();
+    let first = taken_on_all(&one, Request::new("stepped", LONG), 3).await;
     servers[0].move_clock(STEP_MS).unwrap();
     let refused = other.acquire(Request::new("stepped", LONG)).await.unwrap_err();
     assert!(matches!(refused, LockError::Contended { .. }), "{refused}");
@@ -70,9 +81,8 @@ async fn one_stepped_forward_is_no_majority() {
 #[tokio::test]
 async fn a_majority_stepped_back_keeps_the_lock_for_longer() {
     let (servers, [one, other]) = movable(3).await;
-    let short = Duration::from_millis(500);
-    // Everywhere, for clocks that move before the third node is asked are another story.
-    let first = one.acquire(Request::new("stepped", short).everywhere()).await.unwrap();
+    let short = Duration::from_secs(1);
+    let first = taken_on_all(&one, Request::new("stepped", short), 3).await;
     servers[..2].iter().for_each(|server| server.move_clock(-STEP_MS).unwrap());
     first.lost().await;
     let over = first.valid_until() + short;

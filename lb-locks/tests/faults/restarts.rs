@@ -14,8 +14,8 @@ use lb_locks::{
 
 use super::{options, redlock_with, servers};
 
-/// The longest lifetime, and so the length of a quarantine.
-const SHORT: Duration = Duration::from_secs(4);
+/// The longest lifetime, and so the length of a quarantine; longer than an attempt takes at most, which is a node time-out.
+const SHORT: Duration = Duration::from_millis(1_500);
 /// Within this a quarantine is over and repaired on a busy machine.
 const REPAIRED_WITHIN: Duration = Duration::from_secs(30);
 
