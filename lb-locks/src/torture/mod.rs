@@ -3,6 +3,8 @@
 pub mod check;
 pub mod conductor;
 pub mod history;
+mod memory;
+mod processes;
 pub mod proxy;
 pub mod schedule;
 pub mod server;

@@ -6,6 +6,7 @@ use std::{
     fs::File,
     io::{Read, Write},
     net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
+    os::unix::process::CommandExt as _,
     path::PathBuf,
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
@@ -81,6 +82,8 @@ impl RedisServer {
             .args(["--maxmemory-policy", "noeviction", "--dir"])
             .arg(self.folder.path())
             .args(&self.options.arguments)
+            // Ctrl-C on a terminal is for whoever started it, who then ends it.
+            .process_group(0)
             .stdin(Stdio::null())
             .stdout(File::options().create(true).append(true).open(self.folder.path().join("log"))?)
             .stderr(Stdio::null());

@@ -79,15 +79,53 @@ pub enum WorkerError {
     History(#[from] std::io::Error),
 }
 
-/// Fights until `stop`, and writes lines of history to `out`.
+/// Fights over real servers until `stop`, and writes lines of history to `out`.
 ///
 /// # Errors
 /// [`WorkerError`]; that a lock is not granted is none.
 pub async fn work(orders: &Orders, stop: &AtomicBool, out: &mut (impl Write + Send)) -> Result<(), WorkerError> {
     let locks = Redlock::redis(&orders.nodes, &RedisOptions::default(), orders.options())?;
-    let mut resource = Resource::open(orders).await?;
+    let mut resource = RedisResource::open(orders).await?;
+    fight(orders, &locks, &mut resource, stop, &mut Lines(out)).await
+}
+
+/// Where a worker says what it saw, at once: it may be killed at any moment.
+pub(super) trait Record: Send {
+    fn record(&mut self, entry: Entry) -> std::io::Result<()>;
+}
+
+/// One JSON object a line.
+struct Lines<'a, W>(&'a mut W);
+
+impl<W: Write + Send> Record for Lines<'_, W> {
+    fn record(&mut self, entry: Entry) -> std::io::Result<()> {
+        let mut line = serde_json::to_string(&entry)?;
+        line.push('\n');
+        self.0.write_all(line.as_bytes())?;
+        self.0.flush()
+    }
+}
+
+/// What the workers write to under the lock: a list that only grows, guarded by tokens if there are any.
+pub(super) trait Resource: Send {
+    /// The place of the write, `None` if it was refused.
+    fn write(
+        &mut self,
+        fence: Option<u64>,
+        text: &str,
+    ) -> impl Future<Output = Result<Option<u64>, WorkerError>> + Send;
+}
+
+/// Fights for the lock in `locks` until `stop`.
+pub(super) async fn fight(
+    orders: &Orders,
+    locks: &dyn Lock,
+    resource: &mut impl Resource,
+    stop: &AtomicBool,
+    record: &mut impl Record,
+) -> Result<(), WorkerError> {
     let mut random = SmallRng::seed_from_u64(orders.seed ^ u64::from(orders.worker) << 32);
-    let mut history = History { worker: orders.worker, out };
+    let mut history = History { worker: orders.worker, record };
     let mut grant = 0;
     while !stop.load(Ordering::Acquire) {
         let request = Request { fencing: orders.fencing, ..Request::new(NAME, orders.ttl).wait(orders.ttl * 4) };
@@ -106,7 +144,7 @@ pub async fn work(orders: &Orders, stop: &AtomicBool, out: &mut (impl Write + Se
                     waited_us: us(BootTime(at.since(asked))),
                     fence: guard.fence(),
                 })?;
-                hold(&guard, grant, orders.ttl, &mut resource, &mut random, &mut history).await?;
+                hold(&guard, grant, orders.ttl, resource, &mut random, &mut history).await?;
                 history.write(Event::Released { grant, at_us: us(BootTime::now()) })?;
                 guard.release().await;
             }
@@ -127,9 +165,9 @@ async fn hold(
     guard: &Guard,
     grant: u64,
     ttl: Duration,
-    resource: &mut Resource,
+    resource: &mut impl Resource,
     random: &mut SmallRng,
-    history: &mut History<'_, impl Write>,
+    history: &mut History<'_, impl Record>,
 ) -> Result<(), WorkerError> {
     for _ in 0..random.random_range(1..=4) {
         let rest = guard.remaining();
@@ -165,29 +203,25 @@ fn word(error: &LockError) -> &'static str {
     }
 }
 
-struct History<'a, W> {
+struct History<'a, R> {
     worker: u32,
-    out: &'a mut W,
+    record: &'a mut R,
 }
 
-impl<W: Write> History<'_, W> {
-    /// One line, at once: the worker may be killed at any moment.
+impl<R: Record> History<'_, R> {
     fn write(&mut self, event: Event) -> std::io::Result<()> {
-        let mut line = serde_json::to_string(&Entry { worker: self.worker, event })?;
-        line.push('\n');
-        self.out.write_all(line.as_bytes())?;
-        self.out.flush()
+        self.record.record(Entry { worker: self.worker, event })
     }
 }
 
-/// A list that only grows, guarded by tokens if there are any.
-struct Resource {
+/// The resource as a list in a Redis server.
+struct RedisResource {
     connection: MultiplexedConnection,
     guarded: String,
     open: String,
 }
 
-impl Resource {
+impl RedisResource {
     async fn open(orders: &Orders) -> Result<Self, WorkerError> {
         let wrong = |error: redis::RedisError| WorkerError::Resource(error.to_string());
         let client = redis::Client::open(orders.resource.as_str()).map_err(wrong)?;
@@ -195,8 +229,9 @@ impl Resource {
         let append = "return redis.call('RPUSH', KEYS[2], ARGV[2])";
         Ok(Self { connection, guarded: fenced_script(append), open: append.to_owned() })
     }
+}
 
-    /// The place of the write, `None` if it was refused.
+impl Resource for RedisResource {
     async fn write(&mut self, fence: Option<u64>, text: &str) -> Result<Option<u64>, WorkerError> {
         let mut cmd = redis::cmd("EVAL");
         cmd.arg(if fence.is_some() { &self.guarded } else { &self.open });
