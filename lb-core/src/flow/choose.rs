@@ -31,14 +31,28 @@ const LOOKS_MAX: u32 = 8;
 /// What [`member`] says of a backend that takes no new flow: no weight.
 pub const TAKES_NONE: u64 = 0;
 
+/// Connections of a backend, half-open ones included.
+#[inline(always)]
+fn connections<T: Tables>(tables: &T, id: u32) -> u32 {
+    let word = tables.active(id).map_or(0, |word| tables.load(word));
+    (word as u32).wrapping_add((word >> 32) as u32)
+}
+
+/// Whether a backend has as many connections as it may have. [`member`] asks more: one that drains still takes new flows while that is
+/// announced, if it is not full.
+#[inline(always)]
+pub fn is_full<T: Tables>(tables: &T, id: u32) -> bool {
+    let limit = tables.backend(id).map_or(0, |backend| backend.max_connections);
+    limit != 0 && connections(tables, id) >= limit
+}
+
 /// Connections of a backend in the low half, its weight in the high half; [`TAKES_NONE`] if it is down, draining, full or of another
 /// service. Half-open connections count: they would otherwise all go to one backend until the first is answered.
 #[inline(always)]
 pub fn member<T: Tables>(tables: &T, service: u32, id: u32) -> u64 {
     let Some(backend) = tables.backend(id).filter(|backend| backend.service == service) else { return TAKES_NONE };
     let flags = tables.load_u32(&backend.flags);
-    let word = tables.active(id).map_or(0, |word| tables.load(word));
-    let connections = (word as u32).wrapping_add((word >> 32) as u32);
+    let connections = connections(tables, id);
     if flags & (FLAG_VALID | FLAG_DOWN | FLAG_DRAINING) != FLAG_VALID
         || (backend.max_connections != 0 && connections >= backend.max_connections)
     {

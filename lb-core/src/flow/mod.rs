@@ -10,7 +10,7 @@
 //! | announced | owner, recorded | see below | recorded backend | owner |
 //! | moving | current, recorded | see below | recorded backend | owner, learned |
 //! | residual | current | see below | recorded backend | current |
-//! | any, tracked | chosen, recorded (announced: owner) | see below | recorded backend | as the slot says, learned; UDP: chosen, recorded |
+//! | any, tracked | chosen, recorded (announced: owner unless full) | see below | recorded backend | as the slot says, learned; UDP: chosen, recorded |
 //!
 //! Where all that a service has drains, "current" is nobody: new flows are refused, and those that have an owner or a record stay.
 //!
@@ -285,9 +285,13 @@ fn syn<T: Tables>(tables: &T, step: &Step<'_>) -> u64 {
         return tables.flow_current(request, all) as u64;
     }
     let owner = owner(tables, request);
-    // While a drain is announced, its backend still takes new flows.
+    // While a drain is announced, its backend still takes new flows, as many as it may have.
     let before = if state == State::Announced { still_takes(tables, request, owner) } else { 0 };
-    let backend = if before != 0 && alive(tables, request.service, before) {
+    let full = all && before != 0 && choose::is_full(tables, before);
+    if full {
+        tables.count(FlowEvent::Spilled);
+    }
+    let backend = if before != 0 && !full && alive(tables, request.service, before) {
         before
     } else if all && service.algo() == Algo::LeastConnections {
         // VERIFIER: "BPF program is too large": all ways through the choice meet again.
@@ -394,10 +398,18 @@ mod tests {
     extern crate std;
     use std::vec;
 
+    use bytemuck::Zeroable as _;
     use proptest::prelude::*;
 
     use super::*;
-    use crate::{abi::flow::Bucket, host::Snapshot};
+    use crate::{
+        abi::{
+            flow::{Bucket, Word},
+            ring::{Inputs, Line},
+            service::flags,
+        },
+        host::Snapshot,
+    };
 
     const NOW_S: u32 = 1000;
     const ESTABLISHED_S: u32 = 300;
@@ -418,6 +430,39 @@ mod tests {
         service.established_s = ESTABLISHED_S;
         tables.services = vec![bytemuck::Zeroable::zeroed(), service];
         (tables, service)
+    }
+
+    /// A limit holds for new flows of a backend whose drain is announced too; where not every flow is recorded there is none.
+    #[test]
+    fn an_announced_slot_gives_its_owner_no_flow_beyond_its_limit() {
+        for (all, limit, held, expected) in [
+            (true, 2, 1, UP),
+            (true, 2, 2, CURRENT),
+            (true, 0, 9, UP),
+            (false, 2, 2, UP),
+        ] {
+            let (mut tables, mut service) = tables();
+            service.flags = flags(all, Algo::Hashed, OnMarkedDown::Rehash);
+            service.ring = Extent { line: 0, slots: 1 }.pack(Inputs::Tuple);
+            tables.services[1] = service;
+            tables.active = vec![Word::default(); 8];
+            tables.active[UP as usize].cell().set(held);
+            let owner = &mut tables.backends[UP as usize];
+            (owner.flags, owner.max_connections) = (FLAG_VALID | FLAG_DRAINING, limit);
+            let word = Slot::new(CURRENT, State::Announced, all);
+            let (mut line, mut owners) = (Line::zeroed(), Line::zeroed());
+            (line.slots[0], owners.slots[0]) = (word.0, UP);
+            (tables.lines, tables.owners) = (vec![line], vec![owners]);
+            let request = Request {
+                hash: 77, ring: service.ring, previous: 0, service: 1, slot: 0, word: word.0, previous_bits: 0,
+                tcp_flags: transport::SYN, proto: 6, about: 0, pad: 0,
+            };
+            assert_eq!(resolve(&tables, &request), u64::from(expected), "{all} {limit} {held}");
+            let found = Record::unpack(table::find(&tables, 77, 1, NOW_S));
+            assert_eq!((found.backend, found.state), (expected, FlowState::HalfOpen), "what is recorded");
+            let spilled = tables.events.borrow().get(&FlowEvent::Spilled).copied().unwrap_or(0);
+            assert_eq!(spilled, u64::from(expected == CURRENT), "{all} {limit} {held}");
+        }
     }
 
     proptest! {

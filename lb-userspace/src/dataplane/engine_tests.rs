@@ -355,6 +355,37 @@ fn a_drain_ends_early_only_when_every_flow_has_been_recorded_for_as_long_as_one_
     }
 }
 
+/// A limit of connections holds once no SYN is repeated that was sent before every flow was recorded; where that was so already, at once.
+#[test]
+fn a_limit_of_connections_waits_for_flows_that_began_unrecorded() {
+    let now = Instant::now();
+    let announced = Policy::DEFAULT.times.announce_s;
+    let at = |track_all, max_connections| {
+        let mut service = service(key(1, 80), Forward::Dsr, 251, &[(1, 1, 1), (2, 1, 1)]);
+        service.policy = Policy { track_all, ..Policy::DEFAULT };
+        service.backends.iter_mut().for_each(|backend| backend.max_connections = max_connections);
+        wanted([service])
+    };
+    let go = |engine: &mut Engine<Heap>, wanted: &Wanted, now_s| {
+        let plan = engine.plan(wanted, 1, now_s, &|_| 0).expect("plan");
+        engine.apply(plan, now, now_s).expect("apply");
+        View(engine.memory()).backend(1).max_connections
+    };
+    let mut engine = self::engine();
+    assert_eq!(go(&mut engine, &at(false, 0), 0), 0);
+    assert_eq!(go(&mut engine, &at(true, 5), 10), 0);
+    assert_eq!(engine.present().due_s(), Some(10 + announced), "nothing but time has to bring it");
+    assert_eq!(go(&mut engine, &at(true, 5), 9 + announced), 0);
+    assert_eq!(go(&mut engine, &at(true, 5), 10 + announced), 5);
+    assert_eq!(go(&mut engine, &at(true, 7), 11 + announced), 7, "another one");
+
+    for first in [5, 0] {
+        let mut engine = self::engine();
+        assert_eq!(go(&mut engine, &at(true, first), 0), first, "every flow has been recorded from the first");
+        assert_eq!(go(&mut engine, &at(true, 5), 1), 5);
+    }
+}
+
 #[test]
 fn limits_are_told_and_change_nothing() {
     let mut engine = engine();

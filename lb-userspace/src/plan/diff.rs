@@ -119,7 +119,7 @@ pub fn diff(present: &Present, wanted: &Wanted, revision: u64, seen: Seen<'_>) -
     for service in &wanted.services {
         gone.remove(&service.key);
         match present.services.get(&service.key) {
-            Some(old) if unchanged(old, service, &wanted.leaving) && !is_due(old, &seen) => {}
+            Some(old) if unchanged(old, service, &wanted.leaving, seen.now_s) && !is_due(old, &seen) => {}
             Some(old) if old.entry.forward == service.forward as u8 => draft.update(old, service)?,
             Some(old) => {
                 draft.remove(old);
@@ -180,7 +180,12 @@ fn is_due(old: &PresentService, seen: &Seen<'_>) -> bool {
 }
 
 /// Whether nothing new is asked of a service. Allocates nothing: this runs for every service of every change.
-fn unchanged(old: &PresentService, new: &WantedService, known: &BTreeMap<IpAddr, Option<NextHop>>) -> bool {
+fn unchanged(
+    old: &PresentService,
+    new: &WantedService,
+    known: &BTreeMap<IpAddr, Option<NextHop>>,
+    now_s: u64,
+) -> bool {
     let RingInputs::Members(members) = &old.ring else { return false };
     if old.entry.forward != new.forward as u8 || policy_words(&old.entry) != policy_words(&policy(old.entry, new, 0)) {
         return false;
@@ -204,9 +209,30 @@ fn unchanged(old: &PresentService, new: &WantedService, known: &BTreeMap<IpAddr,
     let mut members = members.iter();
     new.backends.iter().zip(olds.by_ref()).all(|(n, o)| {
         o.key == n.key
-            && o.entry == entry(Some(&o.entry), o.entry.service, new, n)
+            && o.entry == kept(old, o, new, n, now_s)
             && (n.weight == 0 || members.next() == Some(&(o.id, n.weight / factor)))
     }) && members.next().is_none()
+}
+
+/// The entry of a backend that stays.
+///
+/// A limit that it did not have waits until no slot is announced: flows that began before every flow was recorded may still repeat their
+/// SYNs, of which nothing is known, and a full backend would turn them away.
+fn kept(
+    service: &PresentService,
+    old: &PresentBackend,
+    wanted: &WantedService,
+    new: &WantedBackend,
+    now_s: u64,
+) -> Backend {
+    let mut entry = entry(Some(&old.entry), service.id, wanted, new);
+    let times = wanted.policy.times;
+    let begins = || !service.tracks_all() && times.announce_s > 0;
+    let is_new = old.entry.max_connections == 0 && entry.max_connections != 0;
+    if is_new && wanted.policy.track_all && (begins() || service.window.is_announced(times, now_s)) {
+        entry.max_connections = 0;
+    }
+    entry
 }
 
 /// Size and inputs of a packed ring.
@@ -324,7 +350,7 @@ impl<'s> Draft<'s> {
             }
             match olds.next_if(|o| o.key == new.key) {
                 Some(kept) => {
-                    let entry = entry(Some(&kept.entry), old.id, wanted, new);
+                    let entry = self::kept(old, kept, wanted, new, self.seen.now_s);
                     if entry.flags & FLAG_DOWN != 0 {
                         self.down.insert(kept.id);
                     }

@@ -103,6 +103,16 @@ impl Window {
         counts
     }
 
+    /// Whether a slot is announced, and not due to move at `now_s`.
+    pub fn is_announced(&self, times: Times, now_s: u64) -> bool {
+        let is = |state: State, since_s: u64| state == State::Announced && now_s < since_s + times.announce_s;
+        match self {
+            Self::Settled => false,
+            Self::Whole { state, since_s } => is(*state, *since_s),
+            Self::Slots(slots) => slots.iter().any(|u| is(u.state, u.since_s)),
+        }
+    }
+
     /// Whether a slot names the backend as owner.
     pub fn owned_by(&self, backend: u32) -> bool {
         matches!(self, Self::Slots(slots) if slots.iter().any(|u| u.owner == backend && holds_owner(u.state)))
