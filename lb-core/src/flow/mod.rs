@@ -435,12 +435,9 @@ mod tests {
     /// A limit holds for new flows of a backend whose drain is announced too; where not every flow is recorded there is none.
     #[test]
     fn an_announced_slot_gives_its_owner_no_flow_beyond_its_limit() {
-        for (all, limit, held, expected) in [
-            (true, 2, 1, UP),
-            (true, 2, 2, CURRENT),
-            (true, 0, 9, UP),
-            (false, 2, 2, UP),
-        ] {
+        for (all, limit, held, expected) in
+            [(true, 2, 1, UP), (true, 2, 2, CURRENT), (true, 0, 9, UP), (false, 2, 2, UP)]
+        {
             let (mut tables, mut service) = tables();
             service.flags = flags(all, Algo::Hashed, OnMarkedDown::Rehash);
             service.ring = Extent { line: 0, slots: 1 }.pack(Inputs::Tuple);
@@ -454,8 +451,17 @@ mod tests {
             (line.slots[0], owners.slots[0]) = (word.0, UP);
             (tables.lines, tables.owners) = (vec![line], vec![owners]);
             let request = Request {
-                hash: 77, ring: service.ring, previous: 0, service: 1, slot: 0, word: word.0, previous_bits: 0,
-                tcp_flags: transport::SYN, proto: 6, about: 0, pad: 0,
+                hash: 77,
+                ring: service.ring,
+                previous: 0,
+                service: 1,
+                slot: 0,
+                word: word.0,
+                previous_bits: 0,
+                tcp_flags: transport::SYN,
+                proto: 6,
+                about: 0,
+                pad: 0,
             };
             assert_eq!(resolve(&tables, &request), u64::from(expected), "{all} {limit} {held}");
             let found = Record::unpack(table::find(&tables, 77, 1, NOW_S));

@@ -180,12 +180,7 @@ fn is_due(old: &PresentService, seen: &Seen<'_>) -> bool {
 }
 
 /// Whether nothing new is asked of a service. Allocates nothing: this runs for every service of every change.
-fn unchanged(
-    old: &PresentService,
-    new: &WantedService,
-    known: &BTreeMap<IpAddr, Option<NextHop>>,
-    now_s: u64,
-) -> bool {
+fn unchanged(old: &PresentService, new: &WantedService, known: &BTreeMap<IpAddr, Option<NextHop>>, now_s: u64) -> bool {
     let RingInputs::Members(members) = &old.ring else { return false };
     if old.entry.forward != new.forward as u8 || policy_words(&old.entry) != policy_words(&policy(old.entry, new, 0)) {
         return false;
