@@ -40,11 +40,11 @@ fn no_live_flow_is_dropped_moved_or_evicted_by_a_flood() -> Result<()> {
     {
         let setup = Setup { algo, drain_s: 300, ..Setup::new(12, 10, 251, Times { announce_s: 4, window_s: 600 }) };
         let before = failed(&loaded)?;
-        let mut play = Play::new(&mut loaded, setup, None)?;
+        let mut play = Play::new(&mut loaded, vec![setup], None)?;
         open(&mut play, 0, LIVE)?;
         if window {
-            play.step(Step::Change(Change::Add(11), How::Whole))?;
-            play.step(Step::Change(Change::Remove(2), How::Whole))?;
+            play.step(Step::Change(0, Change::Add(11), How::Whole))?;
+            play.step(Step::Change(0, Change::Remove(2), How::Whole))?;
             play.step(Step::Wait(5000))?;
         }
         // A flow that was seen once since it may move makes room in need; one that was seen again never does.

@@ -35,7 +35,7 @@ use lb_userspace::{
 };
 
 use super::{
-    place::{FRAME, Place, Sent},
+    place::{Place, Sent},
     program::Quiet,
 };
 
@@ -206,13 +206,13 @@ impl Linked {
     }
 
     /// Gives a packet to the program of the link with this number.
-    fn run_at(&self, link: usize, frame: &[u8; FRAME]) -> Result<Sent> {
+    fn run_at(&self, link: usize, frame: &[u8]) -> Result<Sent> {
         run(self.programs.get(link).context("there is such a link")?, frame)
     }
 }
 
 /// Gives a packet to a program.
-pub fn run(program: &Xdp, frame: &[u8; FRAME]) -> Result<Sent> {
+pub fn run(program: &Xdp, frame: &[u8]) -> Result<Sent> {
     let mut out = [0; OUT];
     let options = TestRunOptions { data_in: Some(frame), data_out: Some(&mut out), ..TestRunOptions::default() };
     let result = program.test_run(options)?;
@@ -256,7 +256,7 @@ impl Place for Linked {
     /// The kernel's time goes on by itself.
     fn set_clock(&mut self, _: u64) {}
 
-    fn run(&self, frame: &[u8; FRAME]) -> Result<Sent> {
+    fn run(&self, frame: &[u8]) -> Result<Sent> {
         self.turn.set((self.turn.get() + 1) % INTERFACES.len());
         self.run_at(self.turn.get(), frame)
     }

@@ -58,10 +58,19 @@ fn number(name: &str, default: u64) -> Result<u64> {
     }
 }
 
+/// A service alone.
+fn alone() -> Vec<Setup> {
+    vec![Setup::new(SERVERS.into(), usize::from(SERVERS) / 2, 251, TIMES)]
+}
+
 /// Plays steps from the beginning to the end of all windows. The error comes with the number of the step at which it was met.
-fn play<P: Place>(place: &mut P, steps: &[Step], broken: Option<Rule>) -> Result<Played, (usize, anyhow::Error)> {
-    let setup = Setup::new(SERVERS.into(), usize::from(SERVERS) / 2, 251, TIMES);
-    let mut play = Play::new(place, setup, broken).map_err(|error| (0, error))?;
+fn play<P: Place>(
+    place: &mut P,
+    setups: Vec<Setup>,
+    steps: &[Step],
+    broken: Option<Rule>,
+) -> Result<Played, (usize, anyhow::Error)> {
+    let mut play = Play::new(place, setups, broken).map_err(|error| (0, error))?;
     for (at, step) in steps.iter().enumerate() {
         play.step(*step).map_err(|error| (at, error))?;
     }
@@ -70,13 +79,13 @@ fn play<P: Place>(place: &mut P, steps: &[Step], broken: Option<Rule>) -> Result
 
 /// Plays the sequence of a seed; a failure names the seed and the steps that it takes.
 fn sequence<P: Place>(place: &mut P, seed: u64, broken: Option<Rule>) -> Result<Played> {
-    let steps = step::sequence(seed, STEPS);
-    let (at, error) = match play(place, &steps, broken) {
+    let (steps, several) = (step::sequence(seed, STEPS), || Setup::several(TIMES).into());
+    let (at, error) = match play(place, several(), &steps, broken) {
         Ok(played) => return Ok(played),
         Err((_, error)) if broken.is_some() => return Err(error),
         Err(failed) => failed,
     };
-    let fails = |steps: &[Step]| play(place, steps, broken).err().map(|(_, error)| error.to_string());
+    let fails = |steps: &[Step]| play(place, several(), steps, broken).err().map(|(_, error)| error.to_string());
     let (steps, last) = shrink::shrink(steps.into_iter().take(at + 1).collect(), fails);
     let list: String = steps.iter().map(|step| format!("\n    {step:?}")).collect();
     bail!(
@@ -139,7 +148,7 @@ fn a_record_that_a_syn_follows_does_not_expire_before_the_syn_is_repeated() -> R
     let quick = Answer { delays_ms: [20; ATTEMPTS], duplicate_ms: 0 };
     let slow = Answer { delays_ms: [1020, 20, 20, 20], duplicate_ms: 0 };
     for silent_ms in (47_000..52_000).step_by(200) {
-        let turns = Step::Change(Change::Algo(Algo::Turns), How::Whole);
+        let turns = Step::Change(0, Change::Algo(Algo::Turns), How::Whole);
         let opened = (0..40).flat_map(|tuple| [Step::Open(tuple, quick), Step::Wait(1)]);
         let again = (0..40).flat_map(|tuple| [Step::Open(tuple, slow), Step::Wait(1)]);
         let waits = |ms| std::iter::once(Step::Wait(ms));
@@ -151,7 +160,7 @@ fn a_record_that_a_syn_follows_does_not_expire_before_the_syn_is_repeated() -> R
             .chain(again)
             .chain(waits(3000))
             .collect();
-        play(&mut Host::new(sizes()), &steps, None).map_err(|(_, error)| error)?;
+        play(&mut Host::new(sizes()), alone(), &steps, None).map_err(|(_, error)| error)?;
     }
     Ok(())
 }
@@ -162,11 +171,11 @@ fn a_ring_of_another_size_gives_no_new_flow_to_a_server_that_drains() -> Result<
     let quick = Answer { delays_ms: [20; ATTEMPTS], duplicate_ms: 0 };
     for algo in [Algo::Hashed, Algo::Turns] {
         let [algo, remove, size] = [Change::Algo(algo), Change::Remove(1), Change::RingSize(257)]
-            .map(|change| Step::Change(change, How::Whole));
+            .map(|change| Step::Change(0, change, How::Whole));
         let mut steps = vec![algo, Step::Wait(8000), remove, Step::Wait(7000), size];
         // The check of new flows stands in the play.
         steps.extend((0..120).map(|tuple| Step::Open(tuple, quick)));
-        play(&mut Host::new(sizes()), &steps, None).map_err(|(_, error)| error)?;
+        play(&mut Host::new(sizes()), alone(), &steps, None).map_err(|(_, error)| error)?;
     }
     Ok(())
 }

@@ -1,9 +1,10 @@
 //! The packets of the clients. Refuses to know who sends them when.
 
-use super::{
-    place::FRAME,
-    setup::{PORT, VIP},
-};
+use std::net::IpAddr;
+
+use lb_userspace::model::ServiceKey;
+
+use super::place::FRAME;
 
 /// TCP flags.
 pub mod flag {
@@ -17,18 +18,34 @@ pub mod flag {
     pub const RST: u8 = 4;
 }
 
-/// A TCP segment without payload to the service.
-pub fn frame(src: [u8; 4], source_port: u16, flags: u8) -> [u8; FRAME] {
-    let mut p = [0u8; FRAME];
-    p[..14].copy_from_slice(&[2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 9, 8, 0]);
-    p[14..26].copy_from_slice(&[0x45, 0, 0, 40, 0, 0, 0x40, 0, 64, 6, 0, 0]);
-    p[26..30].copy_from_slice(&src);
-    p[30..34].copy_from_slice(&VIP.octets());
-    let sum: u32 = p[14..34].chunks(2).map(|w| u32::from(u16::from_be_bytes([w[0], w[1]]))).sum();
-    let checksum = !((sum & 0xffff) + (sum >> 16)) as u16;
-    p[24..26].copy_from_slice(&checksum.to_be_bytes());
-    p[34..36].copy_from_slice(&source_port.to_be_bytes());
-    p[36..38].copy_from_slice(&PORT.to_be_bytes());
-    (p[46], p[47]) = (0x50, flags);
+/// Bytes of a segment without payload.
+const SEGMENT: u8 = 20;
+
+/// A segment without payload to a service, of the service's family. `client` is an IPv4 address, or the end of an IPv6 address.
+pub fn frame(service: &ServiceKey, client: [u8; 4], source_port: u16, flags: u8) -> Vec<u8> {
+    let mut p = vec![2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 9];
+    let number = service.protocol.number();
+    match service.vip {
+        IpAddr::V4(vip) => {
+            let mut header =
+                [[0x45, 0, 0, 20 + SEGMENT], [0, 0, 0x40, 0], [64, number, 0, 0], client, vip.octets()].concat();
+            let sum: u32 = header.chunks(2).map(|w| u32::from(u16::from_be_bytes([w[0], w[1]]))).sum();
+            let checksum = !((sum & 0xffff) + (sum >> 16)) as u16;
+            header[10..12].copy_from_slice(&checksum.to_be_bytes());
+            p.extend([8, 0]);
+            p.extend(header);
+        }
+        IpAddr::V6(vip) => {
+            p.extend([0x86, 0xdd, 0x60, 0, 0, 0, 0, SEGMENT, number, 64]);
+            p.extend([0x20, 1, 0xd, 0xb8, 0, 0x51, 0, 0, 0, 0, 0, 0]);
+            p.extend(client);
+            p.extend(vip.octets());
+        }
+    }
+    let mut segment = [source_port.to_be_bytes(), service.port.to_be_bytes()].concat();
+    segment.resize(SEGMENT.into(), 0);
+    (segment[12], segment[13]) = (0x50, flags);
+    p.extend(segment);
+    p.resize(p.len().max(FRAME), 0);
     p
 }

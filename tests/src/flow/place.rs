@@ -26,14 +26,16 @@ use lb_userspace::{
     plan::MapSizes,
 };
 
-use super::weaken::HalfOpenHidden;
+use super::{packet::flag, weaken::HalfOpenHidden};
 
-/// Bytes of every frame here: Ethernet, IPv4, TCP, and padding.
+/// Bytes of the shortest frame.
 pub const FRAME: usize = 60;
 /// First bytes of the MAC of a backend's next hop; its number follows.
 const BACKEND_MAC: [u8; 4] = [2, 0xbe, 0, 0];
+/// Where the TCP flags are in a frame, by its EtherType.
+const FLAGS: [([u8; 2], usize); 2] = [([8, 0], 14 + 20 + 13), ([0x86, 0xdd], 14 + 40 + 13)];
 
-/// The MAC of a backend's next hop.
+/// The MAC of a backend's next hop; the backend's number is what [`Sent::To`] has.
 pub fn mac(backend: u16) -> [u8; 6] {
     let [a, b, c, d] = BACKEND_MAC;
     let [high, low] = backend.to_be_bytes();
@@ -43,7 +45,7 @@ pub fn mac(backend: u16) -> [u8; 6] {
 /// What became of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sent {
-    /// It went to a backend, by its number.
+    /// It went to a backend: the number of its service in the high byte, its own in the low one.
     To(u16),
     /// The client was sent a reset.
     Reset,
@@ -58,10 +60,15 @@ impl Sent {
             (3 | 4, [a, b, c, d, high, low, ..]) if [*a, *b, *c, *d] == BACKEND_MAC => {
                 Self::To(u16::from_be_bytes([*high, *low]))
             }
-            (3, frame) if frame.get(47).is_some_and(|flags| flags & 4 != 0) => Self::Reset,
+            (3, frame) if resets(frame) => Self::Reset,
             _ => Self::Nowhere(action),
         }
     }
+}
+
+fn resets(frame: &[u8]) -> bool {
+    let kind = FLAGS.into_iter().find(|(kind, _)| frame.get(12..14) == Some(kind));
+    kind.and_then(|(_, at)| frame.get(at)).is_some_and(|flags| flags & flag::RST != 0)
 }
 
 /// Maps, and what decides over them.
@@ -79,7 +86,7 @@ pub trait Place {
     /// Sets the time, in milliseconds since [`Self::clear`]; it never goes back.
     fn set_clock(&mut self, now_ms: u64);
     /// Sends a packet.
-    fn run(&self, frame: &[u8; FRAME]) -> Result<Sent>;
+    fn run(&self, frame: &[u8]) -> Result<Sent>;
     /// Removes expired records.
     fn sweep(&self) -> Result<()>;
     /// Every word of the flow table.
@@ -247,7 +254,7 @@ impl Place for Host {
         self.maps.borrow().snapshot.jiffies.set(HOST_JIFFIES + now_ms);
     }
 
-    fn run(&self, frame: &[u8; FRAME]) -> Result<Sent> {
+    fn run(&self, frame: &[u8]) -> Result<Sent> {
         let maps = self.maps.borrow();
         let mut frame = Frame::new(frame);
         let exit = if self.hides_half_open {

@@ -6,6 +6,7 @@
 
 mod agent;
 mod clients;
+mod hosted;
 
 use std::{
     cmp::Reverse,
@@ -13,16 +14,19 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, ensure};
-use lb_core::abi::service::OnMarkedDown;
+use anyhow::{Context as _, Result, bail, ensure};
+use lb_core::abi::ring::Extent;
 use lb_userspace::{
     dataplane::engine::Engine,
     plan::{Present, Times},
 };
 
-use self::clients::{Event, Flow, Life};
+use self::{
+    clients::{Event, Flow, Life},
+    hosted::Hosted,
+};
 use super::{
-    packet::{flag, frame},
+    packet::frame,
     place::{Place, Sent, records},
     played::Played,
     setup::Setup,
@@ -30,7 +34,7 @@ use super::{
     weaken::Rule,
 };
 
-/// The times of the service in sequences: short, so that a sequence passes through many windows.
+/// The times of services in sequences: short, so that a sequence passes through many windows.
 pub const TIMES: Times = Times { announce_s: 4, window_s: 40 };
 
 /// A sequence being played.
@@ -38,9 +42,7 @@ pub struct Play<'p, P: Place> {
     place: &'p mut P,
     broken: Option<Rule>,
     engine: Option<Engine<P::Memory>>,
-    setup: Setup,
-    /// What the maps were last made to hold: which servers were told to be down, under which setting.
-    told: Option<Setup>,
+    services: Vec<Hosted>,
     /// A change waits for a plan, for want of room or of an agent.
     waiting: bool,
     revision: u64,
@@ -49,10 +51,6 @@ pub struct Play<'p, P: Place> {
     clock_s: u64,
     began: Instant,
     look_s: u64,
-    /// When each server left the configuration.
-    left_ms: Vec<Option<u64>>,
-    /// Since when each server takes no new flows, as far as the running agent knows.
-    drained_ms: Vec<Option<u64>>,
     flows: Vec<Flow>,
     /// The last flow of each tuple.
     by_tuple: HashMap<u16, usize>,
@@ -62,25 +60,21 @@ pub struct Play<'p, P: Place> {
 }
 
 impl<'p, P: Place> Play<'p, P> {
-    /// Empties the place and configures the service; `broken` says which rule is not to hold.
-    pub fn new(place: &'p mut P, setup: Setup, broken: Option<Rule>) -> Result<Self> {
+    /// Empties the place and configures services, numbered as they come; `broken` says which rule is not to hold.
+    pub fn new(place: &'p mut P, setups: Vec<Setup>, broken: Option<Rule>) -> Result<Self> {
         place.clear()?;
         place.set_clock(0);
-        let servers = setup.servers.len();
         let mut play = Self {
             place,
             broken,
             engine: None,
-            told: None,
+            services: setups.into_iter().map(Hosted::new).collect(),
             waiting: true,
             revision: 0,
             now_ms: 0,
             clock_s: 0,
             began: Instant::now(),
             look_s: 0,
-            left_ms: setup.servers.iter().map(|s| (!s.listed).then_some(0)).collect(),
-            drained_ms: vec![None; servers],
-            setup,
             flows: Vec::new(),
             by_tuple: HashMap::new(),
             events: BinaryHeap::new(),
@@ -99,7 +93,7 @@ impl<'p, P: Place> Play<'p, P> {
             Step::End(pick, reset) => self.end(pick, reset),
             Step::Wait(ms) => self.wait(u64::from(ms)),
             Step::Flood(seed, flood, count) => self.flood(seed, flood, count),
-            Step::Change(change, how) => self.change(change, how),
+            Step::Change(service, change, how) => self.change(service, change, how),
             Step::Stop => {
                 self.engine = None;
                 Ok(())
@@ -113,7 +107,9 @@ impl<'p, P: Place> Play<'p, P> {
         if self.engine.is_none() {
             self.start(77)?;
         }
-        let window_ms = (self.setup.times.announce_s + self.setup.times.window_s) * 1000;
+        let setups = || self.services.iter().map(|service| &service.setup);
+        let window_ms = setups().map(|s| (s.times.announce_s + s.times.window_s) * 1000).max().unwrap_or(0);
+        let expiry_ms = setups().map(|s| u64::from(s.established_s) * 1000).max().unwrap_or(0) + 30_000;
         for _ in 0..8 {
             self.talk_all()?;
             self.wait(window_ms / 4)?;
@@ -123,12 +119,12 @@ impl<'p, P: Place> Play<'p, P> {
         while self.flows.iter().any(open) {
             self.end(0, false)?;
         }
-        self.wait(u64::from(self.setup.established_s) * 1000 + 30_000)?;
+        self.wait(expiry_ms)?;
         let left = records(self.place);
         ensure!(left == 0, "{left} records are left after the last flow ended");
         let present = self.engine.as_ref().context("an agent runs")?.present();
         for (_, service) in present.services() {
-            let counts = service.window.counts(self.setup.ring_size);
+            let counts = service.window.counts(Extent::unpack(service.entry.ring).slots);
             ensure!(counts == [0; 3], "slots are not settled after the last flow ended: {counts:?}");
             ensure!(service.entry.previous_ring == 0, "a previous ring is left after its window");
         }
@@ -150,14 +146,16 @@ impl<'p, P: Place> Play<'p, P> {
     }
 
     /// Sends a packet; none goes to a server of which the maps know that it is dead.
-    fn send(&mut self, src: [u8; 4], port: u16, flags: u8) -> Result<Sent> {
+    fn send(&mut self, service: u8, src: [u8; 4], port: u16, flags: u8) -> Result<Sent> {
         self.played.packets += 1;
-        let sent = self.place.run(&frame(src, port, flags))?;
-        let Some(told) = self.told.as_ref().filter(|_| !self.waiting) else { return Ok(sent) };
+        let Some(hosted) = self.services.get(usize::from(service)) else { bail!("there is no service {service}") };
+        let sent = self.place.run(&frame(&hosted.setup.key, src, port, flags))?;
         if let Sent::To(n) = sent {
-            let server = told.servers.get(usize::from(n)).with_context(|| format!("there is no server {n}"))?;
-            let stays = told.on_marked_down == OnMarkedDown::Keep && flags & flag::SYN == 0;
-            ensure!(server.up || stays || !server.listed, "a packet went to server {n}, which is down");
+            let [of, n] = n.to_be_bytes();
+            ensure!(of == service, "a packet to service {service} went to a server of service {of}");
+            if !self.waiting {
+                hosted.check_up(n, flags)?;
+            }
         }
         Ok(sent)
     }

@@ -219,7 +219,7 @@ impl Place for Loaded {
         self.now_s = self.now_s.max(now_ms / 1000);
     }
 
-    fn run(&self, frame: &[u8; FRAME]) -> Result<Sent> {
+    fn run(&self, frame: &[u8]) -> Result<Sent> {
         self.age();
         let mut out = [0; OUT];
         let (action, len) = self.run_program(PROGRAM, frame, &mut out)?;

@@ -54,7 +54,7 @@ fn a_maglev_service_changes_under_20000_flows_and_none_moves() -> Result<()> {
     let mut loaded = Loaded::new(MapSizes::of(&limits))?;
     let times = Times { announce_s: 4, window_s: 60 };
     let setup = Setup { drain_s: 300, ..Setup::new(110, BACKENDS.into(), SLOTS, times) };
-    let mut play = Play::new(&mut loaded, setup, None)?;
+    let mut play = Play::new(&mut loaded, vec![setup], None)?;
     let rested = lookups(play.place())?;
     open(&mut play, 0, FLOWS)?;
     play.talk_all()?;
@@ -64,7 +64,7 @@ fn a_maglev_service_changes_under_20000_flows_and_none_moves() -> Result<()> {
     ensure!(lookups(play.place())? == rested, "packets of settled slots read the table");
 
     // One backend more: what is recorded is what the ring moved, give or take a fifth.
-    play.step(Step::Change(Change::Add(BACKENDS), How::Whole))?;
+    play.step(Step::Change(0, Change::Add(BACKENDS), How::Whole))?;
     play.step(Step::Wait(5000))?;
     play.talk_all()?;
     let (recorded, moved) = (records(play.place()) as f64, f64::from(unsettled(&play, SLOTS)?));
@@ -91,7 +91,7 @@ fn a_maglev_service_changes_under_20000_flows_and_none_moves() -> Result<()> {
         (Change::Weight(30, 0), How::Whole),
     ];
     for (change, how) in changes {
-        play.step(Step::Change(change, how))?;
+        play.step(Step::Change(0, change, how))?;
         play.step(Step::Wait(3000))?;
         play.talk_all()?;
     }
@@ -112,11 +112,11 @@ fn a_maglev_service_changes_under_20000_flows_and_none_moves() -> Result<()> {
 /// All servers drain under live flows, each of which stays; new ones find nobody, until a server takes new flows again.
 fn drain_all<P: Place>(place: &mut P, track_all: bool) -> Result<()> {
     let setup = Setup { track_all, drain_s: 300, ..Setup::new(6, 6, 251, Times { announce_s: 4, window_s: 60 }) };
-    let mut play = Play::new(place, setup, None)?;
+    let mut play = Play::new(place, vec![setup], None)?;
     open(&mut play, 0, 200)?;
     play.talk_all()?;
     ensure!(play.rightful().len() == 200, "{} of 200 flows are live", play.rightful().len());
-    play.step(Step::Change(Change::DrainAll, How::Whole))?;
+    play.step(Step::Change(0, Change::DrainAll, How::Whole))?;
     for at in 0..16 {
         play.talk_all()?;
         play.step(Step::Wait(10_000))?;
@@ -127,7 +127,7 @@ fn drain_all<P: Place>(place: &mut P, track_all: bool) -> Result<()> {
     play.step(Step::Wait(20_000))?;
     play.talk_all()?;
     ensure!(play.rightful().len() == 200, "{} of 200 flows are live in the end", play.rightful().len());
-    play.step(Step::Change(Change::Weight(2, 1), How::Whole))?;
+    play.step(Step::Change(0, Change::Weight(2, 1), How::Whole))?;
     play.step(Step::Wait(6000))?;
     open(&mut play, 400, 20)?;
     play.talk_all()?;
@@ -155,7 +155,7 @@ fn algorithm_ring_and_inputs_change_without_moving_a_flow() -> Result<()> {
     let limits = Limits { services_max: 4, backends_max: 64, ring_slots_max: 65_536, flows_max: 16_384 };
     let mut loaded = Loaded::new(MapSizes::of(&limits))?;
     let setup = Setup::new(10, 8, 1009, Times { announce_s: 4, window_s: 60 });
-    let mut play = Play::new(&mut loaded, setup, None)?;
+    let mut play = Play::new(&mut loaded, vec![setup], None)?;
     let changes = [
         Change::RingSize(2003),
         Change::Inputs(Inputs::Source),
@@ -169,7 +169,7 @@ fn algorithm_ring_and_inputs_change_without_moving_a_flow() -> Result<()> {
     ];
     for (first, change) in (0..).step_by(200).zip(changes) {
         open(&mut play, first, 200)?;
-        play.step(Step::Change(change, How::Whole))?;
+        play.step(Step::Change(0, change, How::Whole))?;
         for _ in 0..3 {
             play.step(Step::Wait(7000))?;
             play.talk_all()?;
@@ -188,9 +188,9 @@ fn a_drain_says_how_many_flows_are_left_and_ends_with_the_last() -> Result<()> {
     let mut loaded = Loaded::new(sizes())?;
     let times = Times { announce_s: 4, window_s: 40 };
     let setup = Setup { track_all: true, drain_s: 3000, ..Setup::new(5, 4, 251, times) };
-    let mut play = Play::new(&mut loaded, setup, None)?;
+    let mut play = Play::new(&mut loaded, vec![setup], None)?;
     open(&mut play, 0, 200)?;
-    play.step(Step::Change(Change::Remove(1), How::Whole))?;
+    play.step(Step::Change(0, Change::Remove(1), How::Whole))?;
     play.step(Step::Wait(8000))?;
     let id = |play: &Play<'_, Loaded>| {
         let mut leaving =

@@ -28,9 +28,9 @@ use xtask::capability::{LAB, available};
 use super::{
     linked::{Linked, programs, run},
     packet::{flag, frame},
-    place::{FRAME, Place as _, Sent, drift},
+    place::{Place as _, Sent, drift},
     play::Play,
-    setup::Setup,
+    setup::{Setup, WEB},
     step::{Change, How, Step},
 };
 
@@ -71,9 +71,9 @@ struct Flow {
     round: u32,
 }
 
-fn packet(tuple: u32, flags: u8) -> [u8; FRAME] {
+fn packet(tuple: u32, flags: u8) -> Vec<u8> {
     let [_, a, b, c] = tuple.to_be_bytes();
-    frame([198, 18, a, b], 1024 + u16::from(c), flags)
+    frame(&WEB, [198, 18, a, b], 1024 + u16::from(c), flags)
 }
 
 /// A SYN and the ACK of its answer, at the same server.
@@ -170,7 +170,7 @@ const CHANGES: [(Change, How); 14] = [
 fn agent(play: &mut Play<'_, Linked>, shared: &Shared) -> Result<()> {
     let mut flows_max = [131_072, 32_768, 65_536].into_iter().cycle();
     for (n, (change, how)) in CHANGES.into_iter().enumerate() {
-        play.step(Step::Change(change, how))?;
+        play.step(Step::Change(0, change, how))?;
         for _ in 0..8 {
             round(shared)?;
             play.step(Step::Wait(STEP_MS))?;
@@ -202,7 +202,7 @@ fn packets_on_two_cpus_move_no_flow_while_the_agent_works() -> Result<()> {
     let pins = linked.pins().clone();
     let times = Times { announce_s: 4, window_s: 20 };
     let setup = Setup { drain_s: 36_000, established_s: 3600, ..Setup::new(12, 10, 251, times) };
-    let mut play = Play::new(&mut linked, setup, None)?;
+    let mut play = Play::new(&mut linked, vec![setup], None)?;
     let first = programs(&pins)?;
     let program = first.first().context("there is a link")?;
     let of_all: Vec<Flow> = (0..u32::from(FLOWS)).map(|tuple| opens(program, tuple, 0)).collect::<Result<_>>()?;

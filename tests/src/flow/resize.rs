@@ -83,7 +83,7 @@ fn the_table_grows_and_shrinks_under_4000_flows_and_none_moves() -> Result<()> {
         return Ok(());
     }
     let mut linked = Linked::new(sizes(8192))?;
-    let mut play = Play::new(&mut linked, recorded(), None)?;
+    let mut play = Play::new(&mut linked, vec![recorded()], None)?;
     let mut first = FLOWS;
     open(&mut play, 0, FLOWS)?;
     for flows_max in [65_536, 4500] {
@@ -108,7 +108,7 @@ fn the_table_grows_and_shrinks_under_4000_flows_and_none_moves() -> Result<()> {
     );
     ensure!(told && refused.to_string().contains(&first.to_string()), "{refused}");
     ensure!(play.place().tags()? == tags, "programs changed");
-    play.step(Step::Change(Change::Add(11), How::Whole))?;
+    play.step(Step::Change(0, Change::Add(11), How::Whole))?;
     play.talk_all()
 }
 
@@ -125,7 +125,7 @@ fn agents_die_at_each_step_of_a_change_and_no_flow_moves() -> Result<()> {
         return Ok(());
     }
     let mut linked = Linked::new(sizes(2048))?;
-    let mut play = Play::new(&mut linked, recorded(), None)?;
+    let mut play = Play::new(&mut linked, vec![recorded()], None)?;
     let mut first = FEW;
     open(&mut play, 0, FEW)?;
     play.step(Step::Stop)?;
@@ -163,7 +163,7 @@ fn agents_die_at_each_step_of_a_change_and_no_flow_moves() -> Result<()> {
     ensure!(pinned(&play) == [SHAPE.name], "{:?} are pinned at the end", pinned(&play));
     let live = play.rightful().len();
     ensure!(live == usize::from(first), "only {live} of {first} flows are live");
-    play.step(Step::Change(Change::Remove(1), How::Whole))?;
+    play.step(Step::Change(0, Change::Remove(1), How::Whole))?;
     play.talk_all()
 }
 
@@ -176,7 +176,7 @@ fn another_release_of_the_program_takes_over_and_no_flow_moves() -> Result<()> {
     let newer = linked.tags()?;
     linked.downgrade()?;
     ensure!(linked.tags()?.iter().all(|tag| !newer.contains(tag)), "the older release is the newer one");
-    let mut play = Play::new(&mut linked, recorded(), None)?;
+    let mut play = Play::new(&mut linked, vec![recorded()], None)?;
     open(&mut play, 0, FLOWS)?;
     play.step(Step::Stop)?;
     play.talk_all()?;

@@ -1,10 +1,10 @@
-//! The one service that sequences change: its servers and its settings, and what they ask of the maps.
+//! The services that sequences change: their servers and settings, and what they ask of the maps.
 //!
 //! Pure. Refuses to know flows and time.
 
 use std::{
     collections::BTreeMap,
-    net::{IpAddr, Ipv4Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
 use lb_core::abi::{
@@ -17,20 +17,25 @@ use lb_userspace::{
     plan::{MapSizes, Policy, Secrets, Times, Wanted, WantedBackend, WantedService, wanted::backend_key},
 };
 
-use super::place::mac;
+use super::{
+    place::mac,
+    step::{SERVERS, SERVICES},
+};
 
 /// Secrets of every sequence.
 pub const SECRETS: Secrets = Secrets { hash_key: [11, 22, 33, 44, 55, 66, 77, 88, 99, 111, 122, 133], ring_seed: 5 };
-/// The service's address.
-pub const VIP: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
-/// The service's port.
-pub const PORT: u16 = 80;
+/// Where the first service listens.
+pub const WEB: ServiceKey =
+    ServiceKey { vip: IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)), port: 80, protocol: Protocol::Tcp };
+/// An address of each family, of which a service may be the second at its port.
+const VIP_V6: IpAddr = IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, 1));
+const OTHER_VIP: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 2));
 /// Interface of every next hop.
 const IFINDEX: u32 = 1;
 
 /// Sizes of the maps for sequences.
 pub fn sizes() -> MapSizes {
-    MapSizes::of(&Limits { services_max: 4, backends_max: 64, ring_slots_max: 16_384, flows_max: 1024 })
+    MapSizes::of(&Limits { services_max: 8, backends_max: 128, ring_slots_max: 32_768, flows_max: 1024 })
 }
 
 /// A server.
@@ -53,9 +58,11 @@ impl Server {
     }
 }
 
-/// The service as configured.
+/// A service as configured.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Setup {
+    /// Where it listens.
+    pub key: ServiceKey,
     /// By number.
     pub servers: Vec<Server>,
     /// How new flows are placed.
@@ -76,11 +83,19 @@ pub struct Setup {
     pub drain_s: u64,
 }
 
+/// What the maps shall hold of services. Backends say by their next hop which server of which service they are.
+pub fn wanted<'a>(setups: impl IntoIterator<Item = &'a Setup>) -> Wanted {
+    let mut services: Vec<WantedService> = (0..).zip(setups).map(|(number, setup)| setup.wanted(number)).collect();
+    services.sort_unstable_by_key(|service| service.key);
+    Wanted { services, outer_source_v4: [198, 18, 0, 0], outer_source_v6: mapped([0; 4]), leaving: BTreeMap::new() }
+}
+
 impl Setup {
     /// A hashed service of `listed` servers of `all`, each with weight 1.
     pub fn new(all: usize, listed: usize, ring_size: u32, times: Times) -> Self {
         let server = |n| Server { listed: n < listed, weight: 1, maint: false, up: true };
         Self {
+            key: WEB,
             servers: (0..all).map(server).collect(),
             algo: Algo::Hashed,
             inputs: Inputs::Tuple,
@@ -93,17 +108,29 @@ impl Setup {
         }
     }
 
+    /// The services of a sequence, as they are at its beginning. Clients use the same addresses and ports towards each.
+    pub fn several(times: Times) -> [Self; SERVICES as usize] {
+        let setup = |key| Self { key, ..Self::new(SERVERS.into(), usize::from(SERVERS) / 2, 251, times) };
+        [
+            setup(WEB),
+            Self { algo: Algo::LeastConnections, ..setup(ServiceKey { vip: VIP_V6, ..WEB }) },
+            Self { inputs: Inputs::Source, ..setup(ServiceKey { vip: OTHER_VIP, ..WEB }) },
+        ]
+    }
+
     /// Whether every flow is recorded.
     pub fn tracks_all(&self) -> bool {
         self.track_all || self.algo != Algo::Hashed
     }
 
-    /// What the maps shall hold.
-    pub fn wanted(&self) -> Wanted {
-        let key = ServiceKey { vip: VIP.into(), port: PORT, protocol: Protocol::Tcp };
+    fn wanted(&self, number: u8) -> WantedService {
         let id = |n: usize| {
             let [high, low] = (n as u16).to_be_bytes();
-            backend_key(&key, IpAddr::from(Ipv4Addr::new(10, 0, high, low)), PORT)
+            let address = match self.key.vip {
+                IpAddr::V4(_) => Ipv4Addr::new(10, 0, high, low).into(),
+                IpAddr::V6(_) => Ipv6Addr::from([0xfd00, 0, 0, 0, 0, 0, 0, n as u16]).into(),
+            };
+            backend_key(&self.key, address, self.key.port)
         };
         let present = || self.servers.iter().enumerate().filter(|(_, server)| server.listed);
         // As the agent judges it: where nobody takes new flows at all, nobody fails.
@@ -121,16 +148,16 @@ impl Setup {
                     ifindex: IFINDEX,
                     mtu: 1500,
                     src_mac: [2, 0, 0, 0, 0, 1],
-                    dst_mac: mac(n as u16),
+                    dst_mac: mac(u16::from_be_bytes([number, n as u8])),
                 }),
             })
             .collect();
         backends.sort_unstable_by_key(|backend| backend.key);
         let mut dismissed: Vec<_> = present().filter(|(_, server)| server.maint).map(|(n, _)| id(n)).collect();
         dismissed.sort_unstable();
-        let service = WantedService {
-            name: "web".into(),
-            key,
+        WantedService {
+            name: format!("web{number}"),
+            key: self.key,
             forward: Forward::Dsr,
             ring_size: self.ring_size,
             policy: Policy {
@@ -146,12 +173,6 @@ impl Setup {
             fail_open,
             backends,
             dismissed,
-        };
-        Wanted {
-            services: vec![service],
-            outer_source_v4: [198, 18, 0, 0],
-            outer_source_v6: mapped([0; 4]),
-            leaving: BTreeMap::new(),
         }
     }
 }

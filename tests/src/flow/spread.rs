@@ -21,7 +21,7 @@ use super::{
     packet::{flag, frame},
     place::{Place, Sent, drift},
     program::{Loaded, Quiet},
-    setup::{SECRETS, Setup},
+    setup::{SECRETS, Setup, WEB, wanted},
 };
 
 const TIMES: Times = Times { announce_s: 4, window_s: 40 };
@@ -56,7 +56,7 @@ impl Stage {
         self.engine = None;
         let (memory, sizes) = (self.loaded.memory()?, self.loaded.sizes());
         let mut engine = Engine::start(memory, sizes, SECRETS, Clock { hz: self.loaded.hz(), now_s: 10 })?;
-        let plan = engine.plan(&setup.wanted(), 1, 10, &|_| 0)?;
+        let plan = engine.plan(&wanted([setup]), 1, 10, &|_| 0)?;
         engine.apply(plan, std::time::Instant::now(), 10).map_err(|error| anyhow!("{error}"))?;
         self.engine = Some(engine);
         Ok(())
@@ -64,7 +64,7 @@ impl Stage {
 
     fn send(&self, tuple: u32, flags: u8) -> Result<u16> {
         let [_, high, low, last] = (tuple >> 8).to_be_bytes();
-        match self.loaded.run(&frame([10, high, low, last], 1024 + (tuple & 0xff) as u16, flags))? {
+        match self.loaded.run(&frame(&WEB, [10, high, low, last], 1024 + (tuple & 0xff) as u16, flags))? {
             Sent::To(n) => Ok(n),
             other => bail!("{other:?}"),
         }

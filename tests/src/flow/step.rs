@@ -9,9 +9,11 @@ use lb_core::abi::{
 };
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 
-/// Tuples that clients use.
+/// Services of a sequence.
+pub const SERVICES: u8 = 3;
+/// Tuples that clients use, of all services.
 pub const TUPLES: u16 = 600;
-/// Servers that can be configured.
+/// Servers that can be configured, of each service.
 pub const SERVERS: u8 = 12;
 /// Attempts of a client to connect: at 0, 1, 3 and 7 s.
 pub const ATTEMPTS: usize = 4;
@@ -89,8 +91,8 @@ pub enum Step {
     Wait(u32),
     /// Packets of as many random tuples come in.
     Flood(u64, Flood, u16),
-    /// The configuration or a server changes.
-    Change(Change, How),
+    /// The configuration of a service, by its number, or one of its servers changes.
+    Change(u8, Change, How),
     /// The agent is stopped.
     Stop,
     /// An agent starts; its clock begins at this second.
@@ -149,16 +151,29 @@ fn change(rng: &mut StdRng) -> Change {
     }
 }
 
+/// A service: more often than not the one that the sequence is about, so that much happens to it.
+fn service(rng: &mut StdRng, about: u8) -> u8 {
+    if rng.random_range(0..5) < 3 { about } else { rng.random_range(0..SERVICES) }
+}
+
+fn open(rng: &mut StdRng, service: u8) -> Step {
+    let services = u16::from(SERVICES);
+    let tuple = rng.random_range(0..TUPLES / services) * services + u16::from(service);
+    Step::Open(tuple, answer(rng))
+}
+
 /// A sequence of at least `len` steps.
 pub fn sequence(seed: u64, len: usize) -> Vec<Step> {
     let mut rng = StdRng::seed_from_u64(seed);
     let rng = &mut rng;
     // Most sequences keep one character, so that long windows of one kind are met as well as all kinds mixed.
     let settles = rng.random_range(0..4) == 0;
+    let about = rng.random_range(0..SERVICES);
     let mut steps = Vec::with_capacity(len + 8);
     while steps.len() < len {
+        let service = service(rng, about);
         match rng.random_range(0..100) {
-            0..38 => steps.push(Step::Open(rng.random_range(0..TUPLES), answer(rng))),
+            0..38 => steps.push(open(rng, service)),
             38..60 => steps.push(Step::Talk(rng.random(), rng.random_range(1..16))),
             60..66 => steps.push(Step::End(rng.random(), rng.random_range(0..4) == 0)),
             66..84 => steps.push(Step::Wait(rng.random_range(10..1500))),
@@ -176,15 +191,15 @@ pub fn sequence(seed: u64, len: usize) -> Vec<Step> {
                 let flood = floods[rng.random_range(0..floods.len())];
                 steps.push(Step::Flood(rng.random(), flood, rng.random_range(10..150)));
             }
-            89..97 => steps.push(Step::Change(change(rng), how(rng))),
+            89..97 => steps.push(Step::Change(service, change(rng), how(rng))),
             97 => {
                 // One after another, inside each other's windows.
                 for _ in 0..5 {
                     let (old, new) = (rng.random_range(0..SERVERS), rng.random_range(0..SERVERS));
-                    steps.push(Step::Change(Change::Add(new), how(rng)));
-                    steps.push(Step::Open(rng.random_range(0..TUPLES), answer(rng)));
+                    steps.push(Step::Change(service, Change::Add(new), how(rng)));
+                    steps.push(open(rng, service));
                     steps.push(Step::Wait(rng.random_range(100..3000)));
-                    steps.push(Step::Change(Change::Remove(old), how(rng)));
+                    steps.push(Step::Change(service, Change::Remove(old), how(rng)));
                     steps.push(Step::Talk(rng.random(), 20));
                     steps.push(Step::Wait(rng.random_range(100..7000)));
                 }
@@ -199,10 +214,10 @@ pub fn sequence(seed: u64, len: usize) -> Vec<Step> {
             _ => {
                 // Taken out and put back.
                 let server = rng.random_range(0..SERVERS);
-                steps.push(Step::Change(Change::Remove(server), how(rng)));
+                steps.push(Step::Change(service, Change::Remove(server), how(rng)));
                 steps.push(Step::Wait(rng.random_range(100..12_000)));
                 steps.push(Step::Talk(rng.random(), 30));
-                steps.push(Step::Change(Change::Add(server), how(rng)));
+                steps.push(Step::Change(service, Change::Add(server), how(rng)));
             }
         }
     }

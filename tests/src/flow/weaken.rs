@@ -59,10 +59,17 @@ impl Rule {
             Self::A | Self::D | Self::G => {}
             Self::B => {
                 // Who has a slot now becomes its owner, whoever owned it before.
-                let ring = present.services().next().map_or(0, |(_, service)| service.entry.ring);
-                let held = memory.ring(Extent::unpack(ring)).unwrap_or_default();
+                let published = ops.iter().filter_map(|op| match op {
+                    Op::ServiceRing { id, ring } => Some((Extent::unpack(*ring), *id)),
+                    _ => None,
+                });
+                let services: Vec<(Extent, u32)> = published.collect();
                 for op in ops {
-                    let Op::PutRing { owners, .. } = op else { continue };
+                    let Op::PutRing { extent, owners, .. } = op else { continue };
+                    let of = services.iter().find(|(ring, _)| ring == extent).map(|(_, id)| *id);
+                    let before = present.services().find(|(_, service)| Some(service.id) == of);
+                    let ring = before.map_or(0, |(_, service)| service.entry.ring);
+                    let held = memory.ring(Extent::unpack(ring)).unwrap_or_default();
                     if owners.len() == held.len() {
                         let now = held.iter().map(|word| Slot(*word).current());
                         owners.iter_mut().zip(now).filter(|(owner, _)| **owner != 0).for_each(|(o, now)| *o = now);

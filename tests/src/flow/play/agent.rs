@@ -17,7 +17,7 @@ use super::{
     super::{
         dying::Dying,
         place::{Place, drift},
-        setup::{SECRETS, Setup},
+        setup::{SECRETS, Setup, wanted},
         step::{Change, How},
         weaken::Rule,
     },
@@ -65,12 +65,12 @@ impl<P: Place> Play<'_, P> {
             self.waiting = true;
             return Ok(());
         };
-        let mut setup = self.setup.clone();
+        let mut setups: Vec<Setup> = self.services.iter().map(|service| service.setup.clone()).collect();
         if self.broken == Some(Rule::D) {
-            setup.times.window_s /= 4;
+            setups.iter_mut().for_each(|setup| setup.times.window_s /= 4);
         }
         let place = &*self.place;
-        let planned = engine.plan(&setup.wanted(), self.revision + 1, self.now_s(), &|id| place.active(id));
+        let planned = engine.plan(&wanted(&setups), self.revision + 1, self.now_s(), &|id| place.active(id));
         let mut plan = match planned {
             Ok(plan) => plan,
             Err(error) if error.is_transient() => {
@@ -107,18 +107,6 @@ impl<P: Place> Play<'_, P> {
         Ok(())
     }
 
-    /// Takes note of what the maps now know of servers. With `anew`, as by an agent that adopted them, drains are announced once more.
-    fn tell(&mut self, anew: bool) {
-        for (since, server) in self.drained_ms.iter_mut().zip(&self.setup.servers) {
-            *since = match since {
-                _ if server.is_eligible() => None,
-                Some(since_ms) if !anew => Some(*since_ms),
-                _ => Some(self.now_ms),
-            };
-        }
-        self.told = Some(self.setup.clone());
-    }
-
     /// Writes the first operations of a plan, and a part of the next one.
     fn write_part(&self, plan: &Plan, ops: u16, stores: u16) -> Result<()> {
         let whole = plan.ops.len() * usize::from(ops) / 65_536;
@@ -152,55 +140,21 @@ impl<P: Place> Play<'_, P> {
         Ok(())
     }
 
-    pub(super) fn change(&mut self, change: Change, how: How) -> Result<()> {
+    /// Changes a service, and has the agent know.
+    pub(super) fn change(&mut self, service: u8, change: Change, how: How) -> Result<()> {
         // What is over now does not begin again because a server comes back.
         self.bury_all();
-        let before = self.setup.clone();
-        let setup = &mut self.setup;
-        let servers = setup.servers.len();
-        let at = |n: u8| usize::from(n) % servers;
-        let server = match change {
-            Change::Add(n)
-            | Change::Remove(n)
-            | Change::Weight(n, _)
-            | Change::Maint(n)
-            | Change::Die(n)
-            | Change::Recover(n) => &mut setup.servers[at(n)],
-            _ => &mut setup.servers[0],
-        };
-        match change {
-            Change::Add(_) => (server.listed, server.weight) = (true, server.weight.max(1)),
-            Change::Remove(_) => (server.listed, server.maint) = (false, false),
-            Change::Weight(_, weight) => server.weight = weight.into(),
-            Change::DrainAll => setup.servers.iter_mut().for_each(|server| server.weight = 0),
-            Change::Maint(_) => server.maint = server.listed && !server.maint,
-            Change::Die(_) => server.up = false,
-            Change::Recover(_) => server.up = true,
-            Change::Algo(algo) => setup.algo = algo,
-            Change::RingSize(slots) => setup.ring_size = slots,
-            Change::Inputs(inputs) => setup.inputs = inputs,
-            Change::TrackAll(all) => setup.track_all = all,
-            Change::OnMarkedDown(what) => setup.on_marked_down = what,
-        }
-        // Somebody has to take new flows, else the service fails open and nobody is dead; other than where all drain, or did.
-        let drains = |setup: &Setup| setup.servers.iter().all(|server| server.weight == 0);
-        let eligible = setup.servers.iter().filter(|server| server.is_eligible()).count();
-        if eligible < 2 && !drains(setup) && !(drains(&before) && eligible == 1) {
-            self.setup = before;
+        let (at, now_ms) = (usize::from(service) % self.services.len(), self.now_ms);
+        if !self.services[at].change(change, now_ms) {
             return Ok(());
         }
+        self.bury_all();
+        self.plan(how)
+    }
+
+    /// The maps hold what is configured.
+    fn tell(&mut self, anew: bool) {
         let now_ms = self.now_ms;
-        for (n, (server, old)) in self.setup.servers.iter().zip(&before.servers).enumerate() {
-            match (server.listed, old.listed) {
-                (true, _) => self.left_ms[n] = None,
-                // A dead server leaves with all that it has.
-                (false, true) => self.left_ms[n] = Some(if old.up && !old.maint { now_ms } else { 0 }),
-                (false, false) => {}
-            }
-        }
-        if self.setup.on_marked_down != before.on_marked_down || self.setup.servers != before.servers {
-            self.bury_all();
-        }
-        if self.setup != before { self.plan(how) } else { Ok(()) }
+        self.services.iter_mut().for_each(|service| service.tell(now_ms, anew));
     }
 }

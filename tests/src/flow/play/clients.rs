@@ -3,7 +3,7 @@
 //! Owns: which packets clients send, what is promised to their flows, and until when. Refuses to know who changes services.
 
 use anyhow::{Result, ensure};
-use lb_core::abi::service::OnMarkedDown;
+use lb_userspace::plan::Window;
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 
 use super::{
@@ -12,7 +12,7 @@ use super::{
         place::{Place, Sent},
         step::{ATTEMPTS, Answer, Flood},
     },
-    Play,
+    Hosted, Play,
 };
 
 /// By how much the reference promises less than the times say, as clocks of seconds are read at different moments.
@@ -26,7 +26,7 @@ const GIVES_UP_MS: u64 = 20_000;
 pub(super) enum Life {
     /// The client waits for an answer.
     Opening,
-    /// It has a rightful server.
+    /// It has a rightful server, numbered as in [`Sent::To`].
     Open(u16),
     /// Over, or nothing is promised to it any more.
     Over,
@@ -51,30 +51,49 @@ pub(super) enum Event {
 }
 
 impl<P: Place> Play<'_, P> {
-    fn address(tuple: u16) -> ([u8; 4], u16) {
-        ([198, 51, 100, (tuple % 32) as u8], 1024 + tuple / 32)
+    /// The number of a tuple's service. Tuples that follow each other are the same client's towards one service after the other.
+    fn service_of(&self, tuple: u16) -> u8 {
+        (usize::from(tuple) % self.services.len()) as u8
+    }
+
+    /// Address and port of a tuple's client.
+    fn address(&self, tuple: u16) -> ([u8; 4], u16) {
+        let client = tuple / self.services.len() as u16;
+        ([198, 51, 100, (client % 32) as u8], 1024 + client / 32)
+    }
+
+    fn hosted(&self, service: u8) -> &Hosted {
+        &self.services[usize::from(service)]
     }
 
     fn send_of(&mut self, tuple: u16, flags: u8) -> Result<Sent> {
-        let (src, port) = Self::address(tuple);
-        self.send(src, port, flags)
+        let (src, port) = self.address(tuple);
+        self.send(self.service_of(tuple), src, port, flags)
     }
 
     /// Whether what a server has is promised to stay there.
     fn lives(&self, n: u16) -> bool {
-        let (Some(server), Some(left)) = (self.setup.servers.get(usize::from(n)), self.left_ms.get(usize::from(n)))
-        else {
-            return false;
-        };
-        let drain_ms = self.setup.drain_s * 1000 - 1500;
-        let there = left.is_none_or(|left_ms| self.now_ms < left_ms + drain_ms);
-        there && !server.maint && (server.up || (server.listed && self.setup.on_marked_down == OnMarkedDown::Keep))
+        let [service, n] = n.to_be_bytes();
+        self.hosted(service).lives(n, self.now_ms)
+    }
+
+    /// Whether every slot of a service is known to be settled.
+    fn is_settled(&self, service: u8) -> bool {
+        let key = self.hosted(service).setup.key;
+        let present = self.engine.as_ref().and_then(|engine| engine.present().services().find(|(of, _)| **of == key));
+        present.is_some_and(|(_, service)| service.window == Window::Settled)
+    }
+
+    /// Whether a server answers.
+    fn is_up(&self, n: u16) -> bool {
+        let [service, n] = n.to_be_bytes();
+        self.hosted(service).server(n).is_some_and(|server| server.up)
     }
 
     /// Takes note of a flow to which nothing is promised any more.
     pub(super) fn bury(&mut self, flow: usize) {
-        let Flow { life, born_ms, sent_ms, .. } = self.flows[flow];
-        let silence_ms = self.setup.times.window_s * 1000 - MARGIN_MS;
+        let Flow { tuple, life, born_ms, sent_ms, .. } = self.flows[flow];
+        let silence_ms = self.hosted(self.service_of(tuple)).setup.times.window_s * 1000 - MARGIN_MS;
         let over = match life {
             Life::Opening => self.now_ms >= born_ms + GIVES_UP_MS,
             Life::Open(n) => !self.lives(n) || self.now_ms >= sent_ms + silence_ms,
@@ -124,15 +143,14 @@ impl<P: Place> Play<'_, P> {
             ensure!(sent != Sent::Reset, "a SYN was answered by a reset");
             return Ok(());
         };
-        let at = usize::from(n);
-        if let (true, Some(since_ms)) = (first, self.drained_ms.get(at).copied().flatten()) {
-            let over_ms = since_ms + self.setup.times.announce_s * 1000 + 2000;
-            ensure!(
-                self.flows[flow].reused || self.now_ms < over_ms,
-                "a new flow went to server {n}, which takes none any more"
-            );
+        let [service, server] = n.to_be_bytes();
+        let may = !first || self.flows[flow].reused || self.hosted(service).may_take(server, self.now_ms);
+        ensure!(may, "a new flow went to server {server} of service {service}, which takes none any more");
+        if first && !self.flows[flow].reused && self.is_settled(service) {
+            let (client, _) = self.address(self.flows[flow].tuple);
+            self.services[usize::from(service)].check_source(client, server)?;
         }
-        if delay_ms != 0 && self.setup.servers.get(at).is_some_and(|server| server.up) {
+        if delay_ms != 0 && self.is_up(n) {
             self.at(self.now_ms + delay_ms, Event::Answered(flow, n));
         }
         Ok(())
@@ -149,7 +167,7 @@ impl<P: Place> Play<'_, P> {
                 if self.flows[flow].life != Life::Opening {
                     return Ok(());
                 }
-                if !self.lives(n) || !self.setup.servers[usize::from(n)].up {
+                if !self.lives(n) || !self.is_up(n) {
                     self.flows[flow].life = Life::Over;
                     return Ok(());
                 }
@@ -166,9 +184,10 @@ impl<P: Place> Play<'_, P> {
         let Flow { tuple, life: Life::Open(n), born_ms, sent_ms, .. } = self.flows[flow] else { return Ok(()) };
         let sent = self.send_of(tuple, flags)?;
         let ago_ms = self.now_ms - sent_ms;
+        let [service, server] = n.to_be_bytes();
         ensure!(
             sent == Sent::To(n),
-            "moved: flow {flow} (tuple {tuple}) of server {n}, open for {} ms, silent for {ago_ms} ms: {sent:?} at {} ms",
+            "moved: flow {flow} (tuple {tuple}) of server {server} of service {service}, open for {} ms, silent for {ago_ms} ms: {sent:?} at {} ms",
             self.now_ms - born_ms,
             self.now_ms
         );
@@ -231,7 +250,8 @@ impl<P: Place> Play<'_, P> {
                 Flood::Mixed => rng.random(),
             };
             let (src, port) = ([203, 0, 113, rng.random()], rng.random());
-            self.send(src, port, if syn { flag::SYN } else { flag::ACK })?;
+            let service = rng.random_range(0..self.services.len()) as u8;
+            self.send(service, src, port, if syn { flag::SYN } else { flag::ACK })?;
         }
         Ok(())
     }

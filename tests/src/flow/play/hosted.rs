@@ -1,0 +1,149 @@
+//! What the reference knows of a service: how it is configured, what the maps were told of it, and what that promises.
+//!
+//! Pure: it is told the time. Refuses to know packets, flows and agents.
+
+use std::collections::HashMap;
+
+use anyhow::{Context as _, Result, ensure};
+use lb_core::abi::{
+    ring::Inputs,
+    service::{Algo, OnMarkedDown},
+};
+
+use super::super::{
+    packet::flag,
+    setup::{Server, Setup},
+    step::Change,
+};
+
+/// By how much a server that leaves is promised to keep its flows for less than its drain: the agent counts whole seconds.
+const DRAIN_MARGIN_MS: u64 = 1500;
+/// How long the last new flow may come after a drain is no longer announced: the agent looks once a second.
+const ANNOUNCED_MARGIN_MS: u64 = 2000;
+
+/// A service of a sequence.
+pub struct Hosted {
+    /// How it is configured.
+    pub setup: Setup,
+    /// What the maps were last made to hold: which servers were told to be down, under which setting.
+    told: Option<Setup>,
+    /// When each server left the configuration.
+    left_ms: Vec<Option<u64>>,
+    /// Since when each server takes no new flows, as far as the running agent knows.
+    drained_ms: Vec<Option<u64>>,
+    /// Where the maps, as they are, send new flows of a client that choose their slot by its address.
+    sources: HashMap<[u8; 4], u8>,
+}
+
+impl Hosted {
+    /// A service of which nobody was told yet.
+    pub fn new(setup: Setup) -> Self {
+        Self {
+            told: None,
+            left_ms: setup.servers.iter().map(|server| (!server.listed).then_some(0)).collect(),
+            drained_ms: vec![None; setup.servers.len()],
+            sources: HashMap::new(),
+            setup,
+        }
+    }
+
+    /// A server by its number.
+    pub fn server(&self, n: u8) -> Option<&Server> {
+        self.setup.servers.get(usize::from(n))
+    }
+
+    /// Whether what a server has is promised to stay there.
+    pub fn lives(&self, n: u8, now_ms: u64) -> bool {
+        let (Some(server), Some(left)) = (self.server(n), self.left_ms.get(usize::from(n))) else { return false };
+        let drain_ms = self.setup.drain_s * 1000 - DRAIN_MARGIN_MS;
+        let there = left.is_none_or(|left_ms| now_ms < left_ms + drain_ms);
+        there && !server.maint && (server.up || (server.listed && self.setup.on_marked_down == OnMarkedDown::Keep))
+    }
+
+    /// Whether a server still may be given a flow that nobody knows.
+    pub fn may_take(&self, n: u8, now_ms: u64) -> bool {
+        let since_ms = self.drained_ms.get(usize::from(n)).copied().flatten();
+        since_ms.is_none_or(|since_ms| now_ms < since_ms + self.setup.times.announce_s * 1000 + ANNOUNCED_MARGIN_MS)
+    }
+
+    /// Asks that a packet with these flags went to no server of which the maps know that it is dead.
+    pub fn check_up(&self, n: u8, flags: u8) -> Result<()> {
+        let Some(told) = &self.told else { return Ok(()) };
+        let server = told.servers.get(usize::from(n)).with_context(|| format!("there is no server {n}"))?;
+        let stays = told.on_marked_down == OnMarkedDown::Keep && flags & flag::SYN == 0;
+        ensure!(server.up || stays || !server.listed, "a packet went to server {n}, which is down");
+        Ok(())
+    }
+
+    /// Asks that new flows of a client go to one server where the source alone chooses the slot. For when slots are settled.
+    pub fn check_source(&mut self, client: [u8; 4], n: u8) -> Result<()> {
+        let by_source = self.setup.algo == Algo::Hashed && self.setup.inputs == Inputs::Source;
+        if by_source && self.told.as_ref() == Some(&self.setup) {
+            let other = *self.sources.entry(client).or_insert(n);
+            ensure!(other == n, "new flows of client {client:?} went to servers {other} and {n}");
+        }
+        Ok(())
+    }
+
+    /// Takes note of what the maps now know. With `anew`, as by an agent that adopted them, drains are announced once more.
+    pub fn tell(&mut self, now_ms: u64, anew: bool) {
+        for (since, server) in self.drained_ms.iter_mut().zip(&self.setup.servers) {
+            *since = match since {
+                _ if server.is_eligible() => None,
+                Some(since_ms) if !anew => Some(*since_ms),
+                _ => Some(now_ms),
+            };
+        }
+        if self.told.as_ref() != Some(&self.setup) {
+            self.sources.clear();
+        }
+        self.told = Some(self.setup.clone());
+    }
+
+    /// Changes the configuration, or a server; says whether that changed anything.
+    pub fn change(&mut self, change: Change, now_ms: u64) -> bool {
+        let before = self.setup.clone();
+        let setup = &mut self.setup;
+        let servers = setup.servers.len();
+        let at = |n: u8| usize::from(n) % servers;
+        let server = match change {
+            Change::Add(n)
+            | Change::Remove(n)
+            | Change::Weight(n, _)
+            | Change::Maint(n)
+            | Change::Die(n)
+            | Change::Recover(n) => &mut setup.servers[at(n)],
+            _ => &mut setup.servers[0],
+        };
+        match change {
+            Change::Add(_) => (server.listed, server.weight) = (true, server.weight.max(1)),
+            Change::Remove(_) => (server.listed, server.maint) = (false, false),
+            Change::Weight(_, weight) => server.weight = weight.into(),
+            Change::DrainAll => setup.servers.iter_mut().for_each(|server| server.weight = 0),
+            Change::Maint(_) => server.maint = server.listed && !server.maint,
+            Change::Die(_) => server.up = false,
+            Change::Recover(_) => server.up = true,
+            Change::Algo(algo) => setup.algo = algo,
+            Change::RingSize(slots) => setup.ring_size = slots,
+            Change::Inputs(inputs) => setup.inputs = inputs,
+            Change::TrackAll(all) => setup.track_all = all,
+            Change::OnMarkedDown(what) => setup.on_marked_down = what,
+        }
+        // Somebody has to take new flows, else the service fails open and nobody is dead; other than where all drain, or did.
+        let drains = |setup: &Setup| setup.servers.iter().all(|server| server.weight == 0);
+        let eligible = setup.servers.iter().filter(|server| server.is_eligible()).count();
+        if eligible < 2 && !drains(setup) && !(drains(&before) && eligible == 1) {
+            self.setup = before;
+            return false;
+        }
+        for (n, (server, old)) in self.setup.servers.iter().zip(&before.servers).enumerate() {
+            match (server.listed, old.listed) {
+                (true, _) => self.left_ms[n] = None,
+                // A dead server leaves with all that it has.
+                (false, true) => self.left_ms[n] = Some(if old.up && !old.maint { now_ms } else { 0 }),
+                (false, false) => {}
+            }
+        }
+        self.setup != before
+    }
+}
