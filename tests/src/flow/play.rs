@@ -23,7 +23,7 @@ use lb_userspace::{
 
 use self::{
     clients::{Event, Flow, Life},
-    hosted::Hosted,
+    hosted::{Hosted, Promise},
 };
 use super::{
     packet::frame,

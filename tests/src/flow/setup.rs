@@ -71,7 +71,7 @@ pub struct Setup {
     pub inputs: Inputs,
     /// Slots of the ring, a prime number.
     pub ring_size: u32,
-    /// Every flow is recorded; chosen algorithms do so anyway.
+    /// Every flow is recorded; chosen algorithms do so anyway. Flows of datagrams are sticky then, and else there are none.
     pub track_all: bool,
     /// What becomes of the flows of a server that is down.
     pub on_marked_down: OnMarkedDown,
@@ -115,6 +115,8 @@ impl Setup {
             setup(WEB),
             Self { algo: Algo::LeastConnections, ..setup(ServiceKey { vip: VIP_V6, ..WEB }) },
             Self { inputs: Inputs::Source, ..setup(ServiceKey { vip: OTHER_VIP, ..WEB }) },
+            setup(ServiceKey { protocol: Protocol::Udp, ..WEB }),
+            Self { track_all: true, ..setup(ServiceKey { vip: VIP_V6, protocol: Protocol::Udp, ..WEB }) },
         ]
     }
 
@@ -165,7 +167,7 @@ impl Setup {
                 inputs: self.inputs,
                 track_all: self.tracks_all(),
                 on_marked_down: self.on_marked_down,
-                windows: true,
+                windows: self.key.protocol == Protocol::Tcp || self.tracks_all(),
                 times: self.times,
                 established_s: self.established_s,
                 drain_s: self.drain_s,

@@ -10,7 +10,7 @@ use lb_core::abi::{
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 
 /// Services of a sequence.
-pub const SERVICES: u8 = 3;
+pub const SERVICES: u8 = 5;
 /// Tuples that clients use, of all services.
 pub const TUPLES: u16 = 600;
 /// Servers that can be configured, of each service.
@@ -81,7 +81,7 @@ pub enum How {
 /// One step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {
-    /// A client opens a connection, unless one with that tuple is open.
+    /// A client opens a connection, or begins to send datagrams, unless one with that tuple is open.
     Open(u16, Answer),
     /// Open flows send, as many as the second number from that pick on.
     Talk(u16, u8),

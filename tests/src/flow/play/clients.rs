@@ -3,7 +3,7 @@
 //! Owns: which packets clients send, what is promised to their flows, and until when. Refuses to know who changes services.
 
 use anyhow::{Result, ensure};
-use lb_userspace::plan::Window;
+use lb_userspace::{model::Protocol, plan::Window};
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 
 use super::{
@@ -12,7 +12,7 @@ use super::{
         place::{Place, Sent},
         step::{ATTEMPTS, Answer, Flood},
     },
-    Hosted, Play,
+    Hosted, Play, Promise,
 };
 
 /// By how much the reference promises less than the times say, as clocks of seconds are read at different moments.
@@ -41,6 +41,8 @@ pub(super) struct Flow {
     pub(super) born_ms: u64,
     /// When it last sent.
     pub(super) sent_ms: u64,
+    /// Of datagrams: what was promised to the last one, and to how many of them in a row.
+    pub(super) promised: (Promise, u8),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -60,6 +62,10 @@ impl<P: Place> Play<'_, P> {
     fn address(&self, tuple: u16) -> ([u8; 4], u16) {
         let client = tuple / self.services.len() as u16;
         ([198, 51, 100, (client % 32) as u8], 1024 + client / 32)
+    }
+
+    fn protocol_of(&self, tuple: u16) -> Protocol {
+        self.hosted(self.service_of(tuple)).setup.key.protocol
     }
 
     fn hosted(&self, service: u8) -> &Hosted {
@@ -118,12 +124,58 @@ impl<P: Place> Play<'_, P> {
         }
         let flow = self.flows.len();
         let (born_ms, sent_ms, reused) = (self.now_ms, self.now_ms, last.is_some());
-        self.flows.push(Flow { tuple, reused, answer, life: Life::Opening, born_ms, sent_ms });
+        let promised = (Promise::Nothing, 0);
+        self.flows.push(Flow { tuple, reused, answer, life: Life::Opening, born_ms, sent_ms, promised });
         self.by_tuple.insert(tuple, flow);
         if answer.duplicate_ms != 0 {
             self.at(self.now_ms + u64::from(answer.duplicate_ms), Event::Duplicate(flow));
         }
-        self.syn(flow, 0)
+        match self.protocol_of(tuple) {
+            Protocol::Tcp => self.syn(flow, 0),
+            Protocol::Udp => self.begin(flow),
+        }
+    }
+
+    /// The first datagram of a flow.
+    fn begin(&mut self, flow: usize) -> Result<()> {
+        self.is_promised(flow);
+        let sent = self.send_of(self.flows[flow].tuple, 0)?;
+        let Sent::To(n) = sent else {
+            self.flows[flow].life = Life::Over;
+            return Ok(());
+        };
+        self.flows[flow].life = Life::Open(n);
+        self.played.flows += 1;
+        self.check_new(flow, n)
+    }
+
+    /// Whether the next packet of an open flow is promised to reach its rightful server. Packets of connections always are.
+    fn is_promised(&mut self, flow: usize) -> bool {
+        let service = self.service_of(self.flows[flow].tuple);
+        if self.hosted(service).setup.key.protocol == Protocol::Tcp {
+            return true;
+        }
+        let promise = self.hosted(service).promise();
+        let (before, sent) = &mut self.flows[flow].promised;
+        if *before != promise {
+            (*before, *sent) = (promise, 0);
+        }
+        let promised = *sent >= promise.holds_after();
+        *sent = sent.saturating_add(1).min(u8::MAX - 1);
+        promised
+    }
+
+    /// Asks that the server of a flow of which nothing is recorded may have it.
+    fn check_new(&mut self, flow: usize, n: u16) -> Result<()> {
+        let Flow { tuple, reused: false, .. } = self.flows[flow] else { return Ok(()) };
+        let [service, server] = n.to_be_bytes();
+        let may = self.hosted(service).may_take(server, self.now_ms);
+        ensure!(may, "a new flow went to server {server} of service {service}, which takes none any more");
+        if self.is_settled(service) {
+            let (client, _) = self.address(tuple);
+            self.services[usize::from(service)].check_source(client, server)?;
+        }
+        Ok(())
     }
 
     fn syn(&mut self, flow: usize, attempt: usize) -> Result<()> {
@@ -143,12 +195,8 @@ impl<P: Place> Play<'_, P> {
             ensure!(sent != Sent::Reset, "a SYN was answered by a reset");
             return Ok(());
         };
-        let [service, server] = n.to_be_bytes();
-        let may = !first || self.flows[flow].reused || self.hosted(service).may_take(server, self.now_ms);
-        ensure!(may, "a new flow went to server {server} of service {service}, which takes none any more");
-        if first && !self.flows[flow].reused && self.is_settled(service) {
-            let (client, _) = self.address(self.flows[flow].tuple);
-            self.services[usize::from(service)].check_source(client, server)?;
+        if first {
+            self.check_new(flow, n)?;
         }
         if delay_ms != 0 && self.is_up(n) {
             self.at(self.now_ms + delay_ms, Event::Answered(flow, n));
@@ -159,6 +207,7 @@ impl<P: Place> Play<'_, P> {
     pub(super) fn event(&mut self, event: Event) -> Result<()> {
         match event {
             Event::Syn(flow, attempt) => self.syn(flow, attempt),
+            Event::Duplicate(flow) if self.protocol_of(self.flows[flow].tuple) == Protocol::Udp => self.data(flow, 0),
             Event::Duplicate(flow) => {
                 let sent = self.send_of(self.flows[flow].tuple, flag::SYN)?;
                 if self.flows[flow].life == Life::Opening { self.answers(flow, sent, 20, false) } else { Ok(()) }
@@ -179,10 +228,19 @@ impl<P: Place> Play<'_, P> {
         }
     }
 
-    /// A packet of an open flow: it reaches the rightful server.
+    /// A packet of an open flow: it reaches the rightful server. Where that is not promised yet, the flow's is the one that it reaches.
     fn data(&mut self, flow: usize, flags: u8) -> Result<()> {
         let Flow { tuple, life: Life::Open(n), born_ms, sent_ms, .. } = self.flows[flow] else { return Ok(()) };
+        let promised = self.is_promised(flow);
         let sent = self.send_of(tuple, flags)?;
+        if !promised {
+            self.flows[flow].sent_ms = self.now_ms;
+            match sent {
+                Sent::To(n) => self.flows[flow].life = Life::Open(n),
+                _ => self.flows[flow].promised = (Promise::Nothing, 0),
+            }
+            return Ok(());
+        }
         let ago_ms = self.now_ms - sent_ms;
         let [service, server] = n.to_be_bytes();
         ensure!(

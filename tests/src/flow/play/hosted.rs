@@ -21,12 +21,38 @@ const DRAIN_MARGIN_MS: u64 = 1500;
 /// How long the last new flow may come after a drain is no longer announced: the agent looks once a second.
 const ANNOUNCED_MARGIN_MS: u64 = 2000;
 
+/// What is promised to the datagrams of a flow that are sent under it. What is sent under another promise counts for nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Promise {
+    /// Nothing: the maps do not hold yet what is configured.
+    Nothing,
+    /// They go where the second one went. Until every flow is no longer recorded, which begins with this change.
+    Sticky(u32),
+    /// They go where the one before went, until the service changes again.
+    Stateless(u32),
+}
+
+impl Promise {
+    /// After how many datagrams of a flow it holds for the next one.
+    pub const fn holds_after(self) -> u8 {
+        match self {
+            Self::Nothing => u8::MAX,
+            Self::Sticky(_) => 2,
+            Self::Stateless(_) => 1,
+        }
+    }
+}
+
 /// A service of a sequence.
 pub struct Hosted {
     /// How it is configured.
     pub setup: Setup,
     /// What the maps were last made to hold: which servers were told to be down, under which setting.
     told: Option<Setup>,
+    /// How often it changed; as often when the maps were last told of it; and when it last began to record every flow, or ended that.
+    changes: u32,
+    told_changes: Option<u32>,
+    turned: u32,
     /// When each server left the configuration.
     left_ms: Vec<Option<u64>>,
     /// Since when each server takes no new flows, as far as the running agent knows.
@@ -40,6 +66,9 @@ impl Hosted {
     pub fn new(setup: Setup) -> Self {
         Self {
             told: None,
+            changes: 0,
+            told_changes: None,
+            turned: 0,
             left_ms: setup.servers.iter().map(|server| (!server.listed).then_some(0)).collect(),
             drained_ms: vec![None; setup.servers.len()],
             sources: HashMap::new(),
@@ -75,10 +104,24 @@ impl Hosted {
         Ok(())
     }
 
+    /// Whether the maps hold what is configured.
+    fn is_told(&self) -> bool {
+        self.told_changes == Some(self.changes)
+    }
+
+    /// What is promised to datagrams that are sent now.
+    pub fn promise(&self) -> Promise {
+        match self.told_changes {
+            Some(told) if self.setup.tracks_all() && told >= self.turned => Promise::Sticky(self.turned),
+            Some(told) if !self.setup.tracks_all() && told == self.changes => Promise::Stateless(told),
+            _ => Promise::Nothing,
+        }
+    }
+
     /// Asks that new flows of a client go to one server where the source alone chooses the slot. For when slots are settled.
     pub fn check_source(&mut self, client: [u8; 4], n: u8) -> Result<()> {
         let by_source = self.setup.algo == Algo::Hashed && self.setup.inputs == Inputs::Source;
-        if by_source && self.told.as_ref() == Some(&self.setup) {
+        if by_source && self.is_told() {
             let other = *self.sources.entry(client).or_insert(n);
             ensure!(other == n, "new flows of client {client:?} went to servers {other} and {n}");
         }
@@ -94,10 +137,11 @@ impl Hosted {
                 _ => Some(now_ms),
             };
         }
-        if self.told.as_ref() != Some(&self.setup) {
+        if !self.is_told() {
             self.sources.clear();
         }
         self.told = Some(self.setup.clone());
+        self.told_changes = Some(self.changes);
     }
 
     /// Changes the configuration, or a server; says whether that changed anything.
@@ -144,6 +188,11 @@ impl Hosted {
                 (false, false) => {}
             }
         }
-        self.setup != before
+        let changed = self.setup != before;
+        self.changes += u32::from(changed);
+        if self.setup.tracks_all() != before.tracks_all() {
+            self.turned = self.changes;
+        }
+        changed
     }
 }
