@@ -7,6 +7,7 @@
 mod agent;
 mod clients;
 mod hosted;
+mod limits;
 
 use std::{
     cmp::Reverse,
@@ -149,6 +150,7 @@ impl<'p, P: Place> Play<'p, P> {
     fn send(&mut self, service: u8, src: [u8; 4], port: u16, flags: u8) -> Result<Sent> {
         self.played.packets += 1;
         let Some(hosted) = self.services.get(usize::from(service)) else { bail!("there is no service {service}") };
+        self.played.met_open += u64::from(hosted.setup.fails_open());
         let sent = self.place.run(&frame(&hosted.setup.key, src, port, flags))?;
         if let Sent::To(n) = sent {
             let [of, n] = n.to_be_bytes();

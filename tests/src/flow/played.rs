@@ -9,6 +9,10 @@ pub struct Played {
     pub flows: u64,
     /// Packets of open flows, each of which reached the rightful server.
     pub kept: u64,
+    /// SYNs that came while a server of their service was full.
+    pub met_full: u64,
+    /// Packets that came while no server of their service was up.
+    pub met_open: u64,
     /// Plans carried out.
     pub plans: u64,
     /// Adoptions.
@@ -20,6 +24,8 @@ impl std::ops::AddAssign for Played {
         self.packets += other.packets;
         self.flows += other.flows;
         self.kept += other.kept;
+        self.met_full += other.met_full;
+        self.met_open += other.met_open;
         self.plans += other.plans;
         self.adoptions += other.adoptions;
     }

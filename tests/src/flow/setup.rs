@@ -49,12 +49,14 @@ pub struct Server {
     pub maint: bool,
     /// It answers.
     pub up: bool,
+    /// Connections at most; 0 is no limit.
+    pub limit: u32,
 }
 
 impl Server {
-    /// Whether it would take new flows.
-    pub fn is_eligible(&self) -> bool {
-        self.listed && !self.maint && self.up && self.weight > 0
+    /// Whether it would take new flows if it were up.
+    fn is_candidate(&self) -> bool {
+        self.listed && !self.maint && self.weight > 0
     }
 }
 
@@ -71,7 +73,7 @@ pub struct Setup {
     pub inputs: Inputs,
     /// Slots of the ring, a prime number.
     pub ring_size: u32,
-    /// Every flow is recorded; chosen algorithms do so anyway. Flows of datagrams are sticky then, and else there are none.
+    /// Every flow is recorded; chosen algorithms and limits do so anyway. Flows of datagrams are sticky then, and else there are none.
     pub track_all: bool,
     /// What becomes of the flows of a server that is down.
     pub on_marked_down: OnMarkedDown,
@@ -93,7 +95,7 @@ pub fn wanted<'a>(setups: impl IntoIterator<Item = &'a Setup>) -> Wanted {
 impl Setup {
     /// A hashed service of `listed` servers of `all`, each with weight 1.
     pub fn new(all: usize, listed: usize, ring_size: u32, times: Times) -> Self {
-        let server = |n| Server { listed: n < listed, weight: 1, maint: false, up: true };
+        let server = |n| Server { listed: n < listed, weight: 1, maint: false, up: true, limit: 0 };
         Self {
             key: WEB,
             servers: (0..all).map(server).collect(),
@@ -122,7 +124,23 @@ impl Setup {
 
     /// Whether every flow is recorded.
     pub fn tracks_all(&self) -> bool {
-        self.track_all || self.algo != Algo::Hashed
+        self.track_all || self.algo != Algo::Hashed || self.is_limited()
+    }
+
+    /// Whether a server may be full.
+    pub fn is_limited(&self) -> bool {
+        self.servers.iter().any(|server| server.listed && server.limit > 0)
+    }
+
+    /// Whether all that would take new flows are down, and count as up for that: as the agent judges it.
+    pub fn fails_open(&self) -> bool {
+        let mut candidates = self.servers.iter().filter(|server| server.is_candidate()).peekable();
+        candidates.peek().is_some() && !candidates.any(|server| server.up)
+    }
+
+    /// Whether a server takes new flows.
+    pub fn takes_new(&self, server: &Server) -> bool {
+        server.is_candidate() && (server.up || self.fails_open())
     }
 
     fn wanted(&self, number: u8) -> WantedService {
@@ -135,9 +153,7 @@ impl Setup {
             backend_key(&self.key, address, self.key.port)
         };
         let present = || self.servers.iter().enumerate().filter(|(_, server)| server.listed);
-        // As the agent judges it: where nobody takes new flows at all, nobody fails.
-        let candidate = |server: &Server| server.listed && !server.maint && server.weight > 0;
-        let fail_open = self.servers.iter().any(candidate) && !self.servers.iter().any(Server::is_eligible);
+        let fail_open = self.fails_open();
         let mut backends: Vec<WantedBackend> = present()
             .filter(|(_, server)| !server.maint)
             .map(|(n, server)| WantedBackend {
@@ -145,7 +161,7 @@ impl Setup {
                 weight: if server.up || fail_open { server.weight } else { 0 },
                 up: server.up,
                 down: !server.up,
-                max_connections: 0,
+                max_connections: server.limit,
                 next_hop: Some(NextHop {
                     ifindex: IFINDEX,
                     mtu: 1500,

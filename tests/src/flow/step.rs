@@ -53,8 +53,16 @@ pub enum Change {
     Maint(u8),
     /// A server dies.
     Die(u8),
+    /// Every server is taken for dead, and all answer.
+    DieAll,
     /// It answers again.
     Recover(u8),
+    /// Every server answers again.
+    RecoverAll,
+    /// A server may have that many connections; 0 is no limit.
+    Limit(u8, u32),
+    /// Every server may.
+    LimitEach(u32),
     /// New flows are placed otherwise.
     Algo(Algo),
     /// The ring has another size.
@@ -130,20 +138,24 @@ fn how(rng: &mut StdRng) -> How {
 fn change(rng: &mut StdRng) -> Change {
     let server = rng.random_range(0..SERVERS);
     match rng.random_range(0..100) {
-        0..22 => Change::Add(server),
-        22..40 => Change::Remove(server),
-        40..51 => Change::Weight(server, rng.random_range(0..4)),
-        51 => Change::DrainAll,
-        52..54 => Change::Maint(server),
-        54..62 => Change::Die(server),
-        62..74 => Change::Recover(server),
-        74..82 => {
+        0..20 => Change::Add(server),
+        20..37 => Change::Remove(server),
+        37..47 => Change::Weight(server, rng.random_range(0..4)),
+        47 => Change::DrainAll,
+        48..50 => Change::Maint(server),
+        50..58 => Change::Die(server),
+        58 => Change::DieAll,
+        59..70 => Change::Recover(server),
+        70..72 => Change::RecoverAll,
+        72..79 => {
             let algos = [Algo::Hashed, Algo::Hashed, Algo::Turns, Algo::LeastConnections, Algo::RandomTwo];
             Change::Algo(algos[rng.random_range(0..algos.len())])
         }
-        82..88 => Change::RingSize([251, 257, 307, 509][rng.random_range(0..4)]),
-        88..92 => Change::Inputs(if rng.random() { Inputs::Source } else { Inputs::Tuple }),
-        92..97 => Change::TrackAll(rng.random()),
+        79..85 => Change::RingSize([251, 257, 307, 509][rng.random_range(0..4)]),
+        85..88 => Change::Inputs(if rng.random() { Inputs::Source } else { Inputs::Tuple }),
+        88..92 => Change::TrackAll(rng.random()),
+        92..94 => Change::Limit(server, rng.random_range(0..6)),
+        94..96 => Change::LimitEach(if rng.random() { rng.random_range(1..6) } else { 0 }),
         _ => {
             let choices = [OnMarkedDown::Rehash, OnMarkedDown::Rehash, OnMarkedDown::Keep, OnMarkedDown::Reset];
             Change::OnMarkedDown(choices[rng.random_range(0..choices.len())])

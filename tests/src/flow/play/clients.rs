@@ -85,15 +85,13 @@ impl<P: Place> Play<'_, P> {
 
     /// Whether every slot of a service is known to be settled.
     fn is_settled(&self, service: u8) -> bool {
-        let key = self.hosted(service).setup.key;
-        let present = self.engine.as_ref().and_then(|engine| engine.present().services().find(|(of, _)| **of == key));
-        present.is_some_and(|(_, service)| service.window == Window::Settled)
+        self.present_of(service).is_some_and(|service| service.window == Window::Settled)
     }
 
     /// Whether a server answers.
     fn is_up(&self, n: u16) -> bool {
         let [service, n] = n.to_be_bytes();
-        self.hosted(service).server(n).is_some_and(|server| server.up)
+        self.hosted(service).answers(n)
     }
 
     /// Takes note of a flow to which nothing is promised any more.
@@ -180,7 +178,10 @@ impl<P: Place> Play<'_, P> {
 
     fn syn(&mut self, flow: usize, attempt: usize) -> Result<()> {
         let Flow { tuple, answer, life: Life::Opening, born_ms, .. } = self.flows[flow] else { return Ok(()) };
+        let service = self.service_of(tuple);
+        let held = self.held(service);
         let sent = self.send_of(tuple, flag::SYN)?;
+        self.check_limit(service, &held, sent)?;
         if let Some(again) = SYNS_MS.get(attempt + 1) {
             self.at(born_ms + again, Event::Syn(flow, attempt + 1));
         }

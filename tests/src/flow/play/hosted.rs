@@ -86,7 +86,13 @@ impl Hosted {
         let (Some(server), Some(left)) = (self.server(n), self.left_ms.get(usize::from(n))) else { return false };
         let drain_ms = self.setup.drain_s * 1000 - DRAIN_MARGIN_MS;
         let there = left.is_none_or(|left_ms| now_ms < left_ms + drain_ms);
-        there && !server.maint && (server.up || (server.listed && self.setup.on_marked_down == OnMarkedDown::Keep))
+        let stays = server.listed && (self.setup.on_marked_down == OnMarkedDown::Keep || self.setup.fails_open());
+        there && !server.maint && (server.up || stays)
+    }
+
+    /// Whether a server answers. Where all are taken for dead, those that are asked do.
+    pub fn answers(&self, n: u8) -> bool {
+        self.server(n).is_some_and(|server| server.up || self.setup.takes_new(server))
     }
 
     /// Whether a server still may be given a flow that nobody knows.
@@ -100,7 +106,10 @@ impl Hosted {
         let Some(told) = &self.told else { return Ok(()) };
         let server = told.servers.get(usize::from(n)).with_context(|| format!("there is no server {n}"))?;
         let stays = told.on_marked_down == OnMarkedDown::Keep && flags & flag::SYN == 0;
-        ensure!(server.up || stays || !server.listed, "a packet went to server {n}, which is down");
+        ensure!(
+            server.up || stays || told.fails_open() || !server.listed,
+            "a packet went to server {n}, which is down"
+        );
         Ok(())
     }
 
@@ -121,7 +130,7 @@ impl Hosted {
     /// Asks that new flows of a client go to one server where the source alone chooses the slot. For when slots are settled.
     pub fn check_source(&mut self, client: [u8; 4], n: u8) -> Result<()> {
         let by_source = self.setup.algo == Algo::Hashed && self.setup.inputs == Inputs::Source;
-        if by_source && self.is_told() {
+        if by_source && !self.setup.is_limited() && self.is_told() {
             let other = *self.sources.entry(client).or_insert(n);
             ensure!(other == n, "new flows of client {client:?} went to servers {other} and {n}");
         }
@@ -132,7 +141,7 @@ impl Hosted {
     pub fn tell(&mut self, now_ms: u64, anew: bool) {
         for (since, server) in self.drained_ms.iter_mut().zip(&self.setup.servers) {
             *since = match since {
-                _ if server.is_eligible() => None,
+                _ if self.setup.takes_new(server) => None,
                 Some(since_ms) if !anew => Some(*since_ms),
                 _ => Some(now_ms),
             };
@@ -156,7 +165,8 @@ impl Hosted {
             | Change::Weight(n, _)
             | Change::Maint(n)
             | Change::Die(n)
-            | Change::Recover(n) => &mut setup.servers[at(n)],
+            | Change::Recover(n)
+            | Change::Limit(n, _) => &mut setup.servers[at(n)],
             _ => &mut setup.servers[0],
         };
         match change {
@@ -166,19 +176,16 @@ impl Hosted {
             Change::DrainAll => setup.servers.iter_mut().for_each(|server| server.weight = 0),
             Change::Maint(_) => server.maint = server.listed && !server.maint,
             Change::Die(_) => server.up = false,
+            Change::DieAll => setup.servers.iter_mut().for_each(|server| server.up = false),
             Change::Recover(_) => server.up = true,
+            Change::RecoverAll => setup.servers.iter_mut().for_each(|server| server.up = true),
+            Change::Limit(_, limit) => server.limit = limit,
+            Change::LimitEach(limit) => setup.servers.iter_mut().for_each(|server| server.limit = limit),
             Change::Algo(algo) => setup.algo = algo,
             Change::RingSize(slots) => setup.ring_size = slots,
             Change::Inputs(inputs) => setup.inputs = inputs,
             Change::TrackAll(all) => setup.track_all = all,
             Change::OnMarkedDown(what) => setup.on_marked_down = what,
-        }
-        // Somebody has to take new flows, else the service fails open and nobody is dead; other than where all drain, or did.
-        let drains = |setup: &Setup| setup.servers.iter().all(|server| server.weight == 0);
-        let eligible = setup.servers.iter().filter(|server| server.is_eligible()).count();
-        if eligible < 2 && !drains(setup) && !(drains(&before) && eligible == 1) {
-            self.setup = before;
-            return false;
         }
         for (n, (server, old)) in self.setup.servers.iter().zip(&before.servers).enumerate() {
             match (server.listed, old.listed) {
