@@ -285,8 +285,11 @@ fn pinned_node(pins: &Pins) -> Option<abi::node::Node> {
     super::memory::Mapped::read_only(std::os::fd::AsFd::as_fd(map.fd()), 1).ok()?.get(0)
 }
 
-/// Loads the object for an interface slot; the shared maps are created and pinned, or taken from their pins.
-pub(super) fn object(pins: &Pins, slot: u32, sizes: &MapSizes, beside: Beside) -> Result<Ebpf, LoadError> {
+/// Loads the object for an interface slot; the shared maps are created and pinned, or taken from their pins. No program is loaded yet.
+///
+/// # Errors
+/// [`LoadError::Kernel`] where a map cannot be made, or the object cannot be loaded.
+pub fn object(pins: &Pins, slot: u32, sizes: &MapSizes, beside: Beside) -> Result<Ebpf, LoadError> {
     let mut loader = EbpfLoader::new();
     loader.override_global(SLOT_GLOBAL, &slot, true);
     let mut masks = [0; MASK_GLOBALS.len()];

@@ -5,12 +5,12 @@
 
 use std::{cell::RefCell, collections::HashSet, rc::Rc};
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use bytemuck::Zeroable as _;
 use lb_core::{
     abi::{
         backend::{Backend, BackendKey},
-        flow::{self, Record, Word},
+        flow::{self, Record, WAYS, Word},
         lookup::Bucket,
         node::Node,
         ring::Line,
@@ -22,7 +22,12 @@ use lb_core::{
     rewrite::Exit,
 };
 use lb_userspace::{
-    dataplane::apply::{Map, Memory},
+    dataplane::{
+        apply::{Map, Memory},
+        load::LoadError,
+        resize::Beside,
+    },
+    model::Limits,
     plan::MapSizes,
 };
 
@@ -93,10 +98,25 @@ pub trait Place {
     fn words(&self) -> Vec<u64>;
     /// `ACTIVE` of a backend id.
     fn active(&self, id: u32) -> u64;
+    /// Takes a step towards a flow table for so many flows, as an agent does before it adopts the maps; says whether none is left. Other
+    /// than as given here where the table is given another size by other ways.
+    ///
+    /// # Errors
+    /// [`LoadError::FlowsDoNotFit`] among others.
+    fn resize(&mut self, _flows_max: u32) -> Result<bool> {
+        Ok(true)
+    }
     /// Whether no packets run but those of the sequence: only then is `ACTIVE` what a recount finds.
     fn is_quiet(&self) -> bool {
         true
     }
+}
+
+/// `sizes` with a flow table for so many flows.
+pub fn with_flows(sizes: MapSizes, flows_max: u32) -> MapSizes {
+    let MapSizes { services_max, backends_max, .. } = sizes;
+    let flow_buckets = MapSizes::of(&Limits { services_max, backends_max, ring_slots_max: 1, flows_max }).flow_buckets;
+    MapSizes { flows_max, flow_buckets, ..sizes }
 }
 
 /// A difference between `ACTIVE` and a recount of the table: backend id, counted, found.
@@ -153,6 +173,12 @@ impl Maps {
         Self { snapshot, keys: vec![BackendKey::zeroed(); sizes.backends as usize] }
     }
 
+    /// The words of every record, in both tables where there are two.
+    fn flow_words(&self) -> impl Iterator<Item = u64> {
+        let buckets = self.snapshot.flows.iter().chain(&self.snapshot.beside);
+        buckets.flat_map(|bucket| &bucket.words).map(|word| word.cell().get())
+    }
+
     fn words(&self, map: Map) -> &[u64] {
         let s = &self.snapshot;
         match map {
@@ -203,8 +229,7 @@ impl Memory for HostMemory {
 
     fn recorded(&self) -> HashSet<u32> {
         let maps = self.0.borrow();
-        let words = maps.snapshot.flows.iter().flat_map(|bucket| &bucket.words).map(|word| word.cell().get());
-        words.filter(|word| flow::is_record(*word)).map(|word| Record::unpack(word).backend).collect()
+        maps.flow_words().filter(|word| flow::is_record(*word)).map(|word| Record::unpack(word).backend).collect()
     }
 
     fn synchronize(&self) {}
@@ -212,8 +237,11 @@ impl Memory for HostMemory {
 
 /// lb-core on the heap.
 pub struct Host {
+    /// At the beginning of a sequence, and now.
+    began: MapSizes,
     sizes: MapSizes,
     maps: Rc<RefCell<Maps>>,
+    beside: Beside,
     /// SYNs do not see half-open records: rule a weakened.
     pub hides_half_open: bool,
 }
@@ -226,7 +254,41 @@ const HOST_JIFFIES: u64 = (1 << 32) - 300_000;
 impl Host {
     /// Empty maps.
     pub fn new(sizes: MapSizes) -> Self {
-        Self { sizes, maps: Rc::new(RefCell::new(Maps::new(&sizes))), hides_half_open: false }
+        let maps = Rc::new(RefCell::new(Maps::new(&sizes)));
+        Self { began: sizes, sizes, maps, beside: Beside::Nothing, hides_half_open: false }
+    }
+}
+
+/// The steps of `dataplane::resize`, for one program, which knows at once of each what it has to.
+impl Host {
+    fn make(&mut self, wanted: MapSizes) -> Result<()> {
+        let snapshot = &mut self.maps.borrow_mut().snapshot;
+        let now_s = flows::now_s(snapshot, &snapshot.node);
+        let words = snapshot.flows.iter().flat_map(|bucket| &bucket.words).map(|word| word.cell().get());
+        let live =
+            words.filter(|word| flow::is_record(*word) && Record::unpack(*word).left_s(now_s) > 0).count() as u64;
+        let flows_max = wanted.flows_max;
+        if live > u64::from(flows_max) {
+            return Err(LoadError::FlowsDoNotFit { live, flows_max }.into());
+        }
+        snapshot.beside = vec![flow::Bucket::default(); wanted.flow_buckets as usize];
+        Ok(())
+    }
+
+    /// Moves what is beside; says whether nothing is left there.
+    fn empty(&mut self) -> bool {
+        let snapshot = &mut self.maps.borrow_mut().snapshot;
+        snapshot.node.flow_mask = snapshot.flows.len() as u32 - 1;
+        let now_s = flows::now_s(snapshot, &snapshot.node);
+        let ways = (0..snapshot.beside.len() as u32).flat_map(|index| (0..WAYS).map(move |way| (index, way)));
+        let left = ways.filter(|(index, way)| {
+            flows::table::move_way(&*snapshot, *index, *way, now_s) == flows::table::Moved::NoRoom
+        });
+        if left.count() > 0 {
+            return false;
+        }
+        snapshot.beside.clear();
+        true
     }
 }
 
@@ -238,6 +300,7 @@ impl Place for Host {
     }
 
     fn clear(&mut self) -> Result<()> {
+        (self.sizes, self.beside) = (self.began, Beside::Nothing);
         *self.maps.borrow_mut() = Maps::new(&self.sizes);
         Ok(())
     }
@@ -274,18 +337,46 @@ impl Place for Host {
         let maps = self.maps.borrow();
         let tables = &maps.snapshot;
         let Node { flow_mask, .. } = tables.node;
-        for index in 0..self.sizes.flow_buckets {
+        for index in 0..(tables.flows.len() + tables.beside.len()) as u32 {
             flows::table::sweep(tables, index, flow_mask, flows::now_s(tables, &tables.node));
         }
         Ok(())
     }
 
     fn words(&self) -> Vec<u64> {
-        let maps = self.maps.borrow();
-        maps.snapshot.flows.iter().flat_map(|bucket| &bucket.words).map(|word| word.cell().get()).collect()
+        self.maps.borrow().flow_words().collect()
     }
 
     fn active(&self, id: u32) -> u64 {
         self.maps.borrow().snapshot.active.get(id as usize).map_or(0, |word| word.cell().get())
+    }
+
+    fn resize(&mut self, flows_max: u32) -> Result<bool> {
+        let wanted = with_flows(self.sizes, flows_max);
+        let buckets = self.maps.borrow().snapshot.beside.len();
+        match self.beside {
+            Beside::Nothing if wanted.flow_buckets == self.sizes.flow_buckets => {
+                self.sizes = wanted;
+                return Ok(true);
+            }
+            Beside::Nothing => {
+                self.make(wanted)?;
+                self.beside = Beside::Next;
+            }
+            Beside::Next if buckets != wanted.flow_buckets as usize => {
+                self.maps.borrow_mut().snapshot.beside.clear();
+                self.beside = Beside::Nothing;
+            }
+            Beside::Next => {
+                let Maps { snapshot, .. } = &mut *self.maps.borrow_mut();
+                std::mem::swap(&mut snapshot.flows, &mut snapshot.beside);
+                (self.sizes, self.beside) = (wanted, Beside::Before);
+            }
+            Beside::Before => {
+                ensure!(self.empty(), "records are left where there is room");
+                self.beside = Beside::Nothing;
+            }
+        }
+        Ok(false)
     }
 }

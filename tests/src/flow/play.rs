@@ -44,6 +44,8 @@ pub struct Play<'p, P: Place> {
     broken: Option<Rule>,
     engine: Option<Engine<P::Memory>>,
     services: Vec<Hosted>,
+    /// Flows for which the next agent wants a table.
+    flows_max: u32,
     /// A change waits for a plan, for want of room or of an agent.
     waiting: bool,
     revision: u64,
@@ -66,6 +68,7 @@ impl<'p, P: Place> Play<'p, P> {
         place.clear()?;
         place.set_clock(0);
         let mut play = Self {
+            flows_max: place.sizes().flows_max,
             place,
             broken,
             engine: None,
@@ -100,6 +103,11 @@ impl<'p, P: Place> Play<'p, P> {
                 Ok(())
             }
             Step::Start(clock_s) => self.start(u64::from(clock_s)),
+            Step::Resize(flows_max, most) => {
+                self.engine = None;
+                self.flows_max = flows_max;
+                self.resize(most.into()).map(drop)
+            }
         }
     }
 

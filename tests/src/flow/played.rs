@@ -15,6 +15,8 @@ pub struct Played {
     pub met_open: u64,
     /// Plans carried out.
     pub plans: u64,
+    /// Steps towards a flow table of another size.
+    pub resizing: u64,
     /// Adoptions.
     pub adoptions: u64,
 }
@@ -27,6 +29,7 @@ impl std::ops::AddAssign for Played {
         self.met_full += other.met_full;
         self.met_open += other.met_open;
         self.plans += other.plans;
+        self.resizing += other.resizing;
         self.adoptions += other.adoptions;
     }
 }

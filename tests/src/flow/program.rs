@@ -6,19 +6,19 @@
 use std::{
     cell::Cell,
     collections::{BTreeMap, HashSet},
+    fs,
     os::fd::AsFd as _,
     path::PathBuf,
     sync::atomic::{AtomicU32, Ordering},
 };
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use aya::{
-    Ebpf, EbpfLoader, TestRunOptions,
+    Ebpf, TestRunOptions,
     maps::MapData,
     programs::{TestRun as _, Xdp},
 };
 use lb_core::abi::{
-    self,
     flow::{self, Record, TIMEOUT_MAX_S, WAYS},
     stats::FlowEvent,
 };
@@ -27,22 +27,21 @@ use lb_userspace::{
         apply::{Map, Memory},
         clock,
         kernel::{Access, KernelCounters, Maps},
+        load::{PROGRAM, object},
         memory::Mapped,
         pin::Pins,
+        resize::{BEFORE, Beside, NEXT, Progress, Resize},
     },
-    object::WEIR_LB,
     plan::MapSizes,
 };
 
-use super::place::{FRAME, Place, Sent};
+use super::place::{FRAME, Place, Sent, with_flows};
 
 /// Bits of a record's expiry.
 const EXPIRY: u64 = (1 << 17) - 1;
 /// Room for the frame as it leaves.
 const OUT: usize = 128;
 
-/// The program that decides.
-const PROGRAM: &str = "weir_lb";
 /// The program that removes expired records.
 const SWEEP: &str = "weir_sweep";
 
@@ -51,10 +50,13 @@ static NUMBER: AtomicU32 = AtomicU32::new(0);
 
 /// The program, its maps and their pins, which go with it.
 pub struct Loaded {
+    /// At the beginning of a sequence, and now.
+    began: MapSizes,
     sizes: MapSizes,
     pins: Pins,
     ebpf: Ebpf,
-    flows: Mapped<[u64; 8]>,
+    /// The flow table, and the one beside it while it is given another size.
+    flows: Vec<Mapped<[u64; 8]>>,
     active: Mapped<u64>,
     counters: KernelCounters,
     /// Seconds that have passed for flows, and of those the seconds by which the records have grown older.
@@ -92,6 +94,16 @@ impl Memory for Quiet {
     fn synchronize(&self) {}
 }
 
+/// Loads the programs, which know the flow table that is `beside`, and has the kernel verify them.
+fn programs(pins: &Pins, sizes: &MapSizes, beside: Beside) -> Result<Ebpf> {
+    let mut ebpf = object(pins, 0, sizes, beside)?;
+    for name in [PROGRAM, SWEEP] {
+        let program: &mut Xdp = ebpf.program_mut(name).context("the program is there")?.try_into()?;
+        program.load().context("the verifier accepts the program")?;
+    }
+    Ok(ebpf)
+}
+
 fn mapped<T: bytemuck::Pod>(pins: &Pins, name: &str) -> Result<Mapped<T>> {
     let map = MapData::from_pin(pins.map(name)).with_context(|| format!("open {name}"))?;
     let entries = map.info()?.max_entries();
@@ -113,22 +125,11 @@ impl Loaded {
     }
 
     fn load(pins: &Pins, sizes: MapSizes) -> Result<Self> {
-        let mut loader = EbpfLoader::new();
-        for shape in &abi::MAPS {
-            loader.map_pin_path(shape.name, pins.map(shape.name));
-            if let Some(entries) = sizes.entries(shape.name) {
-                loader.map_max_entries(shape.name, entries);
-            }
-        }
-        let mut ebpf = loader.load(WEIR_LB).context("the object loads")?;
-        for name in [PROGRAM, SWEEP] {
-            let program: &mut Xdp = ebpf.program_mut(name).context("the program is there")?.try_into()?;
-            program.load().context("the verifier accepts the program")?;
-        }
         Ok(Self {
+            began: sizes,
             sizes,
-            ebpf,
-            flows: mapped(pins, flow::SHAPE.name)?,
+            ebpf: programs(pins, &sizes, Beside::Nothing)?,
+            flows: vec![mapped(pins, flow::SHAPE.name)?],
             active: mapped(pins, flow::ACTIVE_SHAPE.name)?,
             counters: KernelCounters::open(pins)?,
             pins: pins.clone(),
@@ -148,18 +149,30 @@ impl Loaded {
         if older_s == 0 {
             return;
         }
-        for index in 0..self.flows.len() {
-            for way in WAYS..2 * WAYS {
-                let word = self.flows.load_word(index, way).unwrap_or(0);
-                if flow::is_record(word) {
-                    // What expired goes no further back than its field can tell.
-                    let left_s = Record::unpack(word).left_s(self.program_s());
-                    let older_s = older_s.min(u64::from(left_s) + 1).min(u64::from(TIMEOUT_MAX_S));
-                    let expiry = word.wrapping_sub(older_s) & EXPIRY;
-                    self.flows.store_word(index, way, word & !EXPIRY | expiry);
-                }
+        for (table, index, way) in self.places() {
+            let word = table.load_word(index, way).unwrap_or(0);
+            if flow::is_record(word) {
+                // What expired goes no further back than its field can tell.
+                let left_s = Record::unpack(word).left_s(self.program_s());
+                let older_s = older_s.min(u64::from(left_s) + 1).min(u64::from(TIMEOUT_MAX_S));
+                let expiry = word.wrapping_sub(older_s) & EXPIRY;
+                table.store_word(index, way, word & !EXPIRY | expiry);
             }
         }
+    }
+
+    /// Where every record has its word: table, bucket and number of the word in it.
+    fn places(&self) -> impl Iterator<Item = (&Mapped<[u64; 8]>, u32, usize)> {
+        let buckets = self.flows.iter().flat_map(|table| (0..table.len()).map(move |index| (table, index)));
+        buckets.flat_map(|(table, index)| (WAYS..2 * WAYS).map(move |way| (table, index, way)))
+    }
+
+    /// Loads programs that know the flow table, which is made where it is not pinned, and the one `beside` it.
+    fn know(&mut self, beside: Beside) -> Result<()> {
+        self.ebpf = programs(&self.pins, &self.sizes, beside)?;
+        let tables = [flow::SHAPE.name].into_iter().chain(beside.pin());
+        self.flows = tables.map(|pin| mapped(&self.pins, pin)).collect::<Result<_>>()?;
+        Ok(())
     }
 
     /// The program's clock.
@@ -199,7 +212,14 @@ impl Place for Loaded {
                 ensure!(stored, "{map:?} has no entry {index}");
             }
         }
-        let flows = (0..self.flows.len()).all(|index| self.flows.put(index, &[0; 8]));
+        self.sizes = self.began;
+        if self.flows.iter().map(Mapped::len).ne([self.began.flow_buckets]) {
+            // Another sequence left another table, or two.
+            let tables = [flow::SHAPE.name, NEXT, BEFORE].map(|pin| self.pins.map(pin));
+            tables.into_iter().filter(|pin| pin.exists()).try_for_each(fs::remove_file)?;
+            self.know(Beside::Nothing)?;
+        }
+        let flows = self.flows.iter().all(|table| (0..table.len()).all(|index| table.put(index, &[0; 8])));
         let active = (0..self.active.len()).all(|index| self.active.put(index, &0));
         ensure!(flows && active, "the flow table cannot be emptied");
         self.now_s = 0;
@@ -230,7 +250,8 @@ impl Place for Loaded {
         self.age();
         // One run at a time: a repeated one waits for RCU, which takes longer than a small table does.
         let (mut frame, mut next) = ([0u8; FRAME], 0);
-        while next < self.sizes.flow_buckets {
+        let buckets = self.flows.iter().map(Mapped::len).sum();
+        while next < buckets {
             let given = frame;
             self.run_program(SWEEP, &given, &mut frame)?;
             let reached = u32::from_ne_bytes([frame[0], frame[1], frame[2], frame[3]]);
@@ -241,11 +262,30 @@ impl Place for Loaded {
     }
 
     fn words(&self) -> Vec<u64> {
-        let places = (0..self.flows.len()).flat_map(|index| (WAYS..2 * WAYS).map(move |way| (index, way)));
-        places.filter_map(|(index, way)| self.flows.load_word(index, way)).collect()
+        self.places().filter_map(|(table, index, way)| table.load_word(index, way)).collect()
     }
 
     fn active(&self, id: u32) -> u64 {
         self.active.load_word(id, 0).unwrap_or(0)
+    }
+
+    fn resize(&mut self, flows_max: u32) -> Result<bool> {
+        // What is moved has to be as old in one table as in the other.
+        self.age();
+        let (pins, sizes) = (self.pins.clone(), with_flows(self.sizes, flows_max));
+        match Resize::new(&pins, &sizes)?.advance()? {
+            Progress::More => {}
+            Progress::Rest => {
+                self.sizes = sizes;
+                return Ok(true);
+            }
+            Progress::Left(left) => bail!("{left} records are left where there is room"),
+        }
+        let exists = |pin| self.pins.map(pin).exists();
+        if exists(flow::SHAPE.name) {
+            // While it has no name, the programs that run know what they have to.
+            self.know(if exists(NEXT) { Beside::Next } else { Beside::at_rest(&self.pins) })?;
+        }
+        Ok(false)
     }
 }

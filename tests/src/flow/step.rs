@@ -15,6 +15,8 @@ pub const SERVICES: u8 = 5;
 pub const TUPLES: u16 = 600;
 /// Servers that can be configured, of each service.
 pub const SERVERS: u8 = 12;
+/// Of so many sequences, one changes the size of the flow table: the kernel has to look at a program three times for each change.
+const RESIZES_IN: u32 = 16;
 /// Attempts of a client to connect: at 0, 1, 3 and 7 s.
 pub const ATTEMPTS: usize = 4;
 
@@ -105,6 +107,8 @@ pub enum Step {
     Stop,
     /// An agent starts; its clock begins at this second.
     Start(u32),
+    /// An agent comes that wants a flow table for so many flows, and dies after this many steps towards it if it takes more.
+    Resize(u32, u8),
 }
 
 fn answer(rng: &mut StdRng) -> Answer {
@@ -181,6 +185,7 @@ pub fn sequence(seed: u64, len: usize) -> Vec<Step> {
     // Most sequences keep one character, so that long windows of one kind are met as well as all kinds mixed.
     let settles = rng.random_range(0..4) == 0;
     let about = rng.random_range(0..SERVICES);
+    let resizes = rng.random_range(0..RESIZES_IN) == 0;
     let mut steps = Vec::with_capacity(len + 8);
     while steps.len() < len {
         let service = service(rng, about);
@@ -215,6 +220,14 @@ pub fn sequence(seed: u64, len: usize) -> Vec<Step> {
                     steps.push(Step::Talk(rng.random(), 20));
                     steps.push(Step::Wait(rng.random_range(100..7000)));
                 }
+            }
+            98 if resizes => {
+                let flows_max = [1024, 2048, 4096][rng.random_range(0..3)];
+                steps.push(Step::Resize(flows_max, rng.random_range(0..8)));
+                if rng.random() {
+                    steps.push(Step::Wait(rng.random_range(10..3000)));
+                }
+                steps.push(Step::Start(rng.random()));
             }
             98 => {
                 steps.push(Step::Stop);

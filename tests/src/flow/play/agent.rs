@@ -9,6 +9,7 @@ use lb_userspace::{
     dataplane::{
         apply,
         engine::{Clock, Engine},
+        load::LoadError,
     },
     plan::{Look, Plan},
 };
@@ -24,6 +25,8 @@ use super::{
     Play,
 };
 
+/// More steps than a change of the flow table's size takes, one that another agent left included.
+const RESIZE_STEPS_MAX: usize = 16;
 /// Seconds between two looks at the flow table, as the agent takes them.
 const LOOK_EVERY_S: u64 = 5;
 
@@ -122,6 +125,7 @@ impl<P: Place> Play<'_, P> {
     /// An agent comes, and adopts what it finds.
     pub(super) fn start(&mut self, clock_s: u64) -> Result<()> {
         self.engine = None;
+        ensure!(self.resize(RESIZE_STEPS_MAX)?, "a change of the flow table's size does not end");
         self.clock_s = clock_s;
         self.look_s = self.now_s();
         let mut memory = self.place.memory()?;
@@ -138,6 +142,24 @@ impl<P: Place> Play<'_, P> {
             self.tell(true);
         }
         Ok(())
+    }
+
+    /// Takes steps towards the flow table that is wanted, at most so many, while flows talk; says whether it is there. Where the recorded
+    /// flows are too many for it, the table that there is stays.
+    pub(super) fn resize(&mut self, most: usize) -> Result<bool> {
+        for step in 0..most {
+            match self.place.resize(self.flows_max) {
+                Ok(true) => return Ok(true),
+                Ok(false) => {}
+                Err(error) if matches!(error.downcast_ref(), Some(LoadError::FlowsDoNotFit { .. })) => {
+                    self.flows_max = self.place.sizes().flows_max;
+                }
+                Err(error) => return Err(error),
+            }
+            self.played.resizing += 1;
+            self.talk(step as u16, 12)?;
+        }
+        Ok(false)
     }
 
     /// Changes a service, and has the agent know.
