@@ -1,6 +1,6 @@
 //! What is promised of live flows while a service changes, at the size at which it is promised, through the loaded program.
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 use lb_core::abi::{ring::Inputs, service::Algo, stats::FlowEvent};
 use lb_userspace::{
     model::Limits,
@@ -219,5 +219,37 @@ fn a_drain_says_how_many_flows_are_left_and_ends_with_the_last() -> Result<()> {
         play.step(Step::Wait(5000))?;
     }
     ensure!(id(&play)?.is_none(), "the drain goes on although its last flow ended");
+    Ok(())
+}
+
+/// Where flows go without a limit, and with one: to the ring's own backend, or if that is full to another, which is counted.
+#[test]
+fn a_full_backend_spills_along_the_ring_and_every_flow_that_does_is_counted() -> Result<()> {
+    if !available(&PINNED, "limits through the loaded program") {
+        return Ok(());
+    }
+    const LIMIT: u32 = 5;
+    let mut loaded = Loaded::new(sizes())?;
+    let spilled = |loaded: &Loaded| anyhow::Ok(loaded.events()?.get(&FlowEvent::Spilled).copied().unwrap_or(0));
+    let mut went = Vec::new();
+    for limit in [0, LIMIT] {
+        let mut setup = Setup { track_all: true, ..Setup::new(4, 4, 251, Times { announce_s: 4, window_s: 40 }) };
+        setup.servers.iter_mut().for_each(|server| server.limit = limit);
+        let before = spilled(&loaded)?;
+        let mut play = Play::new(&mut loaded, vec![setup], None)?;
+        open(&mut play, 0, 17)?;
+        play.talk_all()?;
+        went.push((play.rightful(), spilled(play.place())? - before));
+    }
+    let [(own, 0), (limited, counted)] = &went[..] else { bail!("flows spill without a limit: {went:?}") };
+    let (mut held, mut expected) = ([0u32; 4], 0);
+    for (own, to) in own.iter().zip(limited) {
+        let full = held[usize::from(*own)] == LIMIT;
+        ensure!((own != to) == full, "with {held:?} connections, a flow of server {own} went to {to}");
+        held[usize::from(*to)] += 1;
+        expected += u64::from(full);
+    }
+    ensure!(own.len() == 17 && held.iter().all(|held| *held <= LIMIT), "{held:?}");
+    ensure!(expected > 0 && *counted == expected, "{counted} flows are counted as spilled, {expected} were");
     Ok(())
 }
