@@ -18,6 +18,7 @@ mod setup;
 mod shrink;
 mod spread;
 mod step;
+mod times;
 mod weaken;
 
 use std::{
