@@ -14,6 +14,8 @@ mod program;
 mod promises;
 mod race;
 mod resize;
+mod rig;
+mod settings;
 mod setup;
 mod shrink;
 mod spread;
