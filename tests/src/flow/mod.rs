@@ -5,6 +5,7 @@
 
 mod dying;
 mod floods;
+mod killed;
 pub mod linked;
 mod packet;
 mod place;
