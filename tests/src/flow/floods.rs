@@ -34,7 +34,8 @@ fn no_live_flow_is_dropped_moved_or_evicted_by_a_flood() -> Result<()> {
     let packets = number("WEIR_FLOOD", PACKETS)?;
     let limits = Limits { services_max: 4, backends_max: 64, ring_slots_max: 16_384, flows_max: FLOWS_MAX };
     let mut loaded = Loaded::new(MapSizes::of(&limits))?;
-    let failed = |loaded: &Loaded| anyhow::Ok(loaded.events()?.get(&FlowEvent::InsertFailed).copied().unwrap_or(0));
+    let count = |loaded: &Loaded, event| anyhow::Ok(loaded.events()?.get(&event).copied().unwrap_or(0));
+    let failed = |loaded: &Loaded| count(loaded, FlowEvent::InsertFailed);
     for (algo, window) in
         [(Algo::Hashed, false), (Algo::Hashed, true), (Algo::LeastConnections, false), (Algo::LeastConnections, true)]
     {
@@ -53,7 +54,11 @@ fn no_live_flow_is_dropped_moved_or_evicted_by_a_flood() -> Result<()> {
         for flood in [Flood::Syn, Flood::Ack, Flood::Mixed] {
             for burst in 0..packets / u64::from(BURST) {
                 play.step(Step::Flood(burst, flood, BURST))?;
+                // A live flow that was evicted would be learned anew, and go on, if its slot still has the same owner.
+                let learned = count(play.place(), FlowEvent::Learned)?;
                 play.talk_all()?;
+                let again = count(play.place(), FlowEvent::Learned)? - learned;
+                ensure!(again == 0, "{algo:?}, window {window}: {again} live flows were evicted");
                 play.step(Step::Wait(400))?;
             }
         }

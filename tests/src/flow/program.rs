@@ -138,6 +138,11 @@ impl Loaded {
         })
     }
 
+    /// Where its maps are pinned.
+    pub fn pins(&self) -> &Pins {
+        &self.pins
+    }
+
     /// What the flow table did since the program was loaded.
     pub fn events(&self) -> Result<BTreeMap<FlowEvent, u64>> {
         Ok(self.counters.flow_events()?)
