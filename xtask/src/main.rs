@@ -28,6 +28,9 @@ enum Command {
     /// What the orchestrators of the fleet's lab call
     #[command(hide = true)]
     LabExecutor(lab::fleet::executor::Args),
+    /// What the fleet's lab tells Prometheus about its backends
+    #[command(hide = true)]
+    LabVitals(lab::fleet::vitals::Args),
     /// Run everything that is tested, in tiers with their times
     Test(test::Args),
     /// Measure weir's program against an empty and a minimal one, and the control side
@@ -46,6 +49,7 @@ fn main() -> ExitCode {
         Command::Lab(args) => lab::command::run(&args),
         Command::LabEcho(args) => lab::echo::run(&args),
         Command::LabExecutor(args) => lab::fleet::executor::run(&args),
+        Command::LabVitals(args) => lab::fleet::vitals::run(&args),
         Command::Test(args) => test::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Dist(args) => dist::run(&args),

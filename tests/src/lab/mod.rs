@@ -4,6 +4,7 @@ pub mod session;
 pub mod wire;
 
 mod flows;
+mod matrix;
 mod modes;
 mod operate;
 mod resize;

@@ -22,7 +22,7 @@ use crate::{
         fleet::{
             Fleet,
             client::{Connection, Crowd},
-            control::{CONNECTIONS_MAX, NAME, services, until},
+            control::{CONNECTIONS_MAX, NAME, SATURATED_FOR, services, until},
             executor::Entry,
             topology::Host,
         },
@@ -42,6 +42,8 @@ const CHANGE_LIMIT: Duration = Duration::from_secs(25);
 const DEATH_LIMIT: Duration = Duration::from_millis(3 * 1000 + 500 + 1000);
 /// The backend that dies.
 const VICTIM: Host = Host::Backend(3);
+/// The backend that wants a whole CPU, and the host that is free for another one.
+const SATURATED: (Host, Host) = (Host::Backend(2), Host::Backend(7));
 
 /// `cargo xtask demo fleet`.
 #[derive(Debug, ClapArgs)]
@@ -71,6 +73,8 @@ pub enum Step {
     Grow,
     /// A backend dies and comes back
     Backend,
+    /// A backend is at 100 % CPU for too long and is replaced
+    Saturated,
     /// The algorithm is changed
     Algorithm,
     /// A node is killed, leaves DNS, and another one takes its place
@@ -86,6 +90,7 @@ impl fmt::Display for Step {
             Self::Start => "start",
             Self::Grow => "grow",
             Self::Backend => "backend",
+            Self::Saturated => "saturated",
             Self::Algorithm => "algorithm",
             Self::Node => "node",
             Self::Shrink => "shrink",
@@ -171,6 +176,7 @@ impl Demo<'_> {
         for (step, text, action) in [
             (Step::Grow, "more connections than two nodes shall have", Self::grow as fn(&mut Self) -> _),
             (Step::Backend, "b3's web server is killed, and started again", Self::backend),
+            (Step::Saturated, "b2 is at 100 % CPU", Self::saturated),
             (Step::Algorithm, "from Maglev to a hash of the source alone, on every node", Self::algorithm),
             (Step::Node, "n1 loses its power", Self::node),
             (Step::Shrink, "load falls", Self::shrink),
@@ -189,9 +195,10 @@ impl Demo<'_> {
         self.args.sabotage == Some(step)
     }
 
-    /// The first order of that action which the executor has carried out.
-    fn order(&self, action: &str) -> Result<Option<Entry>> {
-        Ok(self.fleet.journal()?.into_iter().find(|entry| entry.action == action))
+    /// The first order of that action about that subject which the executor has carried out.
+    fn order(&self, action: &str, subject: &str) -> Result<Option<Entry>> {
+        let is = |entry: &Entry| entry.action == action && entry.subject == subject;
+        Ok(self.fleet.journal()?.into_iter().find(is))
     }
 
     /// Nothing was lost since `from`.
@@ -210,7 +217,7 @@ impl Demo<'_> {
             self.crowd.want(CLIENTS.1);
         }
         println!("              {} connections, where {CONNECTIONS_MAX} a node are meant", CLIENTS.1);
-        let (order, _) = until("the executor's order", CHANGE_LIMIT, || self.order("create"))?;
+        let (order, _) = until("the executor's order", CHANGE_LIMIT, || self.order("create", "nodes"))?;
         seen(&format!("the executor started {} for intent {}", order.name, order.intent), begun.elapsed());
         let (names, _) = until("a third address in each DNS server", START_LIMIT, || in_dns(&self.fleet, 3))?;
         seen(&format!("{NAME} is {}", words(&names)), begun.elapsed());
@@ -248,6 +255,38 @@ impl Demo<'_> {
         })?;
         seen("b3 has served a connection again", took);
         self.flawless(again)
+    }
+
+    /// Another backend is created and serves before the saturated one drains and goes.
+    fn saturated(&mut self) -> Result<()> {
+        let (old, new) = SATURATED;
+        let begun = Instant::now();
+        if !self.breaks(Step::Saturated) {
+            self.fleet.saturate(old)?;
+        }
+        println!("              for {} s, then it is to be replaced", SATURATED_FOR.as_secs());
+        let (order, _) = until("the executor's order", CHANGE_LIMIT, || self.order("create", "service/web"))?;
+        let at = order.address.context("the executor said no address")?;
+        seen(&format!("the executor started {} at {at} for intent {}", order.name, order.intent), begun.elapsed());
+        ensure!(at.ip() == new.address(false), "it is not at {}", new.address(false));
+        let answered = |over: &[Connection], host: Host, from: Instant| {
+            over.iter().any(|one| one.began >= from && one.backend.as_deref() == Some(&host.name()))
+        };
+        until("a connection to the new backend", CHANGE_LIMIT, || {
+            Ok(answered(&self.crowd.over(), new, begun).then_some(()))
+        })?;
+        seen("b7 has served a connection", begun.elapsed());
+        let (removed, _) = until("the executor's order", CHANGE_LIMIT, || self.order("remove", "service/web"))?;
+        let gone = Instant::now();
+        ensure!(removed.intent == order.intent, "another intent removed {}", removed.name);
+        ensure!(removed.name == format!("{}:80", old.address(false)), "{} was removed", removed.name);
+        ensure!(self.fleet.ground.process(&Fleet::web_of(old)).is_err(), "b2 still runs");
+        seen(&format!("b2 was drained, and the executor stopped {}", removed.name), begun.elapsed());
+        until("connections after that", CHANGE_LIMIT, || {
+            Ok((self.crowd.over().iter().filter(|one| one.began >= gone).count() >= 20).then_some(()))
+        })?;
+        ensure!(!answered(&self.crowd.over(), old, gone), "a new connection met the backend that is gone");
+        self.flawless(begun)
     }
 
     /// All clients have one address: each node sends them to one backend once the source alone decides.
@@ -309,7 +348,7 @@ impl Demo<'_> {
         }
         let (names, _) = until("one address less in each DNS server", START_LIMIT, || in_dns(&self.fleet, 2))?;
         seen(&format!("a node drains: {NAME} is {}", words(&names)), begun.elapsed());
-        let (Entry { name, .. }, _) = until("the executor's order", START_LIMIT, || self.order("remove"))?;
+        let (Entry { name, .. }, _) = until("the executor's order", START_LIMIT, || self.order("remove", "nodes"))?;
         ensure!(!self.fleet.nodes()?.contains_key(&name), "{name} still has a host");
         seen(&format!("the executor stopped {name}"), begun.elapsed());
         self.flawless(begun)

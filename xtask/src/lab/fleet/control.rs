@@ -10,12 +10,14 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
+use serde_json::Value;
 
 use super::{
     Fleet,
     redis::Keep,
     resolve,
     topology::{DNS_SERVERS, Host, ORCHESTRATORS, POOL_V4, REDIS_PORT, STORES},
+    vitals,
 };
 use crate::lab::{client::runtime, process::Process, wait_listening};
 
@@ -23,8 +25,14 @@ use crate::lab::{client::runtime, process::Process, wait_listening};
 pub const NAME: &str = "www.fleet.test";
 /// Connections that a node is meant to have at most.
 pub const CONNECTIONS_MAX: u32 = 10;
+/// Share of a CPU that a backend may want. One that wants all of it waits in pieces on a busy machine, and is counted in pieces.
+const SATURATED: f64 = 0.6;
+/// How long it may want more, before it is replaced.
+pub const SATURATED_FOR: Duration = Duration::from_secs(5);
 /// Port of the Sentinels.
 const SENTINEL_PORT: u16 = 26379;
+/// Name under which Prometheus is recorded.
+pub const PROMETHEUS: &str = "prometheus";
 /// Port of Prometheus.
 const PROMETHEUS_PORT: u16 = 9090;
 /// Port of the orchestrators' metrics.
@@ -64,11 +72,8 @@ impl Fleet {
         let primary = SocketAddr::new(Host::Store(1).address(false), REDIS_PORT);
         let (address, port) = (primary.ip().to_string(), primary.port().to_string());
         for n in 1..=STORES {
-            let mut more = vec!["--min-replicas-to-write", "1", "--repl-diskless-sync-delay", "0"];
-            if n > 1 {
-                more.extend(["--replicaof", &address, &port]);
-            }
-            self.start_redis_at(Host::Store(n), &format!("redis-s{n}"), REDIS_PORT, Keep::Everything, &more)?;
+            let follow = ["--replicaof", &*address, &*port];
+            self.start_store_server(n, if n > 1 { &follow[..] } else { &[] })?;
         }
         for n in 1..=STORES {
             let options = [("down-after-milliseconds", "1500"), ("failover-timeout", "4000")];
@@ -82,9 +87,30 @@ impl Fleet {
         Ok(())
     }
 
+    /// Starts a server of the store; one that comes back without further directives is what its Sentinels make of it.
+    pub fn start_store_server(&mut self, n: u8, more: &[&str]) -> Result<Process> {
+        let replicated = ["--min-replicas-to-write", "1", "--repl-diskless-sync-delay", "0"];
+        let more = [&replicated[..], more].concat();
+        self.start_redis_at(Host::Store(n), &Self::store_of(n), REDIS_PORT, Keep::Everything, &more)
+    }
+
+    /// Asks the Sentinel of a host, or the server beside it; its answer as it came.
+    pub fn ask_store(&self, n: u8, sentinel: bool, words: &[&str]) -> Result<String> {
+        let port = if sentinel { SENTINEL_PORT } else { REDIS_PORT };
+        self.ask_redis((Host::Store(n).address(false), port).into(), words)
+    }
+
+    /// What an orchestrator says of itself and the fleet, as `weir orchestrator status -o json` prints it.
+    pub fn ask_orchestrator(&self, n: u8) -> Result<Value> {
+        let mut command = self.command(Host::Control, &self.ground.weir_binary().to_string_lossy())?;
+        command.args(["orchestrator", "status", "-o", "json", "--at"]).arg(self.orchestrator_socket(n));
+        let text = crate::lab::output(&mut command).with_context(|| format!("asking {}", Self::orchestrator_of(n)))?;
+        serde_json::from_str(&text).context("the status of an orchestrator")
+    }
+
     /// Starts a DNS server and waits until it listens.
     pub fn start_dns(&mut self, n: u8) -> Result<Process> {
-        let (host, what) = (Host::Dns(n), format!("dns-d{n}"));
+        let (host, what) = (Host::Dns(n), Self::dns_of(n));
         let address = host.address(false);
         let file = self.ground.folder().join(format!("{what}.toml"));
         let state = self.ground.folder().join(format!("{what}-state"));
@@ -106,6 +132,16 @@ impl Fleet {
         format!("orchestrator-o{n}")
     }
 
+    /// Name under which a DNS server is recorded.
+    pub fn dns_of(n: u8) -> String {
+        format!("dns-d{n}")
+    }
+
+    /// Name under which a server of the store is recorded.
+    pub fn store_of(n: u8) -> String {
+        format!("redis-s{n}")
+    }
+
     fn orchestrator_socket(&self, n: u8) -> PathBuf {
         self.ground.folder().join(format!("o{n}.sock"))
     }
@@ -120,6 +156,13 @@ impl Fleet {
         let servers = |line: &dyn Fn(u8, IpAddr) -> String| -> String {
             (1..=DNS_SERVERS).map(|n| line(n, Host::Dns(n).address(false))).collect()
         };
+        let exec = format!(
+            "exec = {{ program = \"{xtask}\", timeout = \"30s\", arguments = [\"lab-executor\", \"--lab\", \"{lab}\", \
+             \"--weir\", \"{weir}\"] }}",
+            xtask = xtask.display(),
+            lab = self.ground.name(),
+            weir = self.ground.weir_binary().display(),
+        );
         let text = format!(
             "name = \"o{n}\"
 listen = \"{at}\"
@@ -148,15 +191,22 @@ max = 4
 down_window = \"10s\"
 settle = \"6s\"
 every = \"1s\"
-exec = {{ program = \"{xtask}\", arguments = [\"lab-executor\", \"--lab\", \"{lab}\", \"--weir\", \"{weir}\"], timeout = \"30s\" }}
+{exec}
+
+[[replace]]
+name = \"saturated\"
+of = \"service/web\"
+expr = 'sum by (backend) (rate(lab_cpu_wanted_seconds_total[5s])) > {SATURATED}'
+label = \"backend\"
+for = \"{saturated_s}s\"
+every = \"1s\"
+{exec}
 {dns}",
             socket = self.orchestrator_socket(n).display(),
             prometheus = Host::Prometheus.address(false),
             store = self.store_text()?,
             fixed = servers(&|n, address| format!("[[zone.fixed]]\nname = \"ns{n}\"\naddresses = [\"{address}\"]\n")),
-            xtask = xtask.display(),
-            lab = self.ground.name(),
-            weir = self.ground.weir_binary().display(),
+            saturated_s = SATURATED_FOR.as_secs(),
             dns = servers(&|n, address| format!("\n[[dns_server]]\nname = \"d{n}\"\nmetrics = \"{address}:9652\"\n")),
         );
         fs::write(&file, text)?;
@@ -173,7 +223,9 @@ exec = {{ program = \"{xtask}\", arguments = [\"lab-executor\", \"--lab\", \"{la
         let assets = crate::root().join("lb-userspace/assets/prometheus");
         let text = fs::read_to_string(assets.join("prometheus.yml")).context("the configuration that ships")?;
         let orchestrator = |n| format!("{}:{ORCHESTRATOR_PORT}", Host::Orchestrator(n).address(false));
-        let text = text
+        let vitals = SocketAddr::new(Host::Control.address(false), vitals::PORT);
+        let vitals = format!("\n  - job_name: vitals\n    static_configs:\n      - targets: [\"{vitals}\"]\n");
+        let text = (text + &vitals)
             .replace("10.0.0.5:9651", &orchestrator(1))
             .replace("10.0.0.6:9651", &orchestrator(2))
             .replace(": 5s", ": 1s")
@@ -185,7 +237,7 @@ exec = {{ program = \"{xtask}\", arguments = [\"lab-executor\", \"--lab\", \"{la
         let mut command = self.command(host, "prometheus")?;
         command.arg(format!("--config.file={}", file.display()));
         command.arg(format!("--storage.tsdb.path={}", data.display())).arg(format!("--web.listen-address={at}"));
-        let process = self.ground.start("prometheus", &mut command)?;
+        let process = self.ground.start(PROMETHEUS, &mut command)?;
         wait_listening(&self.ground, &host.name(), at, &process)?;
         Ok(process)
     }
@@ -199,10 +251,13 @@ exec = {{ program = \"{xtask}\", arguments = [\"lab-executor\", \"--lab\", \"{la
         let config = self.config_file(Host::Node(1)).display().to_string();
         self.weir(Host::Node(1), &["config", "apply", &file.display().to_string(), "--config", &config])?;
         for name in ["n1", "n2"] {
-            self.create_node(name)?;
+            let host = self.create_node(name)?;
+            // Orchestrators that find fewer nodes than there shall be start others.
+            until("an address of the pool", PATIENCE, || self.vip(host))?;
         }
         (1..=ORCHESTRATORS).try_for_each(|n| self.start_orchestrator(n).map(drop))?;
         (1..=DNS_SERVERS).try_for_each(|n| self.start_dns(n).map(drop))?;
+        self.start_vitals()?;
         self.start_prometheus().map(drop)
     }
 

@@ -9,6 +9,7 @@ pub mod node;
 pub mod redis;
 pub mod resolve;
 pub mod topology;
+pub mod vitals;
 
 use std::{path::Path, process::Command};
 
@@ -78,7 +79,9 @@ impl Fleet {
                     let shared = [false, true].map(|v6| topology::address(topology::SHARED, v6).to_string());
                     let [v4, v6] = &shared;
                     self.decap(host, "eth0", &[v4, v6, topology::POOL_V4, topology::POOL_V6])?;
-                    self.start_web(host)?;
+                    if matches!(host, Host::Backend(1..=topology::BACKENDS)) {
+                        self.start_web(host)?;
+                    }
                 }
                 _ => {}
             }
@@ -128,6 +131,11 @@ impl Fleet {
     /// Cuts a host off from everybody: its port leaves the bridge, and nothing tells the host.
     pub fn isolate(&self, host: Host) -> Result<()> {
         self.ground.ip(&Host::Switch.name(), &[format!("link set {} nomaster", topology::port(host))])
+    }
+
+    /// Puts the port of a host that was isolated back on the bridge.
+    pub fn rejoin(&self, host: Host) -> Result<()> {
+        self.ground.ip(&Host::Switch.name(), &[format!("link set {} master br-f", topology::port(host))])
     }
 
     fn ways(&self, host: Host, other: Host, verb: &str) -> Result<()> {

@@ -5,6 +5,7 @@
 //!     n1-n4 .1-.4      nodes
 //!     client .10
 //!     b1-b6 .11-.16    backends
+//!     b7 .17           a spare host for a backend, as the control plane has its own
 //!     ctl .20          whoever looks at the fleet; the store, where a lab has no hosts of its own for it
 //!     d1-d3 .21-.23    DNS servers
 //!     o1-o2 .31-.32    orchestrators
@@ -12,7 +13,7 @@
 //!     prom .50         Prometheus
 //!     pool .128-.159   addresses that nodes lease; backends accept all of them
 //! ```
-//! d, o, s and prom are [`control_plane`], which only labs that run all of it have. All of it is one bridge. Each lab has the same
+//! d, o, s, prom and the spare one are [`control_plane`], which only labs that run all of it have. All of it is one bridge. Each lab has the same
 //! addresses: its namespaces keep it apart from others.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -21,6 +22,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 pub const NODES: u8 = 4;
 /// Backends.
 pub const BACKENDS: u8 = 6;
+/// Hosts on which the executor may start a backend.
+pub const SPARE_BACKENDS: u8 = 1;
 /// DNS servers.
 pub const DNS_SERVERS: u8 = 3;
 /// Orchestrators.
@@ -49,7 +52,7 @@ pub enum Host {
     Control,
     /// A node, from 1 to [`NODES`].
     Node(u8),
-    /// A backend, from 1 to [`BACKENDS`].
+    /// A backend, from 1 to [`BACKENDS`]; those after it are spare.
     Backend(u8),
     /// A DNS server, from 1 to [`DNS_SERVERS`].
     Dns(u8),
@@ -73,7 +76,8 @@ pub fn hosts() -> Vec<Host> {
 pub fn control_plane() -> Vec<Host> {
     let dns = (1..=DNS_SERVERS).map(Host::Dns);
     let orchestrators = (1..=ORCHESTRATORS).map(Host::Orchestrator);
-    dns.chain(orchestrators).chain((1..=STORES).map(Host::Store)).chain([Host::Prometheus]).collect()
+    let spare = (BACKENDS + 1..=BACKENDS + SPARE_BACKENDS).map(Host::Backend);
+    dns.chain(orchestrators).chain(spare).chain((1..=STORES).map(Host::Store)).chain([Host::Prometheus]).collect()
 }
 
 impl Host {
