@@ -70,23 +70,23 @@ const CASES: [Case; 9] = [
 fn dies_at<P: Place>(place: &mut P, case: &Case, stores: u32) -> Result<bool> {
     let times = Times { announce_s: 4, window_s: 40 };
     let mut setup = Setup { drain_s: 3000, ..Setup::new(10, 8, SLOTS, times) };
-    let mut rig = Rig::new(place, &setup.wanted())?;
+    let mut rig = Rig::new(place, &setup.alone())?;
     let flows = rig.open_all(0..FLOWS)?;
     let first = setup.clone();
     (case.earlier)(&mut setup);
     if setup != first {
-        rig.change(&setup.wanted())?;
+        rig.change(&setup.alone())?;
         rig.talk(&flows)?;
-        rig.pass(6, &setup.wanted())?;
+        rig.pass(6, &setup.alone())?;
         rig.talk(&flows)?;
     }
     (case.change)(&mut setup);
-    let wanted = setup.wanted();
+    let wanted = setup.alone();
     let died = rig.die(&wanted, stores)?;
     // Nobody is there: who is live goes on, and who begins finds somebody, as long as anybody takes new flows.
     rig.talk(&flows).context("without an agent")?;
     let begins = rig.send(FLOWS, flag::SYN)?;
-    let takes = setup.servers.iter().any(|server| server.is_eligible());
+    let takes = setup.servers.iter().any(|server| setup.takes_new(server));
     ensure!(!takes || matches!(begins, Sent::To(_)), "a connection begins and finds nobody: {begins:?}");
     rig.adopt(&wanted)?;
     rig.talk(&flows).context("with the next agent")?;

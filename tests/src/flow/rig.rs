@@ -21,7 +21,7 @@ use super::{
     dying::Dying,
     packet::{flag, frame},
     place::{Place, Sent},
-    setup::SECRETS,
+    setup::{SECRETS, WEB},
 };
 
 /// Addresses of clients; flows that differ by as many have the same.
@@ -128,7 +128,7 @@ impl<'p, P: Place> Rig<'p, P> {
 
     /// Sends a segment.
     pub fn send(&self, tuple: u16, flags: u8) -> Result<Sent> {
-        self.place.run(&frame([198, 51, 100, (tuple % CLIENTS) as u8], 1024 + tuple / CLIENTS, flags))
+        self.place.run(&frame(&WEB, [198, 51, 100, (tuple % CLIENTS) as u8], 1024 + tuple / CLIENTS, flags))
     }
 
     /// A SYN, and the ACK of its answer, at the same server.

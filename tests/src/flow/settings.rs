@@ -53,10 +53,10 @@ fn after_a_death<P: Place>(rig: &Rig<'_, P>, flows: &[Flow], on: OnMarkedDown) -
 
 fn dies<P: Place>(place: &mut P, on_marked_down: OnMarkedDown, track_all: bool) -> Result<()> {
     let mut setup = Setup { on_marked_down, track_all, ..Setup::new(6, 6, 251, TIMES) };
-    let mut rig = Rig::new(place, &setup.wanted())?;
+    let mut rig = Rig::new(place, &setup.alone())?;
     let flows = rig.open_all(0..240)?;
     setup.servers[usize::from(ONE)].up = false;
-    let plan = rig.plan(&setup.wanted())?;
+    let plan = rig.plan(&setup.alone())?;
     // Its own entry alone: that it is down acts before a ring is built.
     let alone = plan.ops.iter().take_while(|op| matches!(op, Op::BackendWord { .. })).count();
     ensure!(alone > 0 && alone < plan.ops.len(), "{:?}", plan.ops.first());
@@ -71,7 +71,7 @@ fn dies<P: Place>(place: &mut P, on_marked_down: OnMarkedDown, track_all: bool) 
     for seconds in [1, 5, 10] {
         let later = after_a_death(&rig, &flows, on_marked_down)?;
         ensure!(later == at_once, "who left the dead server went on: {at_once:?} {later:?}");
-        rig.pass(seconds, &setup.wanted())?;
+        rig.pass(seconds, &setup.alone())?;
     }
     Ok(())
 }
@@ -110,7 +110,7 @@ fn a_full_backend_spills_to_the_next_in_the_ring_and_each_is_counted() -> Result
     };
     let mut loaded = Loaded::new(sizes())?;
     let spilled = |loaded: &Loaded| anyhow::Ok(loaded.events()?.get(&FlowEvent::Spilled).copied().unwrap_or(0));
-    let rig = Rig::new(&mut loaded, &limited(setup.wanted()))?;
+    let rig = Rig::new(&mut loaded, &limited(setup.alone()))?;
     let (_, service) = rig.present()?.services().next().context("a service")?;
     let servers: BTreeMap<u32, u16> = service.backends.iter().map(|b| (b.id, b.key.addr[15].into())).collect();
     let ring = rig.memory()?.ring(Extent::unpack(service.entry.ring)).context("a ring")?;
@@ -168,7 +168,7 @@ fn a_client_meets_one_server_where_its_address_decides() -> Result<()> {
     let mut loaded = Loaded::new(sizes())?;
     for (inputs, most) in [(Inputs::Source, 1), (Inputs::Tuple, 6)] {
         let setup = Setup { inputs, ..Setup::new(6, 6, 251, TIMES) };
-        let rig = Rig::new(&mut loaded, &setup.wanted())?;
+        let rig = Rig::new(&mut loaded, &setup.alone())?;
         // 32 clients, each with twelve connections.
         let mut met: BTreeMap<u16, BTreeSet<u16>> = BTreeMap::new();
         for (tuple, server) in rig.open_all(0..32 * 12)? {
@@ -187,8 +187,8 @@ fn each_service_has_a_window_of_its_own() -> Result<()> {
     let mut setup = Setup::new(6, 5, 251, TIMES);
     // The second one stays in its window for longer.
     let both = |setup: &Setup| {
-        let mut wanted = setup.wanted();
-        let mut other = setup.wanted().services;
+        let mut wanted = setup.alone();
+        let mut other = setup.alone().services;
         for service in &mut other {
             service.key.port = 81;
             service.policy.times.window_s *= 2;

@@ -143,6 +143,11 @@ impl Setup {
         server.is_candidate() && (server.up || self.fails_open())
     }
 
+    /// What the maps shall hold where there is no other service.
+    pub fn alone(&self) -> Wanted {
+        wanted([self])
+    }
+
     fn wanted(&self, number: u8) -> WantedService {
         let id = |n: usize| {
             let [high, low] = (n as u16).to_be_bytes();

@@ -76,7 +76,7 @@ impl Stage {
         self.engine = None;
         let (memory, sizes) = (self.loaded.memory()?, self.loaded.sizes());
         let engine = Engine::start(memory, sizes, SECRETS, Clock { hz: self.loaded.hz(), now_s: 10 })?;
-        let plan = engine.plan(&setup.wanted(), 1, 10, &|_| 0)?;
+        let plan = engine.plan(&setup.alone(), 1, 10, &|_| 0)?;
         let mut memory = self.loaded.memory()?;
         let died = apply::write(&mut Dying { memory: &mut memory, stores }, &plan.ops).is_err();
         ensure!(died, "the change takes no more than {stores} stores");

@@ -20,17 +20,17 @@ use lb_userspace::{
         clock,
         engine::{Clock, Engine},
     },
-    model::Protocol,
-    plan::{Wanted, wanted::address, wanted::backend_key},
+    model::{Protocol, ServiceKey},
+    plan::Wanted,
 };
 use xtask::capability::{PINNED, available};
 
 use super::{
     packet::{flag, frame},
-    place::{FRAME, Place, Sent},
+    place::{Place, Sent},
     play::TIMES,
     program::Loaded,
-    setup::{SECRETS, Setup, sizes},
+    setup::{SECRETS, Setup, WEB, sizes, wanted},
 };
 
 /// How many of the program's seconds are one of the kernel's.
@@ -75,55 +75,34 @@ impl Kind {
     }
 
     /// What brings a flow there, and the packet that asks whether its record is still there.
-    fn packets(self, port: u16) -> (Vec<[u8; FRAME]>, [u8; FRAME]) {
-        let tcp = |flags| frame([198, 51, 100, 1], port, flags);
-        let (syn, ack, fin) = (tcp(flag::SYN), tcp(flag::ACK), tcp(flag::FIN | flag::ACK));
+    fn packets(self, port: u16) -> (Vec<Vec<u8>>, Vec<u8>) {
+        let packet = |service, flags| frame(service, [198, 51, 100, 1], port, flags);
+        let (syn, ack, fin) = (packet(&WEB, flag::SYN), packet(&WEB, flag::ACK), packet(&WEB, flag::FIN | flag::ACK));
+        let datagram = packet(&DATAGRAMS, 0);
         match self {
-            Self::HalfOpen => (vec![syn], syn),
-            Self::Established => (vec![syn, ack], ack),
-            Self::Closing => (vec![syn, ack, fin], ack),
-            Self::Once => (vec![ack], ack),
-            Self::Datagram => (vec![datagram(port)], datagram(port)),
-            Self::Datagrams => (vec![datagram(port); 2], datagram(port)),
+            Self::HalfOpen => (vec![syn.clone()], syn),
+            Self::Established => (vec![syn, ack.clone()], ack),
+            Self::Closing => (vec![syn, ack.clone(), fin], ack),
+            Self::Once => (vec![ack.clone()], ack),
+            Self::Datagram => (vec![datagram.clone()], datagram),
+            Self::Datagrams => (vec![datagram.clone(); 2], datagram),
         }
     }
 }
 
-/// A datagram without checksum to the service.
-fn datagram(source_port: u16) -> [u8; FRAME] {
-    let mut p = frame([198, 51, 100, 1], source_port, 0);
-    // The protocol, and what that makes of the header's checksum (RFC 1624, equation 3).
-    p[23] = 17;
-    let sum = u32::from(!u16::from_be_bytes([p[24], p[25]])) + u32::from(!6u16) + 17;
-    let checksum = !((sum & 0xffff) + (sum >> 16)) as u16;
-    p[24..26].copy_from_slice(&checksum.to_be_bytes());
-    p[38..42].copy_from_slice(&[0, 20, 0, 0]);
-    p
-}
+/// The UDP service.
+const DATAGRAMS: ServiceKey = ServiceKey { protocol: Protocol::Udp, ..WEB };
 
 /// A TCP service and a UDP one, of which every flow is recorded.
-fn wanted() -> Wanted {
-    let service = |established_s, protocol| {
-        let setup = Setup { algo: Algo::Turns, established_s, ..Setup::new(4, 4, 251, TIMES) };
-        let mut wanted = setup.wanted();
-        for service in &mut wanted.services {
-            service.key.protocol = protocol;
-            let key = service.key;
-            service.backends.iter_mut().for_each(|b| b.key = backend_key(&key, address(b.key.addr), b.key.port));
-            service.backends.sort_unstable_by_key(|backend| backend.key);
-        }
-        wanted
-    };
-    let mut both = service(TCP_S, Protocol::Tcp);
-    both.services.extend(service(UDP_S, Protocol::Udp).services);
-    both.services.sort_unstable_by_key(|service| service.key);
-    both
+fn both() -> Wanted {
+    let service = |key, established_s| Setup { key, algo: Algo::Turns, established_s, ..Setup::new(4, 4, 251, TIMES) };
+    wanted([&service(WEB, TCP_S), &service(DATAGRAMS, UDP_S)])
 }
 
 /// A flow, and when it is asked for.
 struct Flow {
     kind: Kind,
-    asks: [u8; FRAME],
+    asks: Vec<u8>,
     /// Before and after its last packet.
     sent: [Instant; 2],
     due: Instant,
@@ -185,7 +164,7 @@ fn records_expire_in_their_time_while_no_agent_runs() -> Result<()> {
     let hz = (clock::hz() / FASTER).max(1);
     let second = Duration::from_secs(1) * hz / clock::hz();
     let mut engine = Engine::start(loaded.memory()?, loaded.sizes(), SECRETS, Clock { hz, now_s: 10 })?;
-    let plan = engine.plan(&wanted(), 1, 10, &|_| 0)?;
+    let plan = engine.plan(&both(), 1, 10, &|_| 0)?;
     engine.apply(plan, Instant::now(), 10).map_err(|error| anyhow!("{error}"))?;
     drop(engine);
     for n in 0..TRIES {
