@@ -3,47 +3,11 @@
 //! Validity of a mastership is measured on CLOCK_BOOTTIME only: it counts while the machine sleeps and no step of the wall
 //! clock moves it. The wall clock ([`UnixMs`]) serves people, and waits of minutes that must outlive a master.
 
-use std::{
-    ops::{Add, Sub},
-    time::{Duration, SystemTime, UNIX_EPOCH},
-};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use nix::time::{ClockId, clock_gettime};
+pub use lb_locks::clock::BootTime;
 
 pub use crate::health::shared::UnixMs;
-
-/// A point on CLOCK_BOOTTIME, as time since boot.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub struct BootTime(pub Duration);
-
-impl BootTime {
-    /// Now.
-    pub fn now() -> Self {
-        // The clock exists since Linux 2.6.39; zero is a time at which no mastership was valid.
-        Self(clock_gettime(ClockId::CLOCK_BOOTTIME).map_or(Duration::ZERO, Duration::from))
-    }
-
-    /// Time since `earlier`, zero if that is later.
-    pub fn since(self, earlier: Self) -> Duration {
-        self.0.saturating_sub(earlier.0)
-    }
-}
-
-impl Add<Duration> for BootTime {
-    type Output = Self;
-
-    fn add(self, by: Duration) -> Self {
-        Self(self.0.saturating_add(by))
-    }
-}
-
-impl Sub for BootTime {
-    type Output = Duration;
-
-    fn sub(self, earlier: Self) -> Duration {
-        self.since(earlier)
-    }
-}
 
 impl UnixMs {
     /// Now.
