@@ -5,6 +5,7 @@
 mod real_servers {
     use std::{
         fs,
+        os::unix::process::CommandExt as _,
         path::{Path, PathBuf},
         process::{Child, Command, Output, Stdio},
         time::{Duration, Instant},
@@ -174,7 +175,7 @@ mod real_servers {
     /// A command that ignores SIGTERM, with a child of its own, whose lock is lost because `happens` to a majority: it is
     /// dead before the lock's validity is over.
     fn stopped_when(happens: impl FnOnce(&mut [RedisServer])) {
-        const TTL: Duration = Duration::from_secs(4);
+        const TTL: Duration = Duration::from_secs(3);
         let mut place = Place::redis(3);
         let (pids, beats, asked) = (place.path("pids"), place.path("beats"), place.path("asked"));
         let script = format!(
@@ -184,7 +185,7 @@ mod real_servers {
             pids = pids.display(),
             beats = beats.display()
         );
-        let arguments = ["run", "n", "--ttl", "4s", "--node-timeout", "500ms", "--", "sh", "-c", &script];
+        let arguments = ["run", "n", "--ttl", "3s", "--node-timeout", "500ms", "--", "sh", "-c", &script];
         let child = place.command(&arguments).stderr(Stdio::piped()).spawn().unwrap();
         let running = until("the command's start", || content(&pids));
         // It lives longer than one lifetime: the lock is extended.
@@ -202,17 +203,18 @@ mod real_servers {
         assert!(last.is_none_or(|last| last < validity_ends), "{last:?} {validity_ends}");
     }
 
+    /// Both at once: nearly all of it is waiting.
     #[test]
-    fn the_command_is_stopped_when_nodes_are_silent() {
-        stopped_when(|nodes| nodes[..2].iter().for_each(RedisServer::pause));
-    }
-
-    #[test]
-    fn the_command_is_stopped_when_nodes_are_emptied() {
-        stopped_when(|nodes| {
-            for node in &mut nodes[..2] {
-                node.command("FLUSHALL").unwrap();
-            }
+    fn the_command_is_stopped_when_nodes_are_silent_and_when_they_are_emptied() {
+        std::thread::scope(|scope| {
+            scope.spawn(|| stopped_when(|nodes| nodes[..2].iter().for_each(RedisServer::pause)));
+            scope.spawn(|| {
+                stopped_when(|nodes| {
+                    for node in &mut nodes[..2] {
+                        node.command("FLUSHALL").unwrap();
+                    }
+                });
+            });
         });
     }
 
@@ -253,9 +255,9 @@ mod real_servers {
     #[test]
     fn what_has_expired_is_neither_extended_nor_released() {
         let place = Place::sqlite();
-        let handle = place.weir(&["acquire", "n", "-o", "json", "--ttl", "50ms"]);
+        let handle = place.weir(&["acquire", "n", "-o", "json", "--ttl", "1s"]);
         let handle = json(&handle)["handle"].as_str().unwrap().to_owned();
-        std::thread::sleep(Duration::from_millis(2_010));
+        std::thread::sleep(Duration::from_millis(1_010));
         let extended = place.weir(&["extend", &handle]);
         assert_eq!(code(&extended), 76, "{}", text(&extended.stderr));
         assert_eq!(code(&place.weir(&["release", &handle])), 76);
@@ -315,9 +317,10 @@ mod real_servers {
         assert!(code(&bad) == 3 && !text(&bad.stderr).contains("hunter2"), "{}", text(&bad.stderr));
     }
 
-    /// Runs a torture and returns its exit code and verdict.
+    /// Runs a torture and returns its exit code and verdict. Half a second of lifetime: ten seconds are twenty of them.
     fn torture(arguments: &[&str]) -> (i32, Value) {
-        let output = Place::sqlite().command(&[&["torture", "-o", "json"], arguments].concat()).output().unwrap();
+        let common = ["torture", "-o", "json", "--duration", "10s", "--ttl", "500ms", "--node-timeout", "200ms"];
+        let output = Place::sqlite().command(&[&common[..], &["--clients", "4"], arguments].concat()).output().unwrap();
         let outcome = json(&output);
         (code(&output), outcome["verdict"].clone())
     }
@@ -328,24 +331,20 @@ mod real_servers {
 
     #[test]
     fn torture_holds() {
-        let (code, verdict) =
-            torture(&["--seed", "1", "--duration", "20s", "--clients", "4", "--node-timeout", "200ms"]);
+        let (code, verdict) = torture(&["--seed", "1"]);
         assert_eq!(code, 0, "{verdict}");
         assert!(number(&verdict, "/acquisitions") > 5 && number(&verdict, "/writes") > 5, "{verdict}");
     }
 
     #[test]
     fn torture_without_quarantine_shows_two_holders() {
-        let arguments = ["--seed", "2", "--duration", "20s", "--clients", "4", "--faults", "empty"];
-        let (code, verdict) =
-            torture(&[&arguments[..], &["--without", "quarantine", "--node-timeout", "200ms"]].concat());
+        let (code, verdict) = torture(&["--seed", "2", "--faults", "empty", "--without", "quarantine"]);
         assert!(code == 1 && number(&verdict, "/overlaps/count") > 0, "{verdict}");
     }
 
     #[test]
     fn torture_with_clocks_shows_two_holders_and_the_fence_stops_them() {
-        let arguments = ["--seed", "3", "--duration", "20s", "--clients", "4", "--faults", "clock"];
-        let (code, verdict) = torture(&[&arguments[..], &["--node-timeout", "200ms"]].concat());
+        let (code, verdict) = torture(&["--seed", "3", "--faults", "clock"]);
         assert!(code == 1 && number(&verdict, "/overlaps/count") > 0, "{verdict}");
         assert_eq!(number(&verdict, "/disordered_writes/count"), 0, "{verdict}");
         assert!(number(&verdict, "/refused") > 0, "{verdict}");
@@ -353,35 +352,88 @@ mod real_servers {
 
     #[test]
     fn torture_without_fence_shows_late_writes() {
-        let arguments =
-            ["--seed", "4", "--duration", "20s", "--clients", "4", "--faults", "pause", "--node-timeout", "200ms"];
-        let (code, verdict) = torture(&[&arguments[..], &["--without", "fence"]].concat());
+        let (code, verdict) = torture(&["--seed", "4", "--faults", "pause", "--without", "fence"]);
         assert!(code == 1 && number(&verdict, "/disordered_writes/count") > 0, "{verdict}");
         assert_eq!(number(&verdict, "/overlaps/count"), 0, "the lock itself is not to blame: {verdict}");
     }
 
+    /// Children of all threads of a process.
+    fn children(of: u32) -> Vec<String> {
+        let tasks = fs::read_dir(format!("/proc/{of}/task")).into_iter().flatten();
+        tasks
+            .filter_map(|task| {
+                let task = task.ok()?.file_name().into_string().ok()?;
+                fs::read_to_string(format!("/proc/{of}/task/{task}/children")).ok()
+            })
+            .flat_map(|text| text.split_whitespace().map(str::to_owned).collect::<Vec<_>>())
+            .collect()
+    }
+
+    /// What Ctrl-C on a terminal does: SIGINT to the whole foreground group.
+    fn interrupt(child: &Child) {
+        kill(Pid::from_raw(-child.id().cast_signed()), Signal::SIGINT).unwrap();
+    }
+
     #[test]
-    fn an_interrupted_torture_leaves_nothing_behind() {
-        let mut child = Place::sqlite()
-            .command(&["torture", "--duration", "1h", "--clients", "3", "--nodes", "3"])
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
+    fn an_interrupted_torture_says_what_it_saw_and_leaves_nothing_behind() {
+        let history = Place::sqlite();
+        let file = history.path("history");
+        let arguments = ["torture", "--duration", "1h", "--clients", "3", "--nodes", "3", "--faults", "", "-o", "json"];
+        let mut command = history.command(&arguments);
+        command.arg("--history").arg(&file).process_group(0).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let child = command.spawn().unwrap();
         // Three nodes, one resource, three workers; they are children of the thread that conducts.
-        let all = until("the torture's start", || {
-            let tasks = fs::read_dir(format!("/proc/{}/task", child.id())).ok()?;
-            let all: Vec<String> = tasks
-                .filter_map(|task| {
-                    let task = task.ok()?.file_name().into_string().ok()?;
-                    fs::read_to_string(format!("/proc/{}/task/{task}/children", child.id())).ok()
-                })
-                .flat_map(|text| text.split_whitespace().map(str::to_owned).collect::<Vec<_>>())
-                .collect();
-            (all.len() >= 7).then_some(all)
-        });
-        signal(&child, Signal::SIGINT);
-        assert_eq!(child.wait().unwrap().code(), Some(130));
+        let all = until("the torture's start", || Some(children(child.id())).filter(|all| all.len() >= 7));
+        interrupt(&child);
+        let output = child.wait_with_output().unwrap();
+        assert_eq!(code(&output), 130, "{}", text(&output.stderr));
+        let outcome = json(&output);
+        assert_eq!(outcome["interrupted"], true);
+        assert_eq!(number(&outcome, "/verdict/overlaps/count"), 0);
+        assert!(file.exists(), "the history until then is written too");
         assert!(all.iter().all(|pid| !exists(pid)), "{all:?}");
+    }
+
+    #[test]
+    fn torture_in_memory_needs_no_server() {
+        let arguments =
+            ["torture", "--memory", "-o", "json", "--duration", "2s", "--ttl", "100ms", "--faults", "empty"];
+        let run = |more: &[&str]| {
+            // Nothing is found there.
+            let mut command = Place::sqlite().command(&[&arguments[..], more].concat());
+            command.env("PATH", "/nonexistent").output().unwrap()
+        };
+        let held = run(&["--seed", "1"]);
+        assert_eq!(code(&held), 0, "{}{}", text(&held.stdout), text(&held.stderr));
+        assert!(number(&json(&held), "/verdict/acquisitions") > 5, "{}", text(&held.stdout));
+        let broken = run(&["--seed", "2", "--without", "quarantine"]);
+        assert_eq!(code(&broken), 1, "{}", text(&broken.stdout));
+        assert!(number(&json(&broken), "/verdict/overlaps/count") > 0, "{}", text(&broken.stdout));
+    }
+
+    #[test]
+    fn an_interrupted_run_ends_its_command_and_gives_the_lock_back() {
+        let place = Place::sqlite();
+        let ready = place.path("ready");
+        let script = format!("trap 'exit 9' INT; echo $$ > {}; while :; do sleep 0.02; done", ready.display());
+        let start = |arguments: &[&str]| {
+            let mut command = place.command(arguments);
+            command.process_group(0).stderr(Stdio::null()).spawn().unwrap()
+        };
+        let mut child = start(&["run", "n", "--", "sh", "-c", &script]);
+        let pid = until("the command's start", || content(&ready));
+        // One that waits for the lock has nothing to end, and takes nothing after it.
+        let marker = place.path("marker");
+        let mut waiting = start(&["run", "n", "--wait", "1m", "--first-come", "--", "touch", marker.to_str().unwrap()]);
+        until("a waiter", || {
+            let seen = json(&place.weir(&["inspect", "n", "-o", "json"]));
+            seen["waiters"].as_array().filter(|waiters| !waiters.is_empty()).map(|_| ())
+        });
+        interrupt(&waiting);
+        assert_eq!(waiting.wait().unwrap().code(), Some(130));
+        interrupt(&child);
+        assert_eq!(child.wait().unwrap().code(), Some(9));
+        assert!(!exists(&pid) && !marker.exists());
+        assert_eq!(code(&place.weir(&["inspect", "n"])), 6, "nobody holds it and nobody waits");
     }
 }

@@ -38,6 +38,7 @@ use crate::{
 const AFTER_HELP: &str = "\
 It starts redis-server processes of its own on loopback and as many worker processes as --clients says, breaks them by a schedule
 that the seed gives, and ends all of them. Every worker writes down when it held the lock; the verdict is made of that alone.
+With --memory the nodes are in memory and the workers are tasks: the same schedule and protocol where no redis-server is.
 
 Faults: stop (SIGSTOP to nodes), kill (SIGKILL, then a start with their files), empty (FLUSHALL, or a start without files),
 partition (requests or answers between nodes and one half of the clients are lost), pause (the holder is stopped for longer than
@@ -71,6 +72,9 @@ pub struct Torture {
     /// A protection to do without: may be repeated
     #[arg(long, value_enum, value_name = "PROTECTION")]
     without: Vec<Protection>,
+    /// No processes: nodes in memory, workers as tasks
+    #[arg(long)]
+    memory: bool,
     /// Lifetime of the lock
     #[arg(long, value_name = "TIME", value_parser = duration, default_value = "1s")]
     ttl: Duration,
@@ -168,10 +172,15 @@ pub fn run(shell: &Shell, args: &Torture) -> anyhow::Result<ExitCode> {
             .into_iter()
             .collect::<io::Result<Vec<_>>>()
             .context("cannot listen to signals")?;
-        let (flag, without) = (Arc::clone(&stop), args.without.clone());
+        let (flag, without, in_memory) = (Arc::clone(&stop), args.without.clone(), args.memory);
         let mut conductor = tokio::task::spawn_blocking(move || {
             let command = |orders: &Orders| command(&program, orders, &without);
-            conductor::run(&torture, &command, &mut show_progress(torture.duration), &flag)
+            let mut progress = show_progress(torture.duration);
+            if in_memory {
+                conductor::run_in_memory(&torture, &mut progress, &flag)
+            } else {
+                conductor::run(&torture, &command, &mut progress, &flag)
+            }
         });
         let mut by = None;
         loop {
