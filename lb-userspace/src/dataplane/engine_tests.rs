@@ -371,7 +371,7 @@ fn a_limit_of_connections_waits_for_flows_that_began_unrecorded() {
         engine.apply(plan, now, now_s).expect("apply");
         View(engine.memory()).backend(1).max_connections
     };
-    let mut engine = self::engine();
+    let mut engine = engine();
     assert_eq!(go(&mut engine, &at(false, 0), 0), 0);
     assert_eq!(go(&mut engine, &at(true, 5), 10), 0);
     assert_eq!(engine.present().due_s(), Some(10 + announced), "nothing but time has to bring it");
