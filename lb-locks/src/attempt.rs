@@ -155,12 +155,13 @@ impl Asker {
     /// Asks those that `choose` says; whether all were asked then.
     fn ask(&mut self, choose: impl FnOnce(&mut Asking) -> &[usize]) -> bool {
         let mut asking = self.asked.lock();
-        let calls = Calls::new();
         for &at in choose(&mut asking) {
-            calls.push(first_round(at, &self.calls.nodes.nodes[at], &self.acquire));
+            let mut call = first_round(at, &self.calls.nodes.nodes[at], &self.acquire);
+            // A request begins with its first poll: all of them while nobody can look where the lock may be, so that no
+            // release overtakes one.
+            let answered = (&mut call).now_or_never();
+            self.calls.calls.push(answered.map_or(call, |answer| Box::pin(std::future::ready(answer))));
         }
-        // The requests are begun while nobody can look where the lock may be: no release overtakes one.
-        self.calls.calls.extend(begun(calls));
         asking.is_complete()
     }
 
@@ -178,16 +179,6 @@ impl Asker {
         self.ask(|asking| asking.next(usize::MAX));
         // Dropping it waits for the answers.
     }
-}
-
-/// Polls each of `calls` once, which begins it.
-fn begun(mut calls: Calls) -> Vec<BoxFuture<'static, Answer>> {
-    let mut answered: Vec<BoxFuture<'static, Answer>> = Vec::new();
-    while let Some(Some(answer)) = calls.next().now_or_never() {
-        answered.push(Box::pin(std::future::ready(answer)));
-    }
-    answered.extend(calls);
-    answered
 }
 
 /// One node's part of the first round. A node whose counter cannot be trusted has no vote on tokens.
