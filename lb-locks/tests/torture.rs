@@ -15,7 +15,7 @@ use lb_locks::{
 fn torture(seed: u64, faults: &[Fault]) -> Torture {
     Torture {
         seed,
-        duration: Duration::from_secs(3),
+        duration: Duration::from_secs(2),
         clients: 6,
         nodes: 5,
         faults: faults.to_vec(),
