@@ -42,6 +42,8 @@ const EXPIRY: u64 = (1 << 17) - 1;
 /// Room for the frame as it leaves.
 const OUT: usize = 128;
 
+/// Seconds that live records are made younger while a step towards another flow table is taken.
+const LENT_S: i64 = 600;
 /// The program that removes expired records.
 const SWEEP: &str = "weir_sweep";
 
@@ -59,9 +61,11 @@ pub struct Loaded {
     flows: Vec<Mapped<[u64; 8]>>,
     active: Mapped<u64>,
     counters: KernelCounters,
-    /// Seconds that have passed for flows, and of those the seconds by which the records have grown older.
+    /// Seconds that have passed for flows, when those began by the program's clock, and by how many records have been made older than that
+    /// clock makes them; below 0 where it went on for longer, as on a machine that is busy.
     now_s: u64,
-    aged_s: Cell<u64>,
+    began_s: u32,
+    aged_s: Cell<i64>,
 }
 
 /// The pinned maps without the wait for packets in flight: here there are none.
@@ -104,6 +108,11 @@ fn programs(pins: &Pins, sizes: &MapSizes, beside: Beside) -> Result<Ebpf> {
     Ok(ebpf)
 }
 
+/// The program's clock.
+fn program_s() -> u32 {
+    (clock::jiffies() / u64::from(clock::hz())) as u32
+}
+
 fn mapped<T: bytemuck::Pod>(pins: &Pins, name: &str) -> Result<Mapped<T>> {
     let map = MapData::from_pin(pins.map(name)).with_context(|| format!("open {name}"))?;
     let entries = map.info()?.max_entries();
@@ -134,6 +143,7 @@ impl Loaded {
             counters: KernelCounters::open(pins)?,
             pins: pins.clone(),
             now_s: 0,
+            began_s: program_s(),
             aged_s: Cell::new(0),
         })
     }
@@ -148,19 +158,25 @@ impl Loaded {
         Ok(self.counters.flow_events()?)
     }
 
-    /// Lets records grow older by the time that has passed since they last did.
+    /// Makes records as old as the time says that has passed for flows.
     fn age(&self) {
-        let older_s = self.now_s - self.aged_s.replace(self.now_s);
-        if older_s == 0 {
-            return;
+        let by_itself_s = i64::from(program_s().wrapping_sub(self.began_s));
+        let by_us_s = self.now_s as i64 - by_itself_s;
+        let older_s = by_us_s - self.aged_s.replace(by_us_s);
+        if older_s != 0 {
+            self.make_older(older_s, true);
         }
+    }
+
+    /// Makes records older, or younger below 0; those that have expired only if they are `all`.
+    fn make_older(&self, older_s: i64, all: bool) {
         for (table, index, way) in self.places() {
             let word = table.load_word(index, way).unwrap_or(0);
-            if flow::is_record(word) {
+            let left_s = Record::unpack(word).left_s(program_s());
+            if flow::is_record(word) && (all || left_s > 0) {
                 // What expired goes no further back than its field can tell.
-                let left_s = Record::unpack(word).left_s(self.program_s());
-                let older_s = older_s.min(u64::from(left_s) + 1).min(u64::from(TIMEOUT_MAX_S));
-                let expiry = word.wrapping_sub(older_s) & EXPIRY;
+                let older_s = older_s.min(i64::from(left_s) + 1).min(i64::from(TIMEOUT_MAX_S));
+                let expiry = word.wrapping_sub(older_s as u64) & EXPIRY;
                 table.store_word(index, way, word & !EXPIRY | expiry);
             }
         }
@@ -178,11 +194,6 @@ impl Loaded {
         let tables = [flow::SHAPE.name].into_iter().chain(beside.pin());
         self.flows = tables.map(|pin| mapped(&self.pins, pin)).collect::<Result<_>>()?;
         Ok(())
-    }
-
-    /// The program's clock.
-    fn program_s(&self) -> u32 {
-        (clock::jiffies() / u64::from(clock::hz())) as u32
     }
 
     fn run_program(&self, name: &str, frame: &[u8], out: &mut [u8]) -> Result<(u32, usize)> {
@@ -227,7 +238,7 @@ impl Place for Loaded {
         let flows = self.flows.iter().all(|table| (0..table.len()).all(|index| table.put(index, &[0; 8])));
         let active = (0..self.active.len()).all(|index| self.active.put(index, &0));
         ensure!(flows && active, "the flow table cannot be emptied");
-        self.now_s = 0;
+        (self.now_s, self.began_s) = (0, program_s());
         self.aged_s.set(0);
         Ok(())
     }
@@ -275,8 +286,10 @@ impl Place for Loaded {
     }
 
     fn resize(&mut self, flows_max: u32) -> Result<bool> {
-        // What is moved has to be as old in one table as in the other.
+        // What lives shall not expire while the kernel looks at programs, for which no time passes here.
         self.age();
+        self.make_older(-LENT_S, false);
+        self.aged_s.set(self.aged_s.get() - LENT_S);
         let (pins, sizes) = (self.pins.clone(), with_flows(self.sizes, flows_max));
         match Resize::new(&pins, &sizes)?.advance()? {
             Progress::More => {}
