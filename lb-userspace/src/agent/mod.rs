@@ -20,6 +20,7 @@
 //! | [`api`] | the Unix socket and the metrics' listener |
 //! | [`network`] | requests to netlink |
 //! | [`mode`] | whether XDP runs in a mode that is allowed |
+//! | [`owner`] | the embedded database that this process serves |
 //! | [`secret`], [`lock`], [`privilege`], [`systemd`] | what a daemon needs |
 //!
 //! Invariant: a change walks one way, whatever its cause: state, plan, data plane.
@@ -40,6 +41,7 @@ pub mod mode;
 pub mod network;
 pub mod node;
 pub mod overrides;
+pub mod owner;
 pub mod pace;
 pub mod preview;
 pub mod privilege;

@@ -6,14 +6,12 @@
 use std::{
     collections::{BTreeSet, HashMap},
     net::{IpAddr, SocketAddr},
-    os::unix::net::UnixStream,
     path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
 
 use anyhow::{Context as _, anyhow};
-use tokio::net::UnixListener;
 
 use super::{
     api::{
@@ -29,6 +27,7 @@ use super::{
     network::Live,
     node::{Carrier, Node},
     overrides::{self, BackendId, Overrides},
+    owner::Owner,
     privilege, reload, secret,
     shared::Shared,
     state::{self, State},
@@ -45,17 +44,10 @@ use crate::{
         pin::Pins,
     },
     health::Checker,
-    model::{Announce, Config, Incremental, Node as NodeConfig, SERVICE_OBJECT, StoreConfig, store::EmbeddedStore},
+    model::{Announce, Config, Incremental, Node as NodeConfig, SERVICE_OBJECT},
     net::{self, Announcer},
     plan::{MapSizes, Secrets},
-    store::{
-        self, FileStore, Key, Store, Text,
-        copy::COPY_FILE,
-        document::document,
-        follow::Times,
-        http::{self, Access, Door},
-        object::HISTORY_MAX,
-    },
+    store::{self, FileStore, Key, Text, copy::COPY_FILE, document::document, follow::Times, object::HISTORY_MAX},
     telemetry::metrics::Metrics,
 };
 
@@ -144,15 +136,12 @@ async fn begin(
     text: &str,
     incremental: &mut Incremental,
     metrics: &Arc<Metrics>,
-    own: Option<Own>,
+    own: Option<Owner>,
 ) -> Result<Begun, StartError> {
     let node = &local.node;
-    let store = match (&local.store, own) {
-        (StoreConfig::Embedded(embedded), Some((store, inner))) => {
-            serve_store(embedded, inner, &store).await?;
-            store
-        }
-        _ => store::open(&local.store).context("cannot use the store")?,
+    let store = match own {
+        Some(owner) => owner.serve().await?,
+        None => store::open(&local.store).context("cannot use the store")?,
     };
     let copy_file = node.state_dir.join(COPY_FILE);
     let copy = follow::keep::load(&copy_file).unwrap_or_else(|error| {
@@ -198,38 +187,6 @@ async fn begin(
     let mut shared = Shared::new(following, news);
     shared.standing.metrics = node.metrics_listen.and_then(follow::report::reached_at);
     Ok(Begun { shared, config, health, before })
-}
-
-/// An embedded database that this agent owns, and the socket on which it serves it.
-type Own = (Arc<dyn Store>, UnixListener);
-
-/// The embedded database of `local`; `None` where somebody else serves it already, or there is none.
-fn own_store(local: &Config) -> anyhow::Result<Option<Own>> {
-    let StoreConfig::Embedded(embedded) = &local.store else { return Ok(None) };
-    let path = store::socket_path(&embedded.path);
-    // Asked before the database is opened: one that somebody else serves is theirs.
-    if UnixStream::connect(&path).is_ok() {
-        return Ok(None);
-    }
-    // Opened before there is a socket: whoever opens it asks behind the socket, if there is one.
-    let store = store::open(&local.store).context("cannot use the store")?;
-    Ok(Some((store, socket::listen(&path, local.node.api_group.as_deref())?)))
-}
-
-/// Serves an embedded database that this agent owns: to command lines of this machine, and to others where `listen` says.
-async fn serve_store(embedded: &EmbeddedStore, inner: UnixListener, store: &Arc<dyn Store>) -> anyhow::Result<()> {
-    let outer = store::outer_door(embedded).await.context("cannot serve the store")?;
-    let doors = [Some((Door::Unix(inner), Access::default())), outer];
-    for (door, access) in doors.into_iter().flatten() {
-        tracing::info!("the store is served: {door:?}");
-        let store = Arc::clone(store);
-        tokio::spawn(async move {
-            if let Err(error) = http::serve(door, store, access).await {
-                tracing::error!(%error, "the store is not served");
-            }
-        });
-    }
-    Ok(())
 }
 
 /// The first state of the store. Without one nothing is touched, except that a node without maps may begin with an empty store.
@@ -420,7 +377,7 @@ pub async fn run(options: Options) -> Result<(), StartError> {
         Some(address) => Some(listen(address).await?),
         None => None,
     };
-    let own = own_store(&config)?;
+    let own = Owner::of(&config.store, node_config.api_group.as_deref())?;
     let dropped = privilege::give_up(&privilege::KEPT).map_err(anyhow::Error::from)?;
     tracing::debug!(dropped, "capabilities given up");
 

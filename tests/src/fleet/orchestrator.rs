@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    net::SocketAddr,
+    net::{SocketAddr, TcpListener},
     path::Path,
     process::Command,
     time::{Duration, Instant},
@@ -22,10 +22,13 @@ struct Orchestrator<'f> {
 
 impl<'f> Orchestrator<'f> {
     fn start(folder: &'f Path, name: &'static str, redis: SocketAddr) -> Self {
+        Self::start_on(folder, name, &format!("kind = \"redis\"\nurl = \"redis://{redis}\"\n"))
+    }
+
+    fn start_on(folder: &'f Path, name: &'static str, store: &str) -> Self {
         let file = folder.join(format!("{name}.toml"));
         let text = format!(
-            "name = \"{name}\"\nlisten = \"none\"\nsocket = \"{folder}/{name}.sock\"\n[store]\nkind = \"redis\"\nurl = \
-             \"redis://{redis}\"\n",
+            "name = \"{name}\"\nlisten = \"none\"\nsocket = \"{folder}/{name}.sock\"\n[store]\n{store}",
             folder = folder.display(),
         );
         fs::write(&file, text).expect("a file");
@@ -86,6 +89,42 @@ fn who_is_killed_is_followed_within_two_leases_and_who_ends_leaves_no_gap() {
     assert!(again.acts() > next);
     let took = ended.elapsed();
     assert!(took < PERIODS.lease, "a mastership that is given back is not waited for: {took:?}");
+}
+
+#[test]
+fn it_serves_the_database_that_it_owns() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    let port = TcpListener::bind(("127.0.0.1", 0)).and_then(|listener| listener.local_addr()).expect("a port").port();
+    let at = format!("127.0.0.1:{port}");
+    fs::write(path("token"), "70ce".repeat(10)).expect("a file");
+    let (database, token) = (path("store.redb"), path("token"));
+    let own = format!("kind = \"embedded\"\npath = \"{database}\"\nlisten = \"{at}\"\ntoken_file = \"{token}\"\n");
+    let owner = Orchestrator::start_on(folder.path(), "o1", &own);
+    let epoch = owner.acts();
+    // Another one reaches it over the network, and stands by.
+    let url = format!("kind = \"embedded\"\nurl = \"http://{at}\"\ntoken_file = \"{token}\"\n");
+    let other = Orchestrator::start_on(folder.path(), "o2", &url);
+    eventually("it works", || {
+        let status = other.status()?;
+        let known =
+            status.master.as_ref().is_some_and(|master| master.holder.starts_with("o1/") && master.epoch == epoch);
+        (known && status.acting.is_none()).then_some(())
+    });
+    // Command lines of this machine go through its socket, those elsewhere through the address; without a token nobody does.
+    let node = "[node]\ninterfaces = [\"lo\"]\n[store]\n";
+    for (name, store, good) in [
+        ("here", format!("kind = \"embedded\"\npath = \"{database}\"\n"), true),
+        ("there", url, true),
+        ("stranger", format!("kind = \"embedded\"\nurl = \"http://{at}\"\n"), false),
+    ] {
+        fs::write(path(name), format!("{node}{store}")).expect("a file");
+        let mut command = Command::new(&programs().weir);
+        let output = command.args(["node", "list", "--config", &path(name)]).output().expect("weir runs");
+        let (told, said) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        assert_eq!(output.status.success(), good, "{name}: {said}");
+        assert_eq!(told.contains("no node has reported"), good, "{name}: {told}");
+    }
 }
 
 #[test]

@@ -18,6 +18,7 @@ use crate::{
             serve::{Listener, serve},
             socket,
         },
+        owner::Owner,
         run::host_name,
         systemd,
     },
@@ -70,7 +71,10 @@ pub fn run(args: &Run) -> anyhow::Result<Exit> {
     let prometheus = config.prometheus.as_deref().map(|url| Prometheus::new(url, QUERY_TIMEOUT)).transpose()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        let store = store::open(&config.store).context("cannot use the store (`[store]`)")?;
+        let store = match Owner::of(&config.store, None)? {
+            Some(owner) => owner.serve().await?,
+            None => store::open(&config.store).context("cannot use the store (`[store]`)")?,
+        };
         let at = store.describe();
         let socket = socket::listen(&config.socket, None)
             .with_context(|| format!("cannot open the socket {} (`socket`)", config.socket.display()))?;

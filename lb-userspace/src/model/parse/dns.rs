@@ -90,7 +90,7 @@ fn zone_store(root: &Section<'_>, findings: &mut Findings) -> Option<StoreConfig
     if root.get("store").is_none() {
         return Some(StoreConfig::File);
     }
-    let At { value, span } = store::used(root, findings)?;
+    let At { value, span } = store::used(root, false, findings)?;
     if let (false, Some(zone_file)) = (value.is_file(), root.key_span("zone_file")) {
         let finding =
             Diagnostic::new(Code::ConflictingKeys, zone_file, "the zone comes from the store, not from a file")

@@ -110,14 +110,15 @@ pub(super) fn read(section: &Section<'_>, findings: &mut Findings) -> Draft {
     Draft { is_file: Some(kind == Kind::File), span, store: store.filter(|_| findings.errors == before) }
 }
 
-/// Reads `[store]` of a process that uses a store and serves none to others; `None` if there is no such table, or something
-/// in it was refused. The place is where the kind is set.
-pub(super) fn used(root: &Section<'_>, findings: &mut Findings) -> Option<At<StoreConfig>> {
+/// Reads `[store]` of a process other than an agent; `None` if there is no such table, or something in it was refused. The place is
+/// where the kind is set. One that does not `serve` has no database of its own to open to others.
+pub(super) fn used(root: &Section<'_>, serves: bool, findings: &mut Findings) -> Option<At<StoreConfig>> {
     let section = root.table("store", Table::Store, findings)?;
     let draft = read(&section, findings);
-    if let (Some(StoreConfig::Embedded(_)), Some(span)) = (&draft.store, section.key_span("listen")) {
-        let finding = Diagnostic::new(Code::StoreKey, span, "only the agent that owns a database opens it to others")
-            .hint("set `listen` in its weir.toml, and here `url` with its address");
+    if let (Some(StoreConfig::Embedded(_)), Some(span), false) = (&draft.store, section.key_span("listen"), serves) {
+        let what = "only the agent or orchestrator that owns a database opens it to others";
+        let finding = Diagnostic::new(Code::StoreKey, span, what)
+            .hint("set `listen` in its file, and here `url` with its address");
         findings.push(finding);
         return None;
     }
