@@ -30,8 +30,10 @@ use crate::{
     },
 };
 
-/// What a node's part of a configuration must have; the services beside it are what is looked at.
-const LOCAL: &str = "[node]\ninterface = \"lo\"\n";
+/// What a node's part of a configuration must have; the services beside it are what is looked at. Pools need a store, whichever,
+/// and limits are those of nodes: whatever any of them may have is no reason to see no service here.
+const LOCAL: &str = "[node]\ninterface = \"lo\"\n[node.limits]\nservices_max = 65535\nbackends_max = 4194304\n\
+                     ring_slots_max = 536870912\n[store]\nkind = \"redis\"\nurl = \"redis://127.0.0.1\"\n";
 
 /// Services of the revision that was read last.
 #[derive(Default)]
@@ -255,6 +257,19 @@ mod tests {
         let look = Fleet::new(store).look(false).await.unwrap();
         let at_each: Vec<_> = look.nodes.iter().map(|(name, node)| (name.as_str(), node.ready_at)).collect();
         assert_eq!(at_each, [("n1", Some(at)), ("n2", None)]);
+    }
+
+    #[test]
+    fn services_whose_vip_is_of_a_pool_are_seen() {
+        let text = |key: &str, text: &str| (Key::new(key).unwrap(), Arc::<str>::from(text));
+        let service = "[[service]]\nname = \"web\"\nvip = \"pool:front\"\nport = 80\nforward = \"dsr\"\n\
+                       [[service.backends]]\naddress = \"10.0.0.1\"\n";
+        let pool = "[[pool]]\nname = \"front\"\nprefix = \"198.51.100.0/28\"\n";
+        let objects = Objects::from([text("service/web", service), text("pool/front", pool)]);
+        let document = document("store", LOCAL, &objects);
+        let checked = Incremental::default().document(&document);
+        let config = checked.config.clone().unwrap_or_else(|| panic!("{}", document.render(&checked, false)));
+        assert_eq!(config.services[0].backends.len(), 1);
     }
 
     #[tokio::test]
