@@ -258,7 +258,8 @@ mod tests {
 
     #[test]
     fn each_promise_can_be_broken() {
-        let spoil: [(&str, fn(&mut Facts)); 9] = [
+        type Spoil = fn(&mut Facts);
+        let spoil: [(&str, Spoil); 9] = [
             ("out of DNS", |facts| facts.recovered.push((Part::Agent, Some(Duration::from_secs(6))))),
             ("new master", |facts| facts.recovered.push((Part::Master, Some(Duration::from_secs(21))))),
             ("not while", |facts| facts.recovered.push((Part::Redis, None))),

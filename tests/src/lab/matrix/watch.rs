@@ -54,17 +54,15 @@ impl Watch {
                         let answer = resolve::ask(resolve::server(server), NAME).await;
                         (server, Instant::now(), answer)
                     });
-                    let answers = join_all(answers).await;
-                    let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
-                    kept.extend(answers.into_iter().map(|(server, at, answer)| match answer {
+                    let new = join_all(answers).await.into_iter().map(|(server, at, answer)| match answer {
                         Ok(addresses) => Said { at, server, addresses: Some(addresses), refused: None },
                         Err(error) => {
                             let words = format!("{error:#}");
                             let refused = words.contains(" answers ").then_some(words);
                             Said { at, server, addresses: None, refused }
                         }
-                    }));
-                    drop(kept);
+                    });
+                    kept.lock().unwrap_or_else(PoisonError::into_inner).extend(new);
                     tokio::time::sleep(EVERY).await;
                 }
                 Ok(())
