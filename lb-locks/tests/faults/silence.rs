@@ -1,17 +1,26 @@
 //! Nodes that say nothing, lose answers, or say what is no vote.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
+use futures_util::FutureExt;
 use lb_locks::{
     Lock, LockError, NodeError, NodeOutcome, Redlock, Request, Single,
-    node::redis::{RedisNode, RedisOptions},
+    command::{Command, Reply},
+    node::{
+        Node,
+        redis::{RedisNode, RedisOptions},
+    },
     torture::{
         proxy::{Proxy, Way},
         server::{RedisServer, ServerOptions},
     },
 };
 
-use super::{TTL, options, servers};
+use super::{
+    TTL,
+    fake::{FakeServer, array},
+    options, servers,
+};
 
 #[tokio::test]
 async fn a_stopped_node_costs_nothing_and_a_lost_reply_is_released() {
@@ -87,4 +96,25 @@ async fn a_replica_and_a_full_server_do_not_vote() {
     assert!(matches!(replica, NodeOutcome::Failed(NodeError::ReadOnly(_))), "{replica:?}");
     let full = outcome(1).await;
     assert_eq!(full, NodeOutcome::Failed(NodeError::OutOfMemory));
+}
+
+/// Requests of one connection wait for each other's answers; the one that looked last must not take the news with it.
+#[tokio::test]
+async fn who_gives_up_does_not_stop_those_who_wait_on_the_same_connection() {
+    let server = FakeServer::start(|words| {
+        if words[0] == "FCALL" {
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        array(&["gone"])
+    });
+    let node = RedisNode::new(&server.url(), None, &RedisOptions::default()).unwrap();
+    for _ in 0..4 {
+        let waits = tokio::spawn(node.call(Arc::new(Command::Status)));
+        tokio::task::yield_now().await;
+        let mut gives_up = node.call(Arc::new(Command::Status));
+        assert!((&mut gives_up).now_or_never().is_none());
+        drop(gives_up);
+        let answer = tokio::time::timeout(TTL, waits).await.expect("nobody moved the connection").unwrap();
+        assert_eq!(answer, Ok(Reply::Gone));
+    }
 }
