@@ -372,7 +372,7 @@ impl EventLoop {
     fn take_table(&mut self) -> bool {
         let table = Arc::clone(&self.parts.views.table.borrow_and_update());
         let before = self.parts.node.state.unresolved();
-        let changed = self.parts.node.state.resolved(table.iter().map(|(a, r)| (*a, r.clone())));
+        let changed = self.parts.node.state.resolved(table);
         let now = self.parts.node.state.unresolved();
         if changed && now != before {
             tracing::info!(unresolved = now, "next hops changed");

@@ -20,7 +20,7 @@ use crate::{
         shared::{self, Health},
     },
     model::{AdminState, Backend, Config, Service, ServiceKey},
-    net::Resolution,
+    net::{Resolution, Table},
     plan::{self, Standing, Wanted},
 };
 
@@ -81,7 +81,7 @@ pub struct State {
     /// Addresses of backends that are no longer configured and still have flows.
     leaving: BTreeSet<IpAddr>,
     /// Shared between copies: a change of the configuration seldom touches it, and it is large.
-    next_hops: Arc<BTreeMap<IpAddr, Resolution>>,
+    next_hops: Arc<Table>,
 }
 
 /// What asks a backend for its health: `None` without a check, or while it is in maintenance.
@@ -187,12 +187,6 @@ impl State {
         }
         self.users = users;
         self.starting = self.starting(known);
-        let addresses = self.destinations();
-        // Both are sorted, so that one walk over both tells whether anything left.
-        let mut kept = addresses.iter();
-        if !self.next_hops.keys().all(|address| kept.any(|kept| kept == address)) {
-            Arc::make_mut(&mut self.next_hops).retain(|address, _| addresses.contains(address));
-        }
     }
 
     /// The backends without a result whose check began, or begins now, when nobody of their service was judged; `known` is what was
@@ -348,21 +342,12 @@ impl State {
         health::effective(&candidates).fail_open
     }
 
-    /// Takes resolutions of addresses. Returns whether a next hop changed; a changed cause of a failure does not count.
-    pub fn resolved(&mut self, resolutions: impl IntoIterator<Item = (IpAddr, Resolution)>) -> bool {
-        let wanted = self.destinations();
-        let mut changed = false;
-        for (address, resolution) in resolutions {
-            if !wanted.contains(&address) {
-                continue;
-            }
-            let before = self.next_hops.get(&address).and_then(Resolution::next_hop);
-            changed |= before != resolution.next_hop();
-            if self.next_hops.get(&address) != Some(&resolution) {
-                Arc::make_mut(&mut self.next_hops).insert(address, resolution);
-            }
-        }
-        changed
+    /// Takes what the network says about the ways to addresses, of which some may matter only later: who comes back is known. Returns
+    /// whether a next hop changed; a changed cause of a failure does not count.
+    pub fn resolved(&mut self, table: Arc<Table>) -> bool {
+        let before = std::mem::replace(&mut self.next_hops, table);
+        let of = |table: &Table, address| table.get(address).and_then(Resolution::next_hop);
+        self.destinations().iter().any(|address| of(&before, address) != of(&self.next_hops, address))
     }
 
     /// What is known about the way to an address.
@@ -397,11 +382,11 @@ impl State {
         judged: &dyn Fn(&Service, &Backend) -> Standing,
         held: &dyn Fn(IpAddr) -> Option<crate::model::NextHop>,
     ) -> Wanted {
-        let known = |address: &IpAddr| Some((*address, self.next_hops.get(address)?.next_hop()));
-        let wanted = plan::wanted(&self.effective, judged, &|address| match self.next_hops.get(&address) {
-            Some(resolution) => resolution.next_hop(),
-            None => held(address),
-        });
+        // While an answer is under way, nothing is said yet.
+        let said = |address: &IpAddr| self.next_hops.get(address).filter(|resolution| !resolution.is_underway());
+        let known = |address: &IpAddr| Some((*address, said(address)?.next_hop()));
+        let way = |address| said(&address).map_or_else(|| held(address), Resolution::next_hop);
+        let wanted = plan::wanted(&self.effective, judged, &way);
         Wanted { leaving: self.leaving.iter().filter_map(known).collect(), ..wanted }
     }
 
@@ -430,7 +415,10 @@ impl Observed {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{NextHop, check};
+    use crate::{
+        model::{NextHop, check},
+        net::Cause,
+    };
 
     fn config(backends: &[u8]) -> Config {
         let mut text = String::from(
@@ -533,16 +521,37 @@ mod tests {
             let next_hop = NextHop { ifindex: 1, mtu: 1500, src_mac: [2; 6], dst_mac: [2, 0, 0, 0, 0, last] };
             Resolution::Resolved { next_hop, interface: "eth0".into(), gateway: None }
         };
+        let table = |hops: &[(u8, u8)]| Arc::new(hops.iter().map(|(last, to)| (address(*last), hop(*to))).collect());
         let mut state = State::new(config(&[1, 2]), Overrides::default(), &|_| None);
-        state.resolved([(address(1), hop(1)), (address(2), hop(2))]);
+        assert!(state.resolved(table(&[(1, 1), (2, 2)])));
         state.set_config(config(&[1]));
         assert!(!state.destinations().contains(&address(2)) && state.wanted(&|_| None).leaving.is_empty());
         state.set_leaving([address(2)].into());
         assert!(state.destinations().contains(&address(2)) && !state.addresses().contains(&address(2)));
-        assert!(state.resolved([(address(2), hop(3))]), "a change of its next hop is a change");
+        assert!(state.resolved(table(&[(1, 1), (2, 3)])), "a change of its next hop is a change");
         assert_eq!(state.wanted(&|_| None).leaving, [(address(2), hop(3).next_hop())].into());
         assert_eq!(state.unresolved(), 0, "it is none of those that are configured");
         state.set_leaving(BTreeSet::new());
-        assert!(!state.resolved([(address(2), hop(4))]), "it is gone");
+        assert!(!state.resolved(table(&[(1, 1), (2, 4)])), "it is gone");
+    }
+
+    /// Whoever takes an address away and brings it back finds what the network says about it, which says nothing new meanwhile.
+    #[test]
+    fn the_way_to_a_backend_that_comes_back_is_known() {
+        let to = |last| IpAddr::from([10, 0, 0, last]);
+        let next_hop = NextHop { ifindex: 1, mtu: 1500, src_mac: [2; 6], dst_mac: [3; 6] };
+        let resolved = Resolution::Resolved { next_hop, interface: "eth0".into(), gateway: None };
+        let way = |state: &State, held: Option<NextHop>| state.wanted(&|_| held).services[0].backends[1].next_hop;
+        let mut state = State::new(config(&[1, 2]), Overrides::default(), &|_| None);
+        state.resolved(Arc::new([(to(1), resolved.clone()), (to(2), resolved.clone())].into()));
+        state.set_config(config(&[1]));
+        state.set_config(config(&[1, 2]));
+        assert_eq!((way(&state, None), state.unresolved()), (Some(next_hop), 0));
+        // While the network is asked anew, the way that the maps hold is good; what it then says counts.
+        let other = NextHop { dst_mac: [4; 6], ..next_hop };
+        for (cause, expected) in [(Cause::Pending, Some(other)), (Cause::NoRoute, None)] {
+            state.resolved(Arc::new([(to(1), resolved.clone()), (to(2), Resolution::Unresolved(cause))].into()));
+            assert_eq!(way(&state, Some(other)), expected);
+        }
     }
 }

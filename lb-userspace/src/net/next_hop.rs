@@ -36,6 +36,11 @@ impl Resolution {
             Self::Unresolved(_) => None,
         }
     }
+
+    /// Whether the answer is still under way.
+    pub fn is_underway(&self) -> bool {
+        matches!(self, Self::Unresolved(Cause::Pending | Cause::NeighbourIncomplete { .. }))
+    }
 }
 
 /// Why an address has no next hop. `Display` is for operators.
