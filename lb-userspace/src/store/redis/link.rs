@@ -11,7 +11,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use redis::{
@@ -24,6 +24,9 @@ use crate::store::{access::StoreError, object::SCHEMA_VERSION};
 
 /// Requests on their way at a time; the next one waits.
 const CONCURRENCY_MAX: usize = 128;
+
+/// How long an answer may be owed to somebody who then gives up on it.
+const OWED_MAX: Duration = Duration::from_millis(500);
 
 /// The scripts, in the order of [`Script`].
 const SCRIPTS: [&str; 4] =
@@ -264,11 +267,30 @@ pub async fn bounded<T>(
     timeout: Duration,
     future: impl Future<Output = Result<T, StoreError>>,
 ) -> Result<T, StoreError> {
+    let owed = Owed { link, since: Instant::now() };
     match tokio::time::timeout(timeout, future).await {
-        Ok(answer) => answer,
+        Ok(answer) => {
+            std::mem::forget(owed);
+            answer
+        }
         Err(_) => {
             link.condemn();
             Err(StoreError::Unavailable(format!("no answer within {} ms", timeout.as_millis())))
+        }
+    }
+}
+
+/// An answer that a link owes. Whoever gives up on it before the time that the link has, after a while, leaves a link that nobody waits for
+/// behind it either: each would wait as long as its own patience, and none of them would find out.
+struct Owed<'a> {
+    link: &'a Link,
+    since: Instant,
+}
+
+impl Drop for Owed<'_> {
+    fn drop(&mut self) {
+        if self.since.elapsed() >= OWED_MAX {
+            self.link.condemn();
         }
     }
 }

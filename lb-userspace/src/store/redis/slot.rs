@@ -1,7 +1,8 @@
 //! A connection that callers share, and its opening that they share as well.
 //!
 //! Invariants: a slot opens one connection at a time, and whoever needs one meanwhile has the outcome of that opening, so that a server
-//! which does not answer costs each caller the time of one opening and no more; no lock is held while anybody waits.
+//! which does not answer costs each caller the time of one opening and no more; an opening ends by itself, whoever gives up on it; no
+//! lock is held while anybody waits.
 
 use std::{
     fmt,
@@ -43,14 +44,17 @@ impl Slot {
     }
 }
 
-/// Whether it has led to a connection that is not known to be broken, or somebody drives it still.
+/// Whether it has led to a connection that is not known to be broken, or may still.
 fn is_good(opening: &Opening) -> bool {
     match opening.peek() {
         Some(outcome) => outcome.as_ref().is_ok_and(|link| !link.is_dead()),
-        None => opening.strong_count().is_some_and(|holders| holders > 1),
+        None => true,
     }
 }
 
+/// Opens by itself: callers with less patience than an opening may need would give up on one after another.
 fn open(config: Arc<RedisConfig>) -> Opening {
-    async move { Link::open(&config, None).await.map(Arc::new) }.boxed().shared()
+    let opening = tokio::spawn(async move { Link::open(&config, None).await.map(Arc::new) });
+    let ended = |_| StoreError::Unavailable("the opening of a connection was given up".into());
+    async move { opening.await.unwrap_or_else(|error| Err(ended(error))) }.boxed().shared()
 }
