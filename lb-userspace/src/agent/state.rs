@@ -428,6 +428,21 @@ mod tests {
         check("f", &text).config.expect("a configuration")
     }
 
+    /// A result after which a target is in a state.
+    fn event(target: &Target, state: health::State) -> health::Event {
+        health::Event {
+            target: Arc::new(target.clone()),
+            outcome: Outcome::L4Ok,
+            latency: Duration::ZERO,
+            late: Duration::ZERO,
+            state,
+            transition: None,
+            against: 0,
+            against_max: 2,
+            at: SystemTime::UNIX_EPOCH,
+        }
+    }
+
     /// The state follows the store while that speaks, stays as it is when it falls silent, and is this node's own again then.
     #[test]
     fn the_source_of_health_changes_without_a_change_of_health() {
@@ -440,17 +455,6 @@ mod tests {
         let health = |up| Health { up, reason: "L4CON".into(), since: shared::UnixMs(5_000), votes: BTreeMap::new() };
         let said = |up: &[bool]| -> BTreeMap<String, Health> {
             targets.iter().map(shared::name).zip(up.iter().map(|up| health(*up))).collect()
-        };
-        let event = |target: &Target, to| health::Event {
-            target: Arc::new(target.clone()),
-            outcome: Outcome::L4Ok,
-            latency: Duration::ZERO,
-            late: Duration::ZERO,
-            state: to,
-            transition: None,
-            against: 0,
-            against_max: 2,
-            at: SystemTime::UNIX_EPOCH,
         };
         assert_eq!(state.judge(&BTreeMap::new()), Judged::default());
         assert_eq!(state.judge(&said(&[true])), Judged { states: vec![], sources: true }, "it says what is known");
@@ -484,18 +488,7 @@ mod tests {
         let observe = |state: &mut State, last: u8, to| {
             let target =
                 state.targets().into_keys().find(|target| target.address.ip() == IpAddr::from([10, 0, 0, last]));
-            let event = health::Event {
-                target: Arc::new(target.expect("it is asked")),
-                outcome: Outcome::L4Ok,
-                latency: Duration::ZERO,
-                late: Duration::ZERO,
-                state: to,
-                transition: None,
-                against: 0,
-                against_max: 1,
-                at: SystemTime::UNIX_EPOCH,
-            };
-            assert!(state.observe(&event));
+            assert!(state.observe(&event(&target.expect("it is asked"), to)));
         };
         let mut state = State::new(config(&[1, 2]), Overrides::default(), &|_| None);
         assert_eq!(weights(&state), [1, 1]);

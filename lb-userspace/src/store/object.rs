@@ -304,7 +304,7 @@ impl Change {
             hash.update((bytes.len() as u64).to_be_bytes());
             hash.update(bytes);
         };
-        part(format!("weir change {SCHEMA_VERSION}").as_bytes());
+        part(b"weir change 1");
         part(&self.previous.digest.0);
         part(&self.previous.number.to_be_bytes());
         part(&self.revision.number.to_be_bytes());

@@ -254,7 +254,7 @@ mod tests {
     use crate::store::{
         Key,
         memory::MemoryStore,
-        node::{NodeReport, Outcome},
+        node::{NodeStatus, Outcome},
         object::Digest,
     };
 
@@ -297,19 +297,7 @@ mod tests {
                 }
                 tokio::time::sleep(Duration::from_millis(5)).await;
             };
-            let report = NodeReport {
-                node: "a".into(),
-                lease_ms: 60_000,
-                revision: Some(head),
-                outcome: Outcome::Applied,
-                applied: Some(head),
-                version: "0".into(),
-                addresses: Vec::new(),
-                ready: true,
-                draining: false,
-                metrics: None,
-                drains: Vec::new(),
-            };
+            let NodeStatus { report, .. } = wait::tests::node("a", Some(head), Outcome::Applied, true);
             store.report(&report).await.unwrap();
         });
         let args = WriteArgs { wait: Some(60), ..WriteArgs::default() };

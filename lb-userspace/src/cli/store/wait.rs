@@ -141,7 +141,7 @@ pub async fn wait(
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::store::{node::NodeReport, object::Digest};
 

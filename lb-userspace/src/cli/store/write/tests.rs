@@ -97,17 +97,9 @@ async fn what_is_broken_can_be_repaired() {
 async fn waiting_ends_when_the_nodes_have_it_and_names_those_that_do_not() {
     let shared = shared();
     let report = |node: &str, applied: Option<Revision>, outcome, lease_ms| NodeReport {
-        node: node.into(),
         lease_ms,
         revision: applied,
-        outcome,
-        applied,
-        version: "0".into(),
-        addresses: Vec::new(),
-        ready: true,
-        draining: false,
-        metrics: None,
-        drains: Vec::new(),
+        ..wait::tests::node(node, applied, outcome, true).report
     };
     shared.store.report(&report("a", None, NodeOutcome::Applied, 60_000)).await.unwrap();
     shared.store.report(&report("b", None, NodeOutcome::Applied, 60_000)).await.unwrap();
