@@ -18,7 +18,7 @@ use serde::Deserialize;
 pub const PROGRAMS: &str = "WEIR_PROGRAMS";
 
 /// The XDP program is compiled for its own target by lb-userspace's build script.
-pub const WORKSPACE: [&str; 3] = ["--workspace", "--exclude", "xdp-ebpf"];
+const WORKSPACE: [&str; 3] = ["--workspace", "--exclude", "xdp-ebpf"];
 
 /// One test program.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -24,6 +24,8 @@ use crate::{
     tidy,
 };
 
+/// The module of the crate of tests whose tests are of what the others use.
+const TOOLS: &str = "craft::";
 /// The module of lb-userspace's tests that belongs to the tier `locks`.
 const REAL_SERVERS: &str = "real_servers::";
 
@@ -136,9 +138,12 @@ impl Tier {
             }
             Self::Tidy => vec![Part::Tidy],
             Self::Build => vec![Part::Build],
-            Self::Unit => ["lb-core", "lb-userspace", "xtask"]
-                .map(|package| suite(package, None, &["--skip", REAL_SERVERS]))
-                .into(),
+            Self::Unit => vec![
+                suite("lb-core", None, &[]),
+                suite("lb-userspace", None, &["--skip", REAL_SERVERS]),
+                suite("xtask", None, &[]),
+                suite("weir-tests", None, &[TOOLS]),
+            ],
             // Real servers and real time-outs: one suite at a time, as each would be in production.
             Self::Locks => vec![
                 suite("lb-locks", None, &["--test-threads=1"]),
@@ -357,12 +362,12 @@ mod tests {
                     .any(|part| matches!(part, Part::Suite { package: at, target: None, .. } if *at == package))
             );
         }
-        // The modules of the crate of tests are tiers; one without a tier would never run.
+        // Of the crate of tests each suite runs a module; one without a suite would never run.
         let main = std::fs::read_to_string(crate::root().join("tests/src/main.rs")).unwrap();
-        let modules = main.lines().filter_map(|line| line.strip_prefix("mod ")?.strip_suffix(';'));
-        let tiers: Vec<_> = Tier::ALL.into_iter().map(Tier::name).collect();
-        for module in modules.filter(|module| *module != "craft") {
-            assert!(tiers.contains(&module), "{module}");
+        for module in main.lines().filter_map(|line| line.strip_prefix("mod ")?.strip_suffix(';')) {
+            let filter = format!("{module}::");
+            let runs = |part: &Part| matches!(part, Part::Suite { package: "weir-tests", arguments, .. } if arguments.contains(&filter));
+            assert!(suites.iter().any(runs), "{module}");
         }
     }
 
